@@ -1,0 +1,70 @@
+"""Manifests: the commit records of object storage. Files go up first; the manifest, written last, makes them exist.
+
+`tunesmith_trainer` writes checkpoints and models, `tunesmith_server` reads models and writes quantized ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field
+
+from tunesmith_api.model import Contract, digest_of
+
+__all__ = ["CheckpointManifest", "DataCursor", "FileEntry", "ModelManifest", "files_digest"]
+
+
+class FileEntry(Contract):
+    """One file below the manifest's folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class DataCursor(Contract):
+    """Where in the data training stands: `step_in_epoch` global batches of epoch `epoch` are done."""
+
+    epoch: int
+    step_in_epoch: int
+    examples_seen: int
+
+
+class CheckpointManifest(Contract):
+    """`<checkpoint uri>/step-00000025/manifest.json`. Without it the checkpoint does not exist."""
+
+    schema_version: Literal[1] = 1
+    step: int
+    max_steps: int
+    plan_digest: str
+    cursor: DataCursor
+    seed: int = Field(description="Random numbers of a step are a pure function of (seed, step, rank): no generator state is kept.")
+    world_size: int
+    attempt: int = 1
+    created_time: str
+    files: tuple[FileEntry, ...]
+
+
+class ModelManifest(Contract):
+    """`<model uri>/tunesmith-manifest.json`: a finished model or quantized artefact."""
+
+    schema_version: Literal[1] = 1
+    digest: str
+    base_uri: str
+    base_digest: str = ""
+    plan_digest: str = ""
+    quantization: str = "None"
+    created_time: str
+    metrics: dict[str, float] = Field(default_factory=dict)
+    files: tuple[FileEntry, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size for entry in self.files)
+
+
+def files_digest(files: Iterable[FileEntry]) -> str:
+    """Return the sha256 over names and digests of the files, independent of their order."""
+    return digest_of(sorted((entry.path, entry.sha256) for entry in files))

@@ -1,0 +1,168 @@
+"""Every name that crosses a boundary: labels, annotations, environment, ports, paths, conditions, reasons, exit codes.
+
+Operator, trainer, server and charts use these constants and no literals of their own, so that a rename is one change.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Final
+
+GROUP: Final = "tunesmith.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+FINETUNEJOB_KIND: Final = "FineTuneJob"
+FINETUNEJOB_PLURAL: Final = "finetunejobs"
+MODELDEPLOYMENT_KIND: Final = "ModelDeployment"
+MODELDEPLOYMENT_PLURAL: Final = "modeldeployments"
+
+FIELD_MANAGER: Final = "tunesmith-operator"
+
+# labels on every child; the operator watches children by LABEL_MANAGED_BY
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "tunesmith"
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+LABEL_FINETUNEJOB: Final = f"{GROUP}/finetunejob"
+LABEL_MODELDEPLOYMENT: Final = f"{GROUP}/modeldeployment"
+LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+LABEL_REVISION: Final = f"{GROUP}/revision"
+ANNOTATION_SPEC_HASH: Final = f"{GROUP}/spec-hash"
+ANNOTATION_REVISION_HASH: Final = f"{GROUP}/revision-hash"
+
+COMPONENT_TRAINER: Final = "trainer"
+COMPONENT_QUANTIZE: Final = "quantize"
+COMPONENT_SERVER: Final = "server"
+TRAINER_CONTAINER: Final = "trainer"
+QUANTIZE_CONTAINER: Final = "quantize"
+SERVER_CONTAINER: Final = "server"
+
+# what a pod finds
+PLAN_DIRECTORY: Final = "/etc/tunesmith"
+PLAN_FILE: Final = "plan.json"
+SCRATCH_DIRECTORY: Final = "/scratch"
+TERMINATION_LOG: Final = "/dev/termination-log"
+ENV_PLAN: Final = "TUNESMITH_PLAN"
+ENV_SCRATCH: Final = "TUNESMITH_SCRATCH"
+ENV_TERMINATION_LOG: Final = "TUNESMITH_TERMINATION_LOG"
+ENV_POD_IP: Final = "POD_IP"
+ENV_POD_NAME: Final = "POD_NAME"
+ENV_WORKER_INDEX: Final = "JOB_COMPLETION_INDEX"
+ENV_RAY_TOKEN: Final = "RAY_AUTH_TOKEN"
+RAY_TOKEN_KEY: Final = "token"
+ENV_CPU_LIMIT: Final = "TUNESMITH_CPU_MILLICORES"
+# keys of the Secret that storage.secretRef names, and the environment variables that they become
+STORAGE_SECRET_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+STORAGE_SECRET_OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN",)
+
+PORT_PROGRESS: Final = 8080
+PORT_SERVER: Final = 8000
+PORT_RAY_GCS: Final = 6379
+PORT_RAY_NODE_MANAGER: Final = 6380
+PORT_RAY_OBJECT_MANAGER: Final = 6381
+PORT_RAY_RUNTIME_ENV_AGENT: Final = 6382
+PORT_RAY_DASHBOARD_AGENT: Final = 6383
+PORT_RAY_METRICS_EXPORT: Final = 6384
+PORT_RAY_WORKER_MIN: Final = 10002
+PORT_RAY_WORKER_MAX: Final = 10101
+PATH_PROGRESS: Final = "/progress"
+PATH_METRICS: Final = "/metrics"
+PATH_HEALTH: Final = "/healthz"
+
+CHECKPOINT_MANIFEST: Final = "manifest.json"
+MODEL_MANIFEST: Final = "tunesmith-manifest.json"
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a trainer or quantize pod. The Job's podFailurePolicy tells them apart."""
+
+    SUCCESS = 0
+    CRASHED = 1  # retried, counted against the backoff limit
+    INVALID_INPUT = 40  # the user's spec, data or model: a retry can't help
+    STORAGE_DENIED = 41  # a bucket is missing, unreadable or unwritable
+    OUT_OF_MEMORY = 42  # accelerator or host memory: a retry needs a smaller micro-batch
+    DIVERGED = 43  # loss or gradients are not finite
+    INTERRUPTED = 75  # SIGTERM: a checkpoint was saved; run me again
+
+
+TERMINAL_EXIT_CODES: Final = (
+    ExitCode.INVALID_INPUT,
+    ExitCode.STORAGE_DENIED,
+    ExitCode.OUT_OF_MEMORY,
+    ExitCode.DIVERGED,
+)
+
+
+class JobCondition(StrEnum):
+    """Condition types of a FineTuneJob. `Succeeded` sums up: Unknown while it may still happen."""
+
+    ACCEPTED = "Accepted"
+    CHILDREN_APPLIED = "ChildrenApplied"
+    WORKERS_READY = "WorkersReady"
+    CHECKPOINT_AVAILABLE = "CheckpointAvailable"
+    SUCCEEDED = "Succeeded"
+
+
+class DeploymentCondition(StrEnum):
+    """Condition types of a ModelDeployment. `Ready` sums up."""
+
+    ACCEPTED = "Accepted"
+    ARTIFACT_READY = "ArtifactReady"
+    CHILDREN_APPLIED = "ChildrenApplied"
+    PROGRESSING = "Progressing"
+    AVAILABLE = "Available"
+    READY = "Ready"
+
+
+class Reason(StrEnum):
+    """Stable reasons of conditions, events and termination reports. Each has an entry in docs/runbook."""
+
+    # accepted or refused
+    VALID = "Valid"
+    INVALID_SPEC = "InvalidSpec"
+    APPLIED = "Applied"
+    APPLY_FAILED = "ApplyFailed"
+    # a pod that can't start
+    PENDING = "Pending"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    POD_REJECTED = "PodRejected"
+    STARTUP_TIMEOUT = "StartupTimeout"
+    # a job under way
+    STARTING = "Starting"
+    TRAINING = "Training"
+    WORKERS_READY = "WorkersReady"
+    WORKERS_MISSING = "WorkersMissing"
+    RESTARTING = "Restarting"
+    SUSPENDED = "Suspended"
+    CHECKPOINT_SAVED = "CheckpointSaved"
+    NO_CHECKPOINT = "NoCheckpointYet"
+    # how a job ends
+    COMPLETED = "Completed"
+    DATASET_INVALID = "DatasetInvalid"
+    DATASET_NOT_FOUND = "DatasetNotFound"
+    MODEL_INVALID = "ModelInvalid"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    STORAGE_UNREADABLE = "StorageUnreadable"
+    STORAGE_UNWRITABLE = "StorageUnwritable"
+    OUT_OF_MEMORY = "OutOfMemory"
+    DIVERGED = "Diverged"
+    WORKER_CRASHED = "WorkerCrashed"
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    INTERRUPTED = "Interrupted"
+    JOB_DELETED = "JobDeleted"
+    # a deployment
+    SOURCE_NOT_FOUND = "SourceNotFound"
+    SOURCE_NOT_READY = "SourceNotReady"
+    QUANTIZING = "Quantizing"
+    QUANTIZED = "Quantized"
+    QUANTIZATION_FAILED = "QuantizationFailed"
+    ROLLING_OUT = "RollingOut"
+    ROLLED_OUT = "RolledOut"
+    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
+    REPLICAS_AVAILABLE = "ReplicasAvailable"
+    REPLICAS_UNAVAILABLE = "ReplicasUnavailable"
+    SCALED_TO_ZERO = "ScaledToZero"
+    SERVER_FAILED = "ServerFailed"

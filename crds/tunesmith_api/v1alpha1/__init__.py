@@ -1,0 +1,21 @@
+"""API version v1alpha1: the two kinds that users write."""
+
+from tunesmith_api.v1alpha1.common import Condition, ConditionStatus, ObjectMeta, Resources, SecretRef, Storage, Toleration
+from tunesmith_api.v1alpha1.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
+from tunesmith_api.v1alpha1.modeldeployment import ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus
+
+__all__ = [
+    "Condition",
+    "ConditionStatus",
+    "FineTuneJob",
+    "FineTuneJobSpec",
+    "FineTuneJobStatus",
+    "ModelDeployment",
+    "ModelDeploymentSpec",
+    "ModelDeploymentStatus",
+    "ObjectMeta",
+    "Resources",
+    "SecretRef",
+    "Storage",
+    "Toleration",
+]
