@@ -91,7 +91,7 @@ class LoraConfig(SpecModel):
     dropout: DecimalString = Field(default="0", description="Dropout before the adapters, from 0 to below 1.", json_schema_extra={"x-kubernetes-validations": [cel("double(self) < 1.0", "dropout must be below 1")]})
     target_modules: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128)]],
-        Field(min_length=1, max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        Field(min_length=1, max_length=32, json_schema_extra={"x-kubernetes-list-type": "set", "default": ["all-linear"]}),
     ] = Field(default_factory=lambda: ["all-linear"], description="Names of the layers that get an adapter; `all-linear` means every linear layer but the output head.")
 
 
