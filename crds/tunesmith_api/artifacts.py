@@ -39,7 +39,9 @@ class CheckpointManifest(Contract):
     max_steps: int
     plan_digest: str
     cursor: DataCursor
-    seed: int = Field(description="Random numbers of a step are a pure function of (seed, step, rank): no generator state is kept.")
+    seed: int = Field(
+        description="Random numbers of a step are a pure function of (seed, step, rank): no generator state is kept."
+    )
     world_size: int
     attempt: int = 1
     created_time: str

@@ -1,7 +1,7 @@
 """What the operator writes and a pod reads: fully resolved plans, mounted as JSON.
 
-`tunesmith_operator.core` builds them from a spec; `tunesmith_trainer` and `tunesmith_server` obey them. A pod never sees
-the custom resource itself, so a running job can't change under its feet.
+`tunesmith_operator.core` builds them from a spec; `tunesmith_trainer` and `tunesmith_server` obey them. A pod never
+sees the custom resource itself, so a running job can't change under its feet.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ class ProgressReport(Contract):
     workers_joined: int = 0
     checkpoint: CheckpointRef | None = None
     heartbeat_unix: float = Field(default=0.0, description="Unix time of the trainer's last sign of life.")
-    phase_seconds: dict[str, float] = Field(default_factory=dict, description="Seconds spent so far per start-up phase, from the supervisor's start.")
+    phase_seconds: dict[str, float] = Field(
+        default_factory=dict, description="Seconds spent so far per start-up phase, from the supervisor's start."
+    )
 
 
 class Outcome(StrEnum):

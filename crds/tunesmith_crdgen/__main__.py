@@ -1,4 +1,4 @@
-"""`python -m tunesmith_crdgen --write | --check`: (re)generate the derived files, or fail where they are out of date."""
+"""`python -m tunesmith_crdgen --write | --check`: write the derived files, or fail where they differ."""
 
 from __future__ import annotations
 

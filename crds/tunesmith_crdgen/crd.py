@@ -49,7 +49,10 @@ class KindInfo:
 
 def _reason_column(condition: str) -> Column:
     return Column(
-        "Reason", f'.status.conditions[?(@.type=="{condition}")].reason', priority=1, description=f"Why {condition} is what it is"
+        "Reason",
+        f'.status.conditions[?(@.type=="{condition}")].reason',
+        priority=1,
+        description=f"Why {condition} is what it is",
     )
 
 
@@ -70,7 +73,13 @@ KINDS: tuple[KindInfo, ...] = (
             Column("Workers", ".status.display.workers", description="Ready / desired"),
             Column("Restarts", ".status.restarts", type="integer"),
             _reason_column(keys.JobCondition.SUCCEEDED),
-            Column("Checkpoint", ".status.checkpoint.step", type="integer", priority=1, description="Newest complete checkpoint"),
+            Column(
+                "Checkpoint",
+                ".status.checkpoint.step",
+                type="integer",
+                priority=1,
+                description="Newest complete checkpoint",
+            ),
             Column("Model", ".status.model.uri", priority=1),
             AGE,
         ),

@@ -1,6 +1,14 @@
 """API version v1alpha1: the two kinds that users write."""
 
-from tunesmith_api.v1alpha1.common import Condition, ConditionStatus, ObjectMeta, Resources, SecretRef, Storage, Toleration
+from tunesmith_api.v1alpha1.common import (
+    Condition,
+    ConditionStatus,
+    ObjectMeta,
+    Resources,
+    SecretRef,
+    Storage,
+    Toleration,
+)
 from tunesmith_api.v1alpha1.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
 from tunesmith_api.v1alpha1.modeldeployment import ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus
 

@@ -60,10 +60,18 @@ class Condition(StatusModel):
 
     type: Annotated[str, Field(max_length=316)] = Field(description="What is observed, in CamelCase.")
     status: ConditionStatus = Field(description="True, False or Unknown.")
-    reason: Annotated[str, Field(max_length=1024)] = Field(description="Stable CamelCase cause, made for programs; explained in the runbook.")
-    message: Annotated[str, Field(max_length=4096)] = Field(default="", description="What happened and what to do, made for people.")
-    last_transition_time: str = Field(description="When `status` last changed.", json_schema_extra={"format": "date-time"})
-    observed_generation: int = Field(default=0, ge=0, description="The metadata.generation that this observation is about.")
+    reason: Annotated[str, Field(max_length=1024)] = Field(
+        description="Stable CamelCase cause, made for programs; explained in the runbook."
+    )
+    message: Annotated[str, Field(max_length=4096)] = Field(
+        default="", description="What happened and what to do, made for people."
+    )
+    last_transition_time: str = Field(
+        description="When `status` last changed.", json_schema_extra={"format": "date-time"}
+    )
+    observed_generation: int = Field(
+        default=0, ge=0, description="The metadata.generation that this observation is about."
+    )
 
 
 class SecretRef(SpecModel):
@@ -100,10 +108,16 @@ class Resources(SpecModel):
 class Toleration(SpecModel):
     """A taint that the pods may run beside, as in core/v1."""
 
-    key: Annotated[str, Field(max_length=316)] | None = Field(default=None, description="Taint key; leave it out to match all keys with operator Exists.")
+    key: Annotated[str, Field(max_length=316)] | None = Field(
+        default=None, description="Taint key; leave it out to match all keys with operator Exists."
+    )
     operator: Literal["Exists", "Equal"] = Field(default="Equal", description="How `value` is compared.")
-    value: Annotated[str, Field(max_length=63)] | None = Field(default=None, description="Taint value to match with operator Equal.")
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(default=None, description="Taint effect to match; leave it out to match all.")
+    value: Annotated[str, Field(max_length=63)] | None = Field(
+        default=None, description="Taint value to match with operator Equal."
+    )
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Taint effect to match; leave it out to match all."
+    )
     toleration_seconds: int | None = Field(default=None, ge=0, description="How long a NoExecute taint is tolerated.")
 
 

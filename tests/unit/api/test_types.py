@@ -53,7 +53,9 @@ def test_an_unknown_spec_field_is_named():
 
 
 def test_an_unknown_status_field_of_a_newer_version_is_ignored():
-    assert FineTuneJob.model_validate({**MINIMAL, "status": {"phase": "Training", "future": 1}}).status.phase == "Training"
+    assert (
+        FineTuneJob.model_validate({**MINIMAL, "status": {"phase": "Training", "future": 1}}).status.phase == "Training"
+    )
 
 
 class Box(SpecModel):
@@ -66,7 +68,9 @@ def test_a_good_uri_is_accepted(uri):
     assert Box(uri=uri).uri == uri
 
 
-@pytest.mark.parametrize("uri", ["", "s3:/b/k", "http://b/k", "s3://B/k", "s3://bucket//k", "s3://bucket/a b", "s3://b", "s3://bucket/k\n"])
+@pytest.mark.parametrize(
+    "uri", ["", "s3:/b/k", "http://b/k", "s3://B/k", "s3://bucket//k", "s3://bucket/a b", "s3://b", "s3://bucket/k\n"]
+)
 def test_a_bad_uri_is_refused(uri):
     with pytest.raises(ValidationError):
         Box(uri=uri)
@@ -95,7 +99,10 @@ def test_a_plan_of_another_schema_version_is_refused():
         TrainingPlan.from_json(json.dumps(document))
 
 
-@given(message=st.text(max_size=9000), metrics=st.dictionaries(st.text(max_size=40), st.floats(allow_nan=False, allow_infinity=False), max_size=80))
+@given(
+    message=st.text(max_size=9000),
+    metrics=st.dictionaries(st.text(max_size=40), st.floats(allow_nan=False, allow_infinity=False), max_size=80),
+)
 def test_a_termination_report_always_fits_and_keeps_its_reason(message, metrics):
     report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.DATASET_INVALID, message=message, metrics=metrics)
     text = report.to_bounded_json()

