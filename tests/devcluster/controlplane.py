@@ -17,6 +17,7 @@ from devcluster.spec import ClusterSpec
 
 ETCD = "http://127.0.0.1:2379"
 IN_CLUSTER_SERVER = f"https://{network.CONTROL_PLANE_ADDRESS}:{network.API_PORT}"
+SCHEDULER_HEALTH = "https://127.0.0.1:10259/readyz"
 READY_SECONDS = 120.0
 SERVING_NAMES = ["localhost", *(f"kubernetes{suffix}" for suffix in ("", ".default", ".default.svc"))]
 SERVING_NAMES.append(f"kubernetes.default.svc.{network.CLUSTER_DOMAIN}")
@@ -182,10 +183,11 @@ class ControlPlane:
         account = "/api/v1/namespaces/default/serviceaccounts/default"
         manager.wait_ready(lambda: api.text(account) is not None, READY_SECONDS)
         progress("kube-controller-manager is ready")
-        scheduler.wait_ready(
-            lambda: self._sandbox.call(lambda: _healthy("https://127.0.0.1:10259/readyz")), READY_SECONDS
-        )
+        scheduler.wait_ready(self._scheduler_ready, READY_SECONDS)
         progress("kube-scheduler is ready")
+
+    def _scheduler_ready(self) -> bool:
+        return self._sandbox.call(lambda: _healthy(SCHEDULER_HEALTH))
 
     def _spawn(self, name: str, argv: list[str]) -> Process:
         return self._sandbox.spawn(name, argv, self._folder / "logs" / f"{name}.log")

@@ -7,6 +7,7 @@ serves, looks a name up, sleeps or fails, and not a whole distribution.
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,9 +45,8 @@ def identify(archive: Path) -> ImageId:
             name = annotations.get("io.containerd.image.name") or annotations["org.opencontainers.image.ref.name"]
             return ImageId((name,), manifest["config"]["digest"].partition(":")[2])
     except (tarfile.TarError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise UnreadableArchive(
-            f"{archive} is neither a docker nor an OCI archive with a named image: {error!r}"
-        ) from error
+        message = f"{archive} is neither a docker nor an OCI archive with a named image: {error!r}"
+        raise UnreadableArchive(message) from error
 
 
 def _load(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str) -> Any:
@@ -61,7 +61,7 @@ def built_in(devtool: Path, folder: Path) -> list[Path]:
     for name, arguments in ((PAUSE, ["pause"]), (PROBE, [])):
         archive = folder / (name.rpartition("/")[2].replace(":", "-") + ".tar")
         if not archive.exists():
-            scratch = archive.with_suffix(".partial")
+            scratch = archive.with_suffix(f".{os.getpid()}")
             write(scratch, name, {"/devtool": devtool.read_bytes()}, ["/devtool", *arguments])
             scratch.rename(archive)
         archives.append(archive)

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,14 +145,14 @@ class Node:
 
     # --- booting ---
 
-    def prepare(self) -> None:
-        """First boot: the box, containerd without what an earlier cluster ran, and the built-in images."""
+    def prepare(self, archives: Iterable[Path]) -> None:
+        """First boot: the box, containerd without what an earlier cluster ran, and these images."""
         for part in ("kubelet", "log"):
             (self.folder / part).mkdir(parents=True)
         self.boot()
         if self._ctr("containers", "ls", "-q").strip():
             self._forget_containers()
-        for archive in images.built_in(Path(self._binaries.path("devtool")), self._binaries.folder):
+        for archive in archives:
             self.load_image(archive)
 
     def boot(self) -> None:
@@ -303,7 +304,8 @@ class Node:
         """Whether the node is Ready and takes pods."""
         node = self._object()
         status, spec = node.get("status", {}), node.get("spec", {})
-        assert isinstance(status, dict) and isinstance(spec, dict)
+        assert isinstance(status, dict)
+        assert isinstance(spec, dict)
         conditions = status.get("conditions", [])
         ready = any(entry["type"] == "Ready" and entry["status"] == "True" for entry in conditions)
         return ready and not spec.get("taints")

@@ -1,4 +1,4 @@
-"""The certificates and kubeconfigs of one cluster: a throw-away authority, elliptic-curve keys, made in milliseconds."""
+"""The certificates and kubeconfigs of one cluster: a throw-away authority with elliptic-curve keys, made at once."""
 
 import datetime
 import ipaddress
