@@ -23,6 +23,9 @@ def start_proxy(sandbox: Sandbox, binaries: Binaries, folder: Path, authority: A
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "nftables",
+        # A pod that meets itself behind a Service needs its address translated; for that the proxy knows the pods of
+        # its own node only, and here it serves all of them.
+        "nftables": {"masqueradeAll": True},
         "clientConnection": {"kubeconfig": str(kubeconfig)},
         "clusterCIDR": network.POD_CIDR,
         "hostnameOverride": "node1",

@@ -54,8 +54,11 @@ def pod_processes(identifier: str, node: int, pod_uid: str) -> list[int]:
 
 
 def remove(identifier: str, nodes: Iterable[int] = range(1, MAX_NODES + 1)) -> None:
-    """Remove the empty cgroups of a cluster's nodes."""
-    for hierarchy in hierarchies():
+    """Remove the empty cgroups of a cluster's nodes.
+
+    In every hierarchy: where both versions are mounted, runc makes its own in the ``unified`` one too.
+    """
+    for hierarchy in (ROOT, *(entry for entry in ROOT.iterdir() if entry.is_dir())):
         for node in nodes:
             root = hierarchy / name(identifier, node)
             if root.exists():
