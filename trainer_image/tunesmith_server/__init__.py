@@ -1,0 +1,1 @@
+"""Quantizes a model and serves it: the quantize Job and the server pods of a ModelDeployment."""

@@ -1,0 +1,93 @@
+"""llama.cpp's OpenAI-compatible server, inside this process. Started by `__main__`, watched by `health`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tunesmith_api import keys
+from tunesmith_api.keys import Reason
+from tunesmith_api.plan import ServingPlan
+from tunesmith_store.errors import UserError
+
+__all__ = ["LlamaEngine"]
+
+log = logging.getLogger("tunesmith.server")
+
+BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred) (\S+)$", re.MULTILINE)
+
+
+class LlamaEngine:
+    """One model, answering on all addresses of the pod."""
+
+    def __init__(self, plan: ServingPlan, model: Path, threads: int, port: int = keys.PORT_SERVER) -> None:
+        """Load the model and start to answer; returns when it is loaded.
+
+        Raises:
+            UserError: llama.cpp refuses the file.
+        """
+        import xllamacpp
+
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(model)
+        parameters.model_alias = {plan.name}
+        parameters.hostnames = ["0.0.0.0"]  # noqa: S104 - a pod's own address; NetworkPolicy says who may reach it
+        parameters.port = port
+        parameters.n_ctx = plan.context_length * plan.parallel_requests
+        parameters.n_parallel = plan.parallel_requests
+        parameters.cpuparams.n_threads = threads
+        parameters.cpuparams_batch.n_threads = threads
+        parameters.n_threads_http = plan.parallel_requests + 4
+        parameters.endpoint_metrics = True
+        parameters.endpoint_slots = False  # it shows other people's prompts
+        parameters.ui = False
+        try:
+            self._server: Any = xllamacpp.Server(parameters)
+        except RuntimeError as error:
+            message = f"llama.cpp can't load {plan.artifact_uri}: {error}; is spec.resources.memory large enough?"
+            raise UserError(Reason.SERVER_FAILED, message) from error
+        self.url = f"http://127.0.0.1:{port}"
+        self._name = plan.name
+
+    def answers(self) -> bool:
+        """Ask for one token and say whether an answer came."""
+        body = {
+            "model": self._name,
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 1,
+            "temperature": 0,
+        }
+        try:
+            answer = json.loads(self._request("/v1/chat/completions", body, timeout=120))
+        except (OSError, ValueError) as error:
+            log.warning("the model did not answer: %s", error)
+            return False
+        return bool(answer.get("usage", {}).get("completion_tokens"))
+
+    def is_alive(self) -> bool:
+        """Say whether the HTTP server still responds."""
+        try:
+            self._request("/health", None, timeout=2)
+        except OSError:
+            return False
+        return True
+
+    def requests_in_flight(self) -> int:
+        """Return how many requests are answered or wait."""
+        try:
+            metrics = self._request("/metrics", None, timeout=2)
+        except OSError:
+            return 0
+        return sum(int(float(value)) for value in BUSY.findall(metrics))
+
+    def _request(self, path: str, body: dict[str, Any] | None, timeout: float) -> str:
+        data = json.dumps(body).encode() if body is not None else None
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data=data, headers=headers)  # noqa: S310 - our own loopback URL
+        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - our own loopback URL
+            text: str = response.read().decode()
+        return text

@@ -1,0 +1,108 @@
+"""Digests of local files, and folders fetched once per pod. Used by trainer and server."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from tunesmith_api import keys
+from tunesmith_api.artifacts import FileEntry, ModelManifest
+from tunesmith_api.keys import Reason
+from tunesmith_store.errors import Retryable, UserError
+from tunesmith_store.store import NotFound, ObjectStore
+
+__all__ = ["entries_below", "fetch_file", "fetch_model", "file_entry", "sha256_of", "verify"]
+
+DONE = ".complete"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(root: Path, path: Path) -> FileEntry:
+    """Describe one file below `root` for a manifest."""
+    return FileEntry(path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
+
+
+def entries_below(root: Path) -> tuple[FileEntry, ...]:
+    """Describe all files below `root` but hidden ones and manifests, sorted by path."""
+    skip = {keys.MODEL_MANIFEST, keys.CHECKPOINT_MANIFEST}
+    files = (path for path in root.rglob("*") if path.is_file() and path.name not in skip and path.name[0] != ".")
+    return tuple(file_entry(root, path) for path in sorted(files))
+
+
+def verify(root: Path, entries: tuple[FileEntry, ...]) -> str:
+    """Return the path of the first file that is missing or not what its entry says; "" where all are right."""
+    for entry in entries:
+        path = root / entry.path
+        if not path.is_file() or path.stat().st_size != entry.size or sha256_of(path) != entry.sha256:
+            return entry.path
+    return ""
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def fetch_file(store: ObjectStore, uri: str, folder: Path) -> Path:
+    """Download one object into `folder` once per pod, whoever asks first; return its path. Raises NotFound."""
+    path = folder / uri.rsplit("/", 1)[-1]
+    with _locked(folder / ".lock"):
+        if not (folder / DONE).exists():
+            store.download(uri, path)
+            (folder / DONE).touch()
+    return path
+
+
+def fetch_model(store: ObjectStore, uri: str, folder: Path) -> Path:
+    """Download a model folder once per pod; return its local folder. A model of ours is verified by its manifest.
+
+    Raises:
+        UserError: there is nothing at `uri`.
+        Retryable: the files don't match the manifest; they may be half written.
+    """
+    with _locked(folder.with_name(folder.name + ".lock")):
+        if (folder / DONE).exists():
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        objects = store.list(uri)
+        if not objects:
+            message = (
+                f"spec.model.uri: no files below {uri}; it must hold config.json, a tokenizer and safetensors weights"
+            )
+            raise UserError(Reason.MODEL_NOT_FOUND, message)
+        base = uri.rstrip("/") + "/"
+        manifest = _manifest(store, base)
+        wanted = {entry.path for entry in manifest.files} if manifest else None
+        names = [info.uri.removeprefix(base) for info in objects]
+        names = [name for name in names if (name in wanted if wanted is not None else _is_model_file(name))]
+        with ThreadPoolExecutor(4, thread_name_prefix="download") as pool:
+            list(pool.map(lambda name: store.download(base + name, folder / name), names))
+        if manifest and (bad := verify(folder, manifest.files)):
+            raise Retryable(f"{base}{bad} is not what {keys.MODEL_MANIFEST} says: it is damaged or being rewritten")
+        (folder / DONE).touch()
+    return folder
+
+
+def _manifest(store: ObjectStore, base: str) -> ModelManifest | None:
+    try:
+        return ModelManifest.from_json(store.get_bytes(base + keys.MODEL_MANIFEST))
+    except NotFound:
+        return None
+
+
+def _is_model_file(name: str) -> bool:
+    """Leave out what training doesn't read: weights of other frameworks and subfolders such as onnx/ or original/."""
+    return "/" not in name and not name.endswith((".bin", ".pth", ".pt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot"))

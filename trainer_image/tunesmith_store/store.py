@@ -1,0 +1,232 @@
+"""Object storage as pods need it: a small protocol, S3 behind it, and a folder for tests.
+
+Used by all that reads or writes checkpoints, models and quantized artefacts. Errors come out as `UserError` (the user
+can fix it: a missing bucket, refused credentials) or `Retryable` (the store can't be reached just now), never as a
+client library's own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.plan import StoragePlan
+from tunesmith_store.errors import Retryable, UserError
+
+__all__ = ["LocalStore", "NotFound", "ObjectInfo", "ObjectStore", "S3Store", "split_uri"]
+
+
+class NotFound(Exception):
+    """There is no such object."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object: its full URI, its size in bytes, and a tag that changes with its content."""
+
+    uri: str
+    size: int
+    tag: str
+
+
+class ObjectStore(Protocol):
+    """What is asked of a store. URIs are `s3://bucket/key`."""
+
+    def list(self, uri: str) -> list[ObjectInfo]:
+        """Return all objects below a folder, sorted by URI."""
+
+    def head(self, uri: str) -> ObjectInfo:
+        """Return one object's facts. Raises NotFound."""
+
+    def get_bytes(self, uri: str) -> bytes:
+        """Return a small object's content. Raises NotFound."""
+
+    def download(self, uri: str, path: Path) -> None:
+        """Copy an object to a file. Raises NotFound."""
+
+    def put_bytes(self, uri: str, data: bytes) -> None:
+        """Write a small object; all of it appears at once."""
+
+    def upload(self, path: Path, uri: str) -> None:
+        """Copy a file to an object; all of it appears at once."""
+
+    def delete(self, uri: str) -> None:
+        """Remove an object, if it exists."""
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Split `s3://bucket/key` into bucket and key (without a leading or trailing slash)."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key.strip("/")
+
+
+MISSING = {"NoSuchKey", "404", "NotFound"}
+DENIED = {
+    "AccessDenied",
+    "403",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "AllAccessDisabled",
+    "AccountProblem",
+    "InvalidBucketName",
+    "AuthorizationHeaderMalformed",
+}
+
+
+@contextmanager
+def _translated(uri: str, verb: str) -> Iterator[None]:
+    """Turn boto3's errors into ours. `verb` is read, list, write or delete."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+    reason = Reason.STORAGE_UNREADABLE if verb in {"read", "list"} else Reason.STORAGE_UNWRITABLE
+    bucket = split_uri(uri)[0]
+    try:
+        yield
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        message = (
+            f"no credentials to {verb} {uri}: put AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into the Secret named by "
+            "spec.storage.secretRef"
+        )
+        raise UserError(reason, message, ExitCode.STORAGE_DENIED) from error
+    except (ClientError, Boto3Error) as error:
+        cause = error if isinstance(error, ClientError) else error.__cause__ or error.__context__
+        answer = cause.response.get("Error", {}) if isinstance(cause, ClientError) else {}
+        code, text = str(answer.get("Code", "")), str(answer.get("Message", "") or error)
+        if code == "NoSuchBucket":
+            message = f"can't {verb} {uri}: bucket {bucket!r} does not exist; create it or correct the URI"
+            raise UserError(reason, message, ExitCode.STORAGE_DENIED) from error
+        if code in MISSING:
+            raise NotFound(uri) from error
+        if code in DENIED:
+            message = (
+                f"can't {verb} {uri}: the store answered {code} ({text}); check the keys in the Secret named by "
+                f"spec.storage.secretRef and that they may {verb} in bucket {bucket!r}"
+            )
+            raise UserError(reason, message, ExitCode.STORAGE_DENIED) from error
+        raise Retryable(f"can't {verb} {uri}: {code} {text}", reason) from error
+    except BotoCoreError as error:
+        message = f"can't {verb} {uri}: {error}; check spec.storage.endpointURL and the network"
+        raise Retryable(message, reason) from error
+
+
+class S3Store:
+    """An S3-compatible store. Large files travel in parts, several at once. Safe to share between threads."""
+
+    def __init__(self, plan: StoragePlan) -> None:
+        """Credentials come from the environment, in boto3's usual order."""
+        import boto3
+        from boto3.s3.transfer import TransferConfig
+        from botocore.config import Config
+
+        config = Config(
+            retries={"max_attempts": 5, "mode": "standard"},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=16,
+            s3={"addressing_style": "path"} if plan.endpoint_url else {},
+            # checksums on by default break some S3-compatible stores; our manifests carry sha256 anyway
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        self._client: Any = boto3.client("s3", endpoint_url=plan.endpoint_url, region_name=plan.region, config=config)
+        self._transfer = TransferConfig(
+            multipart_threshold=64 << 20, multipart_chunksize=32 << 20, max_concurrency=4, use_threads=True
+        )
+
+    def list(self, uri: str) -> list[ObjectInfo]:
+        bucket, key = split_uri(uri)
+        prefix = f"{key}/" if key else ""
+        found: list[ObjectInfo] = []
+        with _translated(uri, "list"):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+                for item in page.get("Contents", ()):
+                    found.append(ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"')))
+        return sorted(found, key=lambda info: info.uri)
+
+    def head(self, uri: str) -> ObjectInfo:
+        bucket, key = split_uri(uri)
+        with _translated(uri, "read"):
+            answer = self._client.head_object(Bucket=bucket, Key=key)
+        return ObjectInfo(uri, answer["ContentLength"], answer["ETag"].strip('"'))
+
+    def get_bytes(self, uri: str) -> bytes:
+        bucket, key = split_uri(uri)
+        with _translated(uri, "read"):
+            return bytes(self._client.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+    def download(self, uri: str, path: Path) -> None:
+        bucket, key = split_uri(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _translated(uri, "read"):
+            self._client.download_file(bucket, key, str(path), Config=self._transfer)
+
+    def put_bytes(self, uri: str, data: bytes) -> None:
+        bucket, key = split_uri(uri)
+        with _translated(uri, "write"):
+            self._client.put_object(Bucket=bucket, Key=key, Body=data)
+
+    def upload(self, path: Path, uri: str) -> None:
+        bucket, key = split_uri(uri)
+        with _translated(uri, "write"):
+            self._client.upload_file(str(path), bucket, key, Config=self._transfer)
+
+    def delete(self, uri: str) -> None:
+        bucket, key = split_uri(uri)
+        with _translated(uri, "delete"):
+            self._client.delete_object(Bucket=bucket, Key=key)
+
+
+class LocalStore:
+    """A folder that plays the store, for tests: `s3://bucket/key` is `<root>/bucket/key`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def _path(self, uri: str) -> Path:
+        bucket, key = split_uri(uri)
+        return self._root / bucket / key
+
+    def _info(self, path: Path) -> ObjectInfo:
+        stat = path.stat()
+        return ObjectInfo(f"s3://{path.relative_to(self._root).as_posix()}", stat.st_size, str(stat.st_mtime_ns))
+
+    def list(self, uri: str) -> list[ObjectInfo]:
+        files = (path for path in self._path(uri).rglob("*") if path.is_file())
+        return sorted((self._info(path) for path in files), key=lambda info: info.uri)
+
+    def head(self, uri: str) -> ObjectInfo:
+        path = self._path(uri)
+        if not path.is_file():
+            raise NotFound(uri)
+        return self._info(path)
+
+    def get_bytes(self, uri: str) -> bytes:
+        self.head(uri)
+        return self._path(uri).read_bytes()
+
+    def download(self, uri: str, path: Path) -> None:
+        self.head(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self._path(uri), path)
+
+    def put_bytes(self, uri: str, data: bytes) -> None:
+        path = self._path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def upload(self, path: Path, uri: str) -> None:
+        target = self._path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+    def delete(self, uri: str) -> None:
+        self._path(uri).unlink(missing_ok=True)
