@@ -1,0 +1,320 @@
+"""The Helm chart: closed values, what each value renders, and the same objects as the kustomize base."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from devcluster import UnsupportedMachine, binaries, progress
+from tunesmith_api import keys
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts/tunesmith"
+NAMESPACE = "tunesmith-system"
+OPERATOR = "tunesmith-operator"
+
+
+class Programs:
+    """helm and kubectl as the cluster tests use them, with no configuration of the user's own."""
+
+    def __init__(self, found, home):
+        self._found = found
+        kinds = ("CACHE", "CONFIG", "DATA")
+        self._environment = os.environ | {f"HELM_{kind}_HOME": str(home / kind) for kind in kinds}
+
+    def run(self, program, *arguments):
+        argv = [self._found.path(program), *map(str, arguments)]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, env=self._environment)
+
+    def render(self, *arguments, namespace=NAMESPACE):
+        done = self.run("helm", "template", "tunesmith", CHART, "--namespace", namespace, *arguments)
+        assert done.returncode == 0, done.stderr
+        return objects(done.stdout)
+
+    def refuse(self, *arguments):
+        done = self.run("helm", "template", "tunesmith", CHART, *arguments)
+        assert done.returncode != 0
+        return done.stderr
+
+
+def objects(text):
+    found = [document for document in yaml.load_all(text, Loader=KubernetesLoader) if document]
+    named = {(o["kind"], o["metadata"].get("namespace", ""), o["metadata"]["name"]): o for o in found}
+    assert len(named) == len(found), "two objects of one name"
+    return named
+
+
+class KubernetesLoader(yaml.SafeLoader):
+    """YAML that refuses repeated keys, as the API server does; PyYAML silently takes the last."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        assert len(names) == len(set(names)), f"repeated key in {names}"
+        return super().construct_mapping(node, deep)
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    try:
+        found = binaries.ensure(progress.to_stderr())
+    except UnsupportedMachine as reason:
+        pytest.skip(f"no helm and kubectl: this machine {reason}")
+    return Programs(found, tmp_path_factory.mktemp("helm"))
+
+
+@pytest.fixture(scope="module")
+def default(programs):
+    return programs.render()
+
+
+def deployment(rendered):
+    (found,) = [o for (kind, _, _), o in rendered.items() if kind == "Deployment"]
+    return found
+
+
+def environment(rendered):
+    (container,) = deployment(rendered)["spec"]["template"]["spec"]["containers"]
+    return {entry["name"]: entry.get("value") for entry in container["env"]}
+
+
+def test_lint_finds_nothing_to_say(programs):
+    done = programs.run("helm", "lint", "--strict", CHART)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout + done.stderr
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        pytest.param("replicas=2", "additional properties 'replicas' not allowed", id="unknown value"),
+        pytest.param("image.name=x", "at '/image': additional properties 'name' not allowed", id="unknown inner value"),
+        pytest.param("crds.install=true", "at '/crds': additional properties 'install' not allowed", id="a guess"),
+        pytest.param("logLevel=LOUD", "at '/logLevel': value must be one of 'DEBUG'", id="no such level"),
+        pytest.param("logFormat=xml", "at '/logFormat': value must be one of 'json', 'text'", id="no such format"),
+        pytest.param("pollIntervalSeconds=3s", "at '/pollIntervalSeconds': got string, want integer", id="wrong type"),
+        pytest.param("pollIntervalSeconds=0", "at '/pollIntervalSeconds': minimum: got 0, want 1", id="too small"),
+        pytest.param("watchNamespaces=ml", "at '/watchNamespaces': got string, want array", id="no list"),
+        pytest.param("crds.keep=yes", "at '/crds/keep': got string, want boolean", id="no boolean"),
+        pytest.param("image.digest=sha256:12", "at '/image/digest': 'sha256:12' does not match", id="short digest"),
+        pytest.param("image.repository=host/name:tag@x", "at '/image/repository'", id="a tag in the repository"),
+        pytest.param("resources.limits.memory=lots", "at '/resources/limits/memory'", id="no quantity"),
+        pytest.param("tolerations[0].keys=x", "additional properties 'keys' not allowed", id="unknown toleration field"),
+        pytest.param("serviceAccount.create=false", "serviceAccount.name is needed", id="no account at all"),
+        pytest.param(r"podLabels.app\.kubernetes\.io/name=x", "at '/podLabels/app.kubernetes.io~1name': false schema", id="a label that selects the pod"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(programs, setting, complaint):
+    assert complaint in programs.refuse("--set", setting)
+
+
+def test_schema_and_values_name_the_same_values_and_no_object_is_open():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema["properties"].pop("global")  # helm's own
+
+    def compare(node, value, path):
+        assert node.get("description") or path == "values", path
+        if "properties" in node:
+            assert node["additionalProperties"] is False or path == "values.podLabels", path
+            if isinstance(value, dict):
+                assert node["properties"].keys() >= value.keys(), path
+                for name, child in node["properties"].items() if path != "values.podLabels" else ():
+                    compare(child, value.get(name), f"{path}.{name}")
+        elif node.get("type") == "object":
+            assert node["additionalProperties"]["type"], path
+        elif node.get("type") == "array" and "properties" in node["items"]:
+            assert node["items"]["additionalProperties"] is False, path
+
+    compare(schema, values, "values")
+    assert schema["properties"].keys() == values.keys()
+
+
+def test_every_value_has_a_comment():
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if not re.match(r"\s*[A-Za-z]+:", line) or re.match(r"\s*(requests|limits|cpu|memory):", line):
+            continue
+        above = lines[number - 1].strip()
+        section = bool(re.match(r"[A-Za-z]+:$", line)) and lines[number + 1].strip().startswith("#")
+        assert above.startswith("#") or section, f"values.yaml line {number + 1}: {line}"
+
+
+def test_a_parent_chart_may_set_globals(programs, default):
+    assert programs.render("--set", "global.team=ml") == default
+
+
+# --- what values do ---
+
+
+def test_a_digest_wins_over_the_tag(programs):
+    digest = "sha256:" + "0123456789abcdef" * 4
+    rendered = programs.render(
+        "--set", f"image.repository=registry:5000/team/operator,image.tag=v2,image.digest={digest}",
+        "--set", "trainerImage.repository=registry:5000/team/trainer,trainerImage.tag=v3,trainerImage.pullPolicy=Never",
+    )  # fmt: skip
+    (container,) = deployment(rendered)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"registry:5000/team/operator@{digest}"
+    assert environment(rendered)["TUNESMITH_TRAINER_IMAGE"] == "registry:5000/team/trainer:v3"
+    assert environment(rendered)["TUNESMITH_IMAGE_PULL_POLICY"] == "Never"
+
+
+def test_images_default_to_the_version_of_the_chart(default):
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    (container,) = deployment(default)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"tunesmith-operator:{version}"
+    assert environment(default)["TUNESMITH_TRAINER_IMAGE"] == f"tunesmith-trainer:{version}"
+
+
+def test_a_list_of_namespaces_replaces_the_rights_everywhere(programs):
+    rendered = programs.render("--set", "watchNamespaces={ml,research}")
+    bindings = {key: o for key, o in rendered.items() if key[0].endswith("Binding")}
+    assert set(bindings) == {("RoleBinding", "ml", OPERATOR), ("RoleBinding", "research", OPERATOR)}
+    for binding in bindings.values():
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": OPERATOR, "namespace": NAMESPACE}]
+    assert environment(rendered)["TUNESMITH_NAMESPACES"] == "ml,research"
+
+
+def test_crds_are_kept_unless_asked_otherwise(programs, default):
+    kept = [o["metadata"]["annotations"] for (kind, _, _), o in default.items() if kind == "CustomResourceDefinition"]
+    assert kept == [{"helm.sh/resource-policy": "keep"}] * 2
+    loose = programs.render("--set", "crds.keep=false")
+    crds = [o for (kind, _, _), o in loose.items() if kind == "CustomResourceDefinition"]
+    assert len(crds) == 2
+    assert not any("annotations" in o["metadata"] for o in crds)
+    without = programs.render("--set", "crds.enabled=false")
+    assert without.keys() == {key for key in default if key[0] != "CustomResourceDefinition"}
+
+
+def test_switches_remove_what_they_name_and_nothing_else(programs, default):
+    gone = {
+        "networkPolicy.enabled=false": {"NetworkPolicy"},
+        "rbac.aggregateToUserRoles=false": {"ClusterRole"},
+        "rbac.create=false": {"ClusterRole", "ClusterRoleBinding"},
+        "serviceAccount.create=false,serviceAccount.name=mine": {"ServiceAccount"},
+    }
+    for setting, kinds in gone.items():
+        rendered = programs.render("--set", setting)
+        assert {key[0] for key in default.keys() - rendered.keys()} == kinds, setting
+        assert not rendered.keys() - default.keys(), setting
+    account = programs.render("--set", "serviceAccount.create=false,serviceAccount.name=mine")
+    assert deployment(account)["spec"]["template"]["spec"]["serviceAccountName"] == "mine"
+    assert account["ClusterRoleBinding", "", OPERATOR]["subjects"][0]["name"] == "mine"
+
+
+def test_placement_and_metadata_of_the_operator(programs, tmp_path):
+    values = {
+        "imagePullSecrets": [{"name": "registry"}],
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "system", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "system-cluster-critical",
+        "podLabels": {"team": "ml"},
+        "podAnnotations": {"prometheus.io/scrape": "true"},
+        "serviceAccount": {"annotations": {"role": "tunesmith"}},
+        "resources": {"limits": {"cpu": 1, "memory": "1Gi"}},
+        "logLevel": "DEBUG",
+        "logFormat": "text",
+        "pollIntervalSeconds": 7,
+        "fullnameOverride": "tuner",
+    }
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    rendered = programs.render("--values", tmp_path / "values.yaml")
+    template = deployment(rendered)["spec"]["template"]
+    for field in ("imagePullSecrets", "nodeSelector", "tolerations", "priorityClassName"):
+        assert template["spec"][field] == values[field]
+    assert template["metadata"]["labels"]["team"] == "ml"
+    assert template["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    assert template["spec"]["containers"][0]["resources"]["limits"] == {"cpu": 1, "memory": "1Gi"}
+    assert rendered["ServiceAccount", NAMESPACE, "tuner"]["metadata"]["annotations"] == {"role": "tunesmith"}
+    found = environment(rendered)
+    assert found["TUNESMITH_LOG_LEVEL"] == "DEBUG"
+    assert found["TUNESMITH_LOG_FORMAT"] == "text"
+    assert found["TUNESMITH_POLL_INTERVAL_SECONDS"] == "7"
+    assert found["TUNESMITH_NAMESPACES"] == ""
+
+
+def test_a_selector_never_holds_what_a_new_version_changes(default):
+    selector = deployment(default)["spec"]["selector"]["matchLabels"]
+    assert not {"app.kubernetes.io/version", "helm.sh/chart"} & selector.keys()
+    assert deployment(default)["spec"]["strategy"] == {"type": "Recreate"}
+
+
+# --- rights ---
+
+
+def rules(role):
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_the_operator_reads_no_secret_and_has_no_wildcard(default):
+    granted = rules(default["ClusterRole", "", OPERATOR])
+    assert not [right for right in granted if "*" in right]
+    assert {right for right in granted if right[1].startswith("secrets")} == {("", "secrets", "create")}
+    assert not [right for right in granted if right[1] in ("pods/exec", "nodes", "serviceaccounts", "serviceaccounts/token")]
+    assert not [right for right in granted if right[0] == "rbac.authorization.k8s.io"]
+    # users' own specs are theirs: the operator writes status only
+    changed = {right[2] for right in granted if right[0] == keys.GROUP and "/" not in right[1]}
+    assert changed <= {"list", "watch", "delete"}
+
+
+def test_users_roles_are_extended(default):
+    view, edit = (default["ClusterRole", "", f"tunesmith-{role}"] for role in ("view", "edit"))
+    aggregate = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {label for label in view["metadata"]["labels"] if label.startswith(aggregate)} == {
+        f"{aggregate}{role}" for role in ("view", "edit", "admin")
+    }
+    assert {label for label in edit["metadata"]["labels"] if label.startswith(aggregate)} == {
+        f"{aggregate}{role}" for role in ("edit", "admin")
+    }
+    assert {verb for _, _, verb in rules(view)} == {"get", "list", "watch"}
+    assert not {right for right in rules(edit) if right[1].endswith("/status")}
+    for plural in (keys.FINETUNEJOB_PLURAL, keys.MODELDEPLOYMENT_PLURAL):
+        assert (keys.GROUP, plural, "create") in rules(edit)
+        assert (keys.GROUP, plural, "watch") in rules(view)
+
+
+def test_the_network_policy_leads_to_the_progress_port(default):
+    policy = default["NetworkPolicy", NAMESPACE, OPERATOR]
+    (progress_rule,) = [rule for rule in policy["spec"]["egress"] if "to" in rule]
+    assert progress_rule["ports"] == [{"port": keys.PORT_PROGRESS, "protocol": "TCP"}]
+    labels = progress_rule["to"][0]["podSelector"]["matchLabels"]
+    assert labels == {keys.LABEL_MANAGED_BY: keys.MANAGED_BY, keys.LABEL_COMPONENT: keys.COMPONENT_TRAINER}
+
+
+# --- the kustomize base ---
+
+
+def without_helm(o):
+    """An object as it would be had helm not made it."""
+    metadata = dict(o["metadata"])
+    for field, names in (
+        ("labels", ("app.kubernetes.io/managed-by", "helm.sh/chart")),
+        ("annotations", ("helm.sh/resource-policy",)),
+    ):
+        left = {name: value for name, value in metadata.pop(field, {}).items() if name not in names}
+        if left:
+            metadata[field] = left
+    return o | {"metadata": metadata}
+
+
+def test_kustomize_makes_the_same_objects_as_the_chart(programs, default):
+    done = programs.run("kubectl", "kustomize", ROOT / "manifests")
+    assert done.returncode == 0, done.stderr
+    made = objects(done.stdout)
+    space = made.pop(("Namespace", "", NAMESPACE))
+    assert space["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert made.keys() == default.keys()
+    for key, expected in default.items():
+        assert made[key] == without_helm(expected), key

@@ -1,0 +1,139 @@
+"""Every file of manifests/samples is accepted by a real API server, and says what the API types read from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from devcluster import CommandFailed
+from tunesmith_api import keys
+from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = sorted((ROOT / "manifests/samples").glob("*.yaml"))
+KINDS = {keys.FINETUNEJOB_KIND: FineTuneJob, keys.MODELDEPLOYMENT_KIND: ModelDeployment}
+COLUMNS = {
+    keys.FINETUNEJOB_KIND: ["NAME", "PHASE", "PROGRESS", "STEP", "LOSS", "ETA", "WORKERS", "RESTARTS", "AGE"],
+    keys.MODELDEPLOYMENT_KIND: ["NAME", "READY", "PHASE", "REVISION", "QUANTIZATION", "URL", "AGE"],
+}
+
+
+@pytest.fixture(scope="module")
+def api(control_plane):
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "crds"))
+    for plural in (keys.FINETUNEJOB_PLURAL, keys.MODELDEPLOYMENT_PLURAL):
+        name = f"crd/{plural}.{keys.GROUP}"
+        control_plane.kubectl("wait", "--for=condition=Established", name, "--timeout=30s")
+    return control_plane
+
+
+def read(sample):
+    return yaml.safe_load(sample.read_text())
+
+
+def by_name(name):
+    return next(sample for sample in SAMPLES if sample.name == name)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_sample_is_accepted(api, namespace, sample):
+    # strict: a field that the API server would drop in silence is an error
+    arguments = ("apply", "-n", namespace, "--validate=strict", "-f", str(sample))
+    api.kubectl(*arguments, "--dry-run=server")
+    assert "created" in api.kubectl(*arguments)
+    version = ("get", "-n", namespace, "-f", str(sample), "-o", "jsonpath={.metadata.resourceVersion}")
+    before = api.kubectl(*version)
+    api.kubectl(*arguments)
+    assert api.kubectl(*version) == before
+
+
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if read(s)["kind"] in KINDS], ids=lambda sample: sample.name)
+def test_sample_means_the_same_to_the_api_types(api, namespace, sample):
+    wanted = read(sample)
+    kind = KINDS[wanted["kind"]]
+    api.kubectl("apply", "-n", namespace, "-f", str(sample))
+    stored = json.loads(api.kubectl("get", "-n", namespace, "-o", "json", "-f", str(sample)))
+    mine, theirs = kind.model_validate(wanted | {"metadata": stored["metadata"]}), kind.model_validate(stored)
+    assert mine == theirs, "the API server and the operator must resolve the same defaults"
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_kubectl_get_prints_the_columns(api, namespace, kind):
+    for sample in SAMPLES:
+        if read(sample)["kind"] == kind:
+            api.kubectl("apply", "-n", namespace, "-f", str(sample))
+    short = {keys.FINETUNEJOB_KIND: "ftj", keys.MODELDEPLOYMENT_KIND: "mdep"}[kind]
+    header, *rows = api.kubectl("get", short, "-n", namespace).splitlines()
+    assert header.split() == COLUMNS[kind]
+    assert len(rows) == sum(read(sample)["kind"] == kind for sample in SAMPLES)
+    everything = api.kubectl("get", "tunesmith", "-n", namespace, "-o", "name").split()
+    assert f"{kind.lower()}.{keys.GROUP}/sentiment" in everything
+
+
+def test_every_field_is_explained_by_kubectl(api):
+    assert "Folder with config.json" in api.kubectl("explain", "ftj.spec.model.uri")
+    assert "8 bits per weight" in api.kubectl("explain", "mdep.spec.quantization.method")
+
+
+def test_a_deployment_sample_scales_like_any_other(api, namespace):
+    api.kubectl("apply", "-n", namespace, "-f", str(by_name("modeldeployment.yaml")))
+    api.kubectl("scale", "mdep", "sentiment", "-n", namespace, "--replicas=3")
+    replicas = api.kubectl("get", "mdep", "sentiment", "-n", namespace, "-o", "jsonpath={.spec.replicas}")
+    assert replicas == "3"
+
+
+def test_the_samples_fit_together():
+    job, deployment = read(by_name("finetunejob.yaml")), read(by_name("modeldeployment.yaml"))
+    secret = read(by_name("storage-secret.example.yaml"))
+    assert deployment["spec"]["source"]["fineTuneJobRef"]["name"] == job["metadata"]["name"]
+    assert set(secret["stringData"]) == set(keys.STORAGE_SECRET_KEYS)
+    for sample in SAMPLES:
+        storage = read(sample).get("spec", {}).get("storage", {})
+        if "secretRef" in storage:
+            assert storage["secretRef"]["name"] == secret["metadata"]["name"]
+
+
+# --- a slip in a sample is refused, and the message says which field and what to do ---
+
+MISTAKES = [
+    ("an unknown field", ("spec", "training", "learningrate"), "1e-3", 'unknown field "spec.training.learningrate"'),
+    ("a bad URI", ("spec", "model", "uri"), "s3:/models/x", "spec.model.uri: Invalid value"),
+    ("a number too large", ("spec", "training", "learningRate"), "2", "learningRate must lie between 0 and 1"),
+    ("no such method", ("spec", "method", "type"), "LORA", 'supported values: "Full", "LoRA"'),
+    ("settings of another method", ("spec", "method", "type"), "Full", "method.lora belongs to method.type LoRA"),
+    ("one folder for two things", ("spec", "checkpoint", "uri"), "s3://models/sentiment", "must be different folders"),
+    ("a batch smaller than the workers", ("spec", "training", "globalBatchSize"), 1, "every worker needs an example"),
+    ("a name too long", ("metadata", "name"), "s" * 41, "use at most 40 lower-case letters"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "complaint"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_a_mistake_in_the_sample_is_refused(api, namespace, path, value, complaint):
+    job = read(by_name("finetunejob.yaml"))
+    *parents, field = path
+    target = job
+    for name in parents:
+        target = target[name]
+    target[field] = value
+    with pytest.raises(CommandFailed) as refused:
+        api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(job))
+    assert complaint in str(refused.value)
+    assert api.kubectl("get", "ftj", "-n", namespace, "-o", "name") == ""
+
+
+def test_a_missing_part_is_refused_by_name(api, namespace):
+    job = read(by_name("finetunejob.yaml"))
+    del job["spec"]["output"]
+    with pytest.raises(CommandFailed, match=r"spec\.output: Required value"):
+        api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(job))
+
+
+def test_a_model_from_a_folder_needs_storage(api, namespace):
+    deployment = read(by_name("modeldeployment-uri.yaml"))
+    del deployment["spec"]["storage"]
+    with pytest.raises(CommandFailed, match=r"source\.uri needs storage"):
+        api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(deployment))
+    deployment["spec"]["source"]["fineTuneJobRef"] = {"name": "sentiment"}
+    with pytest.raises(CommandFailed, match="source takes either fineTuneJobRef or uri"):
+        api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(deployment))
