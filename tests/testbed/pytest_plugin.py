@@ -1,0 +1,31 @@
+"""Fixtures of the end-to-end tests: one testbed per session, one namespace per test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from devcluster import Cluster
+from images import UnsupportedMachine
+from testbed.bed import Testbed
+
+
+@pytest.fixture(scope="session")
+def testbed(cluster: Cluster) -> Testbed:
+    """Two nodes, the store, the operator installed by Helm."""
+    try:
+        return Testbed.install(cluster, lambda line: print(f"testbed: {line}", flush=True))
+    except UnsupportedMachine as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def user_namespace(testbed: Testbed) -> Iterator[str]:
+    """A restricted namespace with the store's Secret, removed after the test."""
+    name = f"ml-{uuid.uuid4().hex[:6]}"
+    testbed.create_namespace(name)
+    yield name
+    testbed.cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+    testbed.cluster.kubectl("wait", "--for=delete", "pod", "--all", "-n", name, "--timeout=90s", check=False)
