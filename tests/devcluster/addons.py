@@ -25,7 +25,7 @@ def start_proxy(sandbox: Sandbox, binaries: Binaries, folder: Path, authority: A
         "mode": "nftables",
         # A pod that meets itself behind a Service needs its address translated; for that the proxy knows the pods of
         # its own node only, and here it serves all of them.
-        "nftables": {"masqueradeAll": True},
+        "nftables": {"masqueradeAll": True, "minSyncPeriod": "100ms"},
         "clientConnection": {"kubeconfig": str(kubeconfig)},
         "clusterCIDR": network.POD_CIDR,
         "hostnameOverride": "node1",

@@ -150,7 +150,7 @@ class Node:
         for part in ("kubelet", "log"):
             (self.folder / part).mkdir(parents=True)
         self.boot()
-        if self._ctr("containers", "ls", "-q").strip():
+        if self.container_ids():
             self._forget_containers()
         for archive in archives:
             self.load_image(archive)
@@ -209,10 +209,13 @@ class Node:
     def _ctr(self, *arguments: str) -> str:
         return self._box.run([self._binaries.path("ctr"), "-n", "k8s.io", *arguments])
 
+    def container_ids(self) -> list[str]:
+        """Ids of the node's containers, whatever their state, with the pause container of every pod."""
+        return self._ctr("containers", "ls", "-q").split()
+
     def _forget_containers(self) -> None:
         """Remove the containers of the cluster that had this store before: a kubelet would take them for its own."""
-        names = self._ctr("containers", "ls", "-q").split()
-        self._ctr("containers", "rm", *names)
+        self._ctr("containers", "rm", *self.container_ids())
         snapshots = [line.split() for line in self._ctr("snapshots", "ls").splitlines()[1:]]
         with suppress(ClusterFailed):  # whatever is still referred to stays; the rest is garbage-collected
             self._ctr("snapshots", "rm", *(entry[0] for entry in snapshots if entry and entry[-1] == "Active"))

@@ -25,15 +25,15 @@ func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 func runInit(arguments []string) error {
 	flags := flag.NewFlagSet("init", flag.ExitOnError)
 	watch := flags.Int("watch-fd", -1, "end when this pipe's other end is closed")
-	var tmpfs, bind, write list
+	var tmpfs, bind, pretend list
 	flags.Var(&tmpfs, "tmpfs", "directory to hide under an empty file system")
 	flags.Var(&bind, "bind", "SOURCE:TARGET to mount; the target is created where it is missing")
-	flags.Var(&write, "pretend", "TARGET=TEXT: let a file read as TEXT in here (a kernel setting that must not change outside)")
+	flags.Var(&pretend, "pretend", "TARGET=TEXT: let a file read as TEXT in here (a kernel setting that must not change outside)")
 	_ = flags.Parse(arguments)
 
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT)
-	if err := prepareMounts(tmpfs, bind, write); err != nil {
+	if err := prepareMounts(tmpfs, bind, pretend); err != nil {
 		return err
 	}
 	fmt.Println("ready")

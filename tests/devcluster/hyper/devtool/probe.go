@@ -73,6 +73,14 @@ func runGet(arguments []string) error {
 	return err
 }
 
+// runEnv prints the value of an environment variable.
+func runEnv(arguments []string) error {
+	for _, name := range arguments {
+		fmt.Println(os.Getenv(name))
+	}
+	return nil
+}
+
 // runSleep waits for a number of seconds, or for ever, and obeys SIGTERM at once.
 func runSleep(arguments []string) error {
 	stop := make(chan os.Signal, 1)
