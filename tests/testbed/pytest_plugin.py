@@ -5,11 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 
+import assets
 import pytest
 
 from devcluster import Cluster
 from images import UnsupportedMachine
 from testbed.bed import Testbed
+from testbed.jobs import BASE_MODEL
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +31,12 @@ def user_namespace(testbed: Testbed) -> Iterator[str]:
     yield name
     testbed.cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
     testbed.cluster.kubectl("wait", "--for=delete", "pod", "--all", "-n", name, "--timeout=90s", check=False)
+
+
+@pytest.fixture(scope="session")
+def tweets(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The base model and labelled tweets in the store; returns the training file's URI."""
+    testbed.store.put_folder(assets.smollm2(), BASE_MODEL)
+    data = assets.tweets(tmp_path_factory.mktemp("tweets"), train=96, eval_per_class=4, seed=1)
+    testbed.store.put_file(data.eval, "s3://data/tweets/eval.jsonl")
+    return testbed.store.put_file(data.train, "s3://data/tweets/train.jsonl")
