@@ -1,0 +1,301 @@
+"""Two "pods" without Kubernetes: two network namespaces joined by a cable, a supervisor in each, a real S3 store.
+
+The fixed ports of a trainer pod need a network of their own. Linux namespaces belong to threads: the test's thread moves into pod 0's
+namespace for the time of the module, everything that it starts goes with it, and it moves back at the end.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from objectstore import ObjectStore
+from tunesmith_api import keys
+from tunesmith_api.plan import LoraPlan, OptimizationPlan, StoragePlan, TrainingPlan
+from tunesmith_api.reports import ProgressReport, TerminationReport
+from tunesmith_api.v1alpha1.finetunejob import LrSchedulerType, MethodType, Precision, Task
+
+CLONE_NEWNET = 0x40000000
+LIBC = ctypes.CDLL(None, use_errno=True)
+IPS = ("10.77.0.1", "10.77.0.2")
+HERE = Path(__file__).resolve()
+ROOT = HERE.parents[3]
+
+
+def optimization(**changes) -> OptimizationPlan:
+    values = dict(
+        num_train_epochs=1, learning_rate=1e-2, lr_scheduler_type=LrSchedulerType.COSINE, warmup_ratio=0.1, weight_decay=0.01,
+        adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, max_grad_norm=1.0, global_batch_size=8, micro_batch_size=2,
+        max_length=64, precision=Precision.FP32, seed=7,
+    )  # fmt: skip
+    return OptimizationPlan(**(values | changes))
+
+
+def training_plan(base: str, **changes) -> TrainingPlan:
+    values = dict(
+        name="job", namespace="ml", uid="u-1", task=Task.CHAT_SFT, model_uri=f"{base}/model", train_uri=f"{base}/train.jsonl",
+        eval_uri=f"{base}/eval.jsonl", method=MethodType.FULL, training=optimization(), replicas=1, head_host=IPS[0],
+        checkpoint_uri=f"{base}/checkpoints", checkpoint_every_steps=4, checkpoint_keep_last=2, output_uri=f"{base}/tuned",
+    )  # fmt: skip
+    if changes.get("method") is MethodType.LORA:
+        values["lora"] = LoraPlan(r=4, alpha=8, dropout=0.0, target_modules=("all-linear",))
+    return TrainingPlan(**(values | changes))
+
+
+def conversations(count: int, offset: int = 0) -> list[dict]:
+    """Small sums: real structure to learn, of different lengths, some with two turns."""
+    rows = []
+    for number in range(offset, offset + count):
+        a, b = number * 7 % 23, number * 5 % 19
+        messages = [
+            {"role": "user", "content": f"add {a} and {b}" + " please" * (number % 3)},
+            {"role": "assistant", "content": f"{a + b}"},
+        ]
+        if number % 4 == 0:
+            messages += [{"role": "user", "content": "and one more"}, {"role": "assistant", "content": f"{a + b + 1}"}]
+        rows.append({"messages": messages})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A real Llama of 60 thousand random parameters, with a byte-level tokenizer and ChatML."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<|im_start|>", "<|im_end|>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny-model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextmanager
+def two_networks():
+    """Move this thread into pod 0's namespace; yield the file that names pod 1's."""
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    if LIBC.unshare(CLONE_NEWNET):
+        os.close(home)
+        pytest.skip("needs root: network namespaces")
+    other = None
+    try:
+        other = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        while os.readlink(f"/proc/{other.pid}/ns/net") == os.readlink("/proc/thread-self/ns/net"):
+            time.sleep(0.01)
+        _run("ip", "link", "set", "lo", "up")
+        _run("ip", "link", "add", "pod0", "type", "veth", "peer", "name", "pod1", "netns", str(other.pid))
+        _run("ip", "addr", "add", f"{IPS[0]}/24", "dev", "pod0")
+        _run("ip", "link", "set", "pod0", "up")
+        inside = ("nsenter", f"--net=/proc/{other.pid}/ns/net")
+        _run(*inside, "ip", "link", "set", "lo", "up")
+        _run(*inside, "ip", "addr", "add", f"{IPS[1]}/24", "dev", "pod1")
+        _run(*inside, "ip", "link", "set", "pod1", "up")
+        yield f"/proc/{other.pid}/ns/net"
+    finally:
+        if other is not None:
+            other.kill()
+            other.wait()
+        LIBC.setns(home, CLONE_NEWNET)
+        os.close(home)
+
+
+@dataclass
+class Pod:
+    """One supervisor and everything below it."""
+
+    index: int
+    folder: Path
+    process: subprocess.Popen
+    log: Path
+
+    def term(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """The whole pod at once, as when its node is lost."""
+        for pid in [*self.descendants(), self.process.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait(timeout=20)
+
+    def descendants(self) -> list[int]:
+        parents = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                except OSError:
+                    continue
+                parents[int(entry.name)] = int(fields[1])
+        found, level = [], {self.process.pid}
+        while level:
+            level = {pid for pid, parent in parents.items() if parent in level}
+            found += level
+        return found
+
+    def ranks(self) -> list[int]:
+        """Pids of the training processes that run here."""
+        alive = set(self.descendants())
+        return [int(path.name) for path in (self.folder / "scratch" / "ranks").glob("*") if int(path.name) in alive]
+
+    def driver(self) -> int:
+        for pid in self.descendants():
+            if b"tunesmith_trainer.driver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        raise LookupError("no driver")
+
+    def wait(self, timeout: float = 120) -> int:
+        return self.process.wait(timeout=timeout)
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def report(self) -> TerminationReport:
+        return TerminationReport.from_json((self.folder / "termination").read_bytes())
+
+
+@dataclass
+class Pods:
+    """Starts pods of one plan."""
+
+    store: ObjectStore
+    network: str
+    folder: Path
+    token: str = "token-of-the-test-0123456789abcdef"
+    started: list[Pod] = field(default_factory=list)
+
+    def start(self, plan: TrainingPlan, index: int = 0) -> Pod:
+        number = len(self.started)
+        folder = self.folder / f"{number}"
+        (folder / "scratch").mkdir(parents=True)
+        plan = plan.model_copy(update={"storage": StoragePlan(endpoint_url=self.store.endpoint_url)})
+        (folder / "plan.json").write_text(plan.to_json())
+        environment = {
+            **{name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ},
+            **self.store.credentials.environment(),
+            "PYTHONPATH": f"{ROOT}/crds:{ROOT}/trainer_image",
+            keys.ENV_WORKER_INDEX: str(index),
+            keys.ENV_POD_IP: IPS[index],
+            keys.ENV_POD_NAME: f"job-1-{index}",
+            keys.ENV_RAY_TOKEN: self.token,
+            keys.ENV_PLAN: str(folder / "plan.json"),
+            keys.ENV_SCRATCH: str(folder / "scratch"),
+            keys.ENV_TERMINATION_LOG: str(folder / "termination"),
+            keys.ENV_CPU_LIMIT: "1000",
+        }
+        inside = ["nsenter", f"--net={self.network}"] if index else []
+        log = folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*inside, sys.executable, "-m", "tunesmith_trainer"], env=environment, stdout=output, stderr=output, cwd=folder
+            )
+        pod = Pod(index, folder, process, log)
+        self.started.append(pod)
+        return pod
+
+    def progress(self) -> ProgressReport | None:
+        try:
+            with urllib.request.urlopen(f"http://{IPS[0]}:{keys.PORT_PROGRESS}{keys.PATH_PROGRESS}", timeout=2) as answer:
+                return ProgressReport.from_json(answer.read())
+        except OSError:
+            return None
+
+    def wait_for(self, condition, timeout: float = 120, what: str = "the condition"):
+        """Wait until condition(progress) is true; fail with the logs otherwise."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            report = self.progress()
+            if report is not None and condition(report):
+                return report
+            if all(pod.process.poll() is not None for pod in self.started):
+                break
+            time.sleep(0.1)
+        logs = "\n".join(f"--- pod {pod.index}\n{pod.output()[-6000:]}" for pod in self.started)
+        raise AssertionError(f"waited in vain for {what}; last progress {self.progress()}\n{logs}")
+
+    def history(self, uri: str) -> list[dict]:
+        return json.loads(self.store.get_bytes(f"{uri}/metrics.json"))["history"]
+
+    def close(self) -> None:
+        for pod in self.started:
+            if pod.process.poll() is None:
+                pod.kill()
+        self.started.clear()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    with two_networks() as other:
+        yield other
+
+
+@pytest.fixture(scope="module")
+def pod_store(networks, tmp_path_factory):
+    """An S3 store that both pods reach."""
+    with ObjectStore.start(tmp_path_factory.mktemp("podstore"), bind_ip=IPS[0], die_with_parent=True) as store:
+        yield store
+
+
+@pytest.fixture
+def pods(networks, pod_store):
+    # Ray's socket paths must be short
+    folder = Path(tempfile.mkdtemp(prefix="ts", dir="/tmp"))
+    group = Pods(pod_store, networks, folder)
+    try:
+        yield group
+    finally:
+        group.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def job(pod_store, tiny_model, request) -> str:
+    """`s3://…` of a bucket with a tiny model and data."""
+    name = "b" + str(abs(hash(request.node.nodeid)))[:12]
+    base = pod_store.ensure_bucket(name)
+    pod_store.put_folder(tiny_model, f"{base}/model")
+    pod_store.put_json_lines(conversations(96), f"{base}/train.jsonl")
+    pod_store.put_json_lines(conversations(12, 1000), f"{base}/eval.jsonl")
+    return base
+
+
+@pytest.fixture
+def make_plan():
+    return training_plan
+
+
+@pytest.fixture
+def make_training():
+    return optimization
+
+
+@pytest.fixture
+def rows():
+    return conversations

@@ -1,0 +1,18 @@
+"""The one way to end that only training has; the others are in `tunesmith_store.errors`."""
+
+from __future__ import annotations
+
+from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.reports import CheckpointRef
+from tunesmith_store.errors import Failure
+
+__all__ = ["Interrupted"]
+
+
+class Interrupted(Failure):
+    """A pod of the group got SIGTERM; a checkpoint was saved where there was anything to save."""
+
+    def __init__(self, checkpoint: CheckpointRef | None) -> None:
+        saved = f"saved step {checkpoint.step} to {checkpoint.uri}" if checkpoint else "nothing to save yet"
+        super().__init__(Reason.INTERRUPTED, f"a worker was told to stop: {saved}", ExitCode.INTERRUPTED)
+        self.checkpoint = checkpoint

@@ -1,0 +1,36 @@
+"""Did the kernel kill something in this pod for want of memory? Asked by `supervisor`, since a killed process can't tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["memory_limit", "oom_kills"]
+
+EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def _read(paths: tuple[Path, ...]) -> str:
+    for path in paths:
+        try:
+            return path.read_text()
+        except OSError:
+            continue
+    return ""
+
+
+def oom_kills() -> int:
+    """Return how many processes of this container's cgroup the kernel has killed for want of memory (cgroup v1 or v2)."""
+    for line in _read(EVENTS).splitlines():
+        name, _, value = line.partition(" ")
+        if name == "oom_kill":
+            return int(value)
+    return 0
+
+
+def memory_limit() -> str:
+    """Return the container's memory limit for people, "unlimited" where there is none."""
+    text = _read(LIMITS).strip()
+    if not text.isdigit() or int(text) > 1 << 60:
+        return "unlimited"
+    return f"{int(text) / 2**30:.2f} GiB"
