@@ -1,7 +1,7 @@
 """Conversations as tokens: the chat template, and which tokens the assistant said. Used by `data`.
 
-The loss counts an assistant turn's content and its end-of-turn token, so that the model learns to stop; it does not count
-what the template puts in front of the turn, nor white space behind the end-of-turn token.
+The loss counts an assistant turn's content and its end-of-turn token, so that the model learns to stop; it does not
+count what the template puts in front of the turn, nor white space behind the end-of-turn token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Message = dict[str, Any]
 Span = tuple[int, int]
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + 'END_OF_TURN' + '\\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + 'END_OF_TURN' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 

@@ -1,7 +1,8 @@
 """What a checkpoint is: trained weights, optimizer state and history as files, and a manifest that is written last.
 
-A checkpoint without a manifest does not exist; one whose files don't match their digests is passed over for the one before.
-Nothing in it depends on the number of ranks, and nothing is pickled. `loop` saves and restores, through `Checkpointer`.
+A checkpoint without a manifest does not exist; one whose files don't match their digests is passed over for the one
+before. Nothing in it depends on the number of ranks, and nothing is pickled. `loop` saves and restores, through
+`Checkpointer`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ STEP_FOLDER = re.compile(r"step-(\d{8,})/")
 
 @dataclass
 class RunState:
-    """What a run remembers besides tensors. One record per logged step or evaluation: no step is counted twice, since a
-    restart goes back to the state that its checkpoint holds.
+    """What a run remembers besides tensors.
+
+    One record per logged step or evaluation. No step is counted twice: a restart goes back to the state that its
+    checkpoint holds.
     """
 
     step: int = 0

@@ -1,7 +1,7 @@
-"""Pod 0's driver: checks the input, waits for Ray and its workers, has Ray Train run the group, writes down how it ended.
+"""Pod 0's driver: checks the input, has Ray Train run the group, and writes down how it ended.
 
-A child process of `supervisor`: `python -m tunesmith_trainer.driver RESTARTS_SO_FAR`. The only module that knows how Ray Train
-is configured. No torch here: the driver's memory and start-up count against pod 0.
+A child process of `supervisor`: `python -m tunesmith_trainer.driver RESTARTS_SO_FAR`. The only module that knows how
+Ray Train is configured. No torch here: the driver's memory and start-up count against pod 0.
 """
 
 from __future__ import annotations

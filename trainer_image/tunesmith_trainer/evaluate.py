@@ -1,11 +1,12 @@
 """Held-out evaluation: loss per token, token accuracy and teacher-forced exact match. Called by `loop`.
 
-The examples are shared over the ranks, longest first, and the sums are added up: the numbers don't depend on how many ranks
-there are.
+The examples are shared over the ranks, longest first, and the sums are added up: the numbers don't depend on how many
+ranks there are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,12 +61,12 @@ def evaluate(
 ) -> EvalResult:
     """Evaluate the bare model (not its DDP wrapper) on all ranks together.
 
-    Args:
-        between: called on all ranks equally often, after every micro-batch, with the part that is done; may raise to stop.
+    `between` is called on all ranks equally often, after every micro-batch, with the part that is done; it may raise
+    to stop. `keep` is what `step.keeps_logits` said.
     """
     by_length = sorted(examples, key=lambda example: len(example.input_ids), reverse=True)
     batches = micro_batches(share_of(by_length, group.rank, group.world_size), micro_batch_size)
-    rounds = -(-(-(-len(by_length) // group.world_size)) // micro_batch_size)  # of rank 0, which has the most
+    rounds = math.ceil(math.ceil(len(by_length) / group.world_size) / micro_batch_size)  # of rank 0, which has the most
     totals = [0.0] * 5
     training = model.training
     model.eval()

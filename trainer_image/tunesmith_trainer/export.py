@@ -1,4 +1,4 @@
-"""The tuned model as a folder that anybody's tools can load: safetensors, tokenizer, chat template, model card, metrics.
+"""The tuned model as a folder that anybody's tools can load: safetensors, tokenizer, model card, metrics.
 
 Called by `loop` on rank 0 once training is done, and by `driver` to see whether an earlier attempt got that far.
 """
@@ -117,7 +117,7 @@ def model_card(export: Export) -> str:
     ]
     table = ["| | before | after |", "|---|---|---|", *rows] if rows else ["No held-out data was given."]
     settings = {
-        "learning rate": f"{training.learning_rate:g} ({training.lr_scheduler_type}, warm-up {training.warmup_ratio:g})",
+        "learning rate": f"{training.learning_rate:g}, {training.lr_scheduler_type}, warm-up {training.warmup_ratio:g}",
         "global batch size": training.global_batch_size,
         "steps": int(metrics.get("steps", 0)),
         "max length": training.max_length,
@@ -151,7 +151,8 @@ def model_card(export: Export) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         f'model = AutoModelForCausalLM.from_pretrained("{name}")',
         'messages = [{"role": "user", "content": "…"}]',
-        'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+        'options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
+        "inputs = tokenizer.apply_chat_template(messages, **options)",
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
         "```",
         "",

@@ -1,12 +1,13 @@
 """The ranks of one run: how they find each other and what they agree on. Used by `loop` and `evaluate`.
 
-With one rank there is no process group at all. Ray Train places the ranks and restarts them; tests start them without Ray.
+With one rank there is no process group at all. Ray Train places the ranks and restarts them; tests start them without
+Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +28,7 @@ class Group:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise sums over all ranks, in float64."""

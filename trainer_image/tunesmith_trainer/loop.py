@@ -1,6 +1,7 @@
 """What every rank does, from top to bottom: set up, resume, train, evaluate, save, export.
 
-Ray Train runs it through `worker`; tests run it without Ray. All ranks pass through the same collectives in the same order.
+Ray Train runs it through `worker`; tests run it without Ray. All ranks pass through the same collectives in the same
+order.
 """
 
 from __future__ import annotations
@@ -278,8 +279,8 @@ class TrainingRun:
         )
         self.report.phase("firstStep")
         self.report.log(
-            f"step {state.step}/{self.max_steps}  epoch {epoch:.2f}  loss {loss:.4f}  lr {rate:.2e}  grad {grad_norm:.2f}  "
-            f"{speed:,.0f} tok/s  eta {eta // 60}m{eta % 60:02d}s"
+            f"step {state.step}/{self.max_steps}  epoch {epoch:.2f}  loss {loss:.4f}  lr {rate:.2e}  "
+            f"grad {grad_norm:.2f}  {speed:,.0f} tok/s  eta {eta // 60}m{eta % 60:02d}s"
         )
 
     def _check_stop(self, part: float) -> None:
@@ -288,7 +289,7 @@ class TrainingRun:
         self.report.update(message=f"evaluating, {part:.0%}")
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate before the first step, every evalSteps and at the end, unless the state holds that evaluation already."""
+        """Evaluate before the first step, every evalSteps and at the end, unless the state holds that one already."""
         every, step = self.plan.training.eval_steps, self.state.step
         due = step in (0, self.max_steps) or (every is not None and step % every == 0)
         if self.eval_data is None or not due or any(done["step"] == step for done in self.state.evaluations):
@@ -317,7 +318,8 @@ class TrainingRun:
             f"evaluation at step {step}: loss {result.loss:.4f}, token accuracy {result.token_accuracy:.1%}, "
             f"exact match {result.exact_match:.1%} of {result.examples} examples"
         )
-        self.report.phase("evaluatedBefore" if step == 0 else "evaluated")
+        if step == 0:
+            self.report.phase("evaluatedBefore")
 
     # ---- saving
 

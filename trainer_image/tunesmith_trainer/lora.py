@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al., 2021) by PEFT: wrap a base model, and merge at the end. Called by `loop` and `export`."""
+"""Low-rank adapters (Hu et al., 2021) by PEFT: added by `loop`, merged by `export`."""
 
 from __future__ import annotations
 

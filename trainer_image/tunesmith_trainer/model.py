@@ -1,4 +1,4 @@
-"""Load the base model and its tokenizer from a local folder; decide device and number format. Called by `loop`, `export`."""
+"""Load the base model and its tokenizer; decide device and number format. Called by `loop` and `export`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunesmith_api.v1alpha1.finetunejob import MethodType, Precision
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.chat import ensure_chat_template
 
-__all__ = ["Numerics", "check_model_folder", "load_base", "load_tokenizer", "pad_id", "stored_dtype"]
+__all__ = ["Numerics", "load_base", "load_tokenizer", "pad_id", "stored_dtype"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class Numerics:
 
     @classmethod
     def choose(cls, precision: Precision, gpus_per_worker: int) -> Numerics:
-        """Resolve precision Auto: BF16 where a GPU computes it natively, else FP32. (On a CPU without bf16 instructions
-        BF16 works, slowly.)
+        """Resolve precision Auto: BF16 where a GPU computes it natively, else FP32.
+
+        On a CPU without bf16 instructions BF16 works, slowly.
 
         Raises:
             UserError: a GPU was asked for and none is visible.
@@ -45,7 +46,7 @@ class Numerics:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else None
 
     def weights_dtype(self, method: MethodType, stored: torch.dtype) -> torch.dtype:
-        """Trained weights stay in float32; a frozen base may be as short as it is computed, if nothing is lost by that."""
+        """Return the format of the weights: a frozen base may be short where nothing is lost, all else is float32."""
         frozen = method is MethodType.LORA and self.bf16 and stored is torch.bfloat16
         return torch.bfloat16 if frozen else torch.float32
 

@@ -1,4 +1,4 @@
-"""Did the kernel kill something in this pod for want of memory? Asked by `supervisor`, since a killed process can't tell."""
+"""Whether the kernel killed something in this pod for want of memory: the killed can't tell, so `supervisor` asks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _read(paths: tuple[Path, ...]) -> str:
 
 
 def oom_kills() -> int:
-    """Return how many processes of this container's cgroup the kernel has killed for want of memory (cgroup v1 or v2)."""
+    """Return how many processes of this container the kernel has killed for want of memory (cgroup v1 or v2)."""
     for line in _read(EVENTS).splitlines():
         name, _, value = line.partition(" ")
         if name == "oom_kill":

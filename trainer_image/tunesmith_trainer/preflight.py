@@ -27,8 +27,8 @@ def check(plan: TrainingPlan, store: ObjectStore, scratch: Path, log: Callable[[
     """Check data, model and buckets.
 
     Returns:
-        The run's digest: that of the plan and of the content it reads. A checkpoint or model of another digest is of another
-        run, even if the URIs are the same.
+        The run's digest: that of the plan and of the content it reads. A checkpoint or model of another digest is of
+        another run, even if the URIs are the same.
 
     Raises:
         UserError: something has to be corrected.

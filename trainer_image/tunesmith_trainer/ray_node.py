@@ -1,7 +1,7 @@
 """One pod's Ray node: how it is started, whether it is up, and what else its processes need. Used by `supervisor`.
 
-The flags and variables are about starting fast on few cores: `ray start` alone costs seconds of CPU for things that a training
-pod has no use for.
+The flags and variables are about starting fast on few cores: `ray start` alone costs seconds of CPU for things that a
+training pod has no use for.
 """
 
 from __future__ import annotations

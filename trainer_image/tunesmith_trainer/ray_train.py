@@ -1,9 +1,10 @@
 """Ray Train with less around it: the controller in the driver's own process, and restarts only where they help.
 
-Used by `driver` alone. Ray Train's TorchTrainer runs its controller as one more actor, has another actor clean up placement
-groups and imports torch in the driver; each of these is a Python process that imports everything, seconds of CPU at every start.
-Here the controller lives and dies with the driver (whose death frees its placement group), so neither is needed. This
-leans on hooks inside Ray Train V2; `tests/unit/trainer/test_trainer_ray_hooks.py` says whether a new Ray still has them.
+Used by `driver` alone. Ray Train's TorchTrainer runs its controller as one more actor, has another actor clean up
+placement groups and imports torch in the driver; each of these is a Python process that imports everything, seconds
+of CPU at every start. Here the controller lives and dies with the driver (whose death frees its placement group), so
+neither is needed. This leans on hooks inside Ray Train V2; `tests/unit/trainer/test_trainer_ray_hooks.py` says
+whether a new Ray still has them.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def _unwrapped(error: BaseException) -> BaseException:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return the failure behind Ray Train's error that says most: a user's error before any other, a bug before the lost
-    connections that it causes on other ranks, a lost process last.
+    """Return the failure behind Ray Train's error that says most.
+
+    That is a user's error before any other, then an interruption, then a lost process (which explains whatever its
+    peers ran into), then a bug, and lost connections last.
     """
     if isinstance(error, ControllerError):
         return error.controller_failure
@@ -43,15 +46,18 @@ def cause_of(error: BaseException) -> BaseException:
         return error
 
     def rank(failure: BaseException) -> int:
-        kinds: list[type[BaseException]] = [UserError, Interrupted, RayActorError, RayTrainError, Retryable]
-        return next((number for number, kind in enumerate(kinds) if isinstance(failure, kind)), len(kinds))
+        kinds: list[type[BaseException]] = [UserError, Interrupted, RayActorError, RayTrainError]
+        known = next((number for number, kind in enumerate(kinds) if isinstance(failure, kind)), len(kinds))
+        return known + isinstance(failure, Retryable)
 
     return min((_unwrapped(failure) for failure in error.worker_failures.values()), key=rank)
 
 
 class RestartPolicy(FailurePolicy):
-    """Restart the group after a lost process, peer or store, a bounded number of times; after an interruption without
-    counting it. A user's error or a bug would only come again: end.
+    """Restart the group where that helps.
+
+    After a lost process, peer or store, a bounded number of times; after an interruption without counting it. A user's
+    error or a bug would only come again: end.
     """
 
     def __init__(self, config: FailureConfig, restarted: Callable[[int, str], None]) -> None:

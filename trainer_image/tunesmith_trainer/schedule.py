@@ -17,9 +17,9 @@ def warmup_steps(max_steps: int, warmup_ratio: float) -> int:
 def lr_at(step: int, *, peak: float, max_steps: int, warmup: int, kind: LrSchedulerType) -> float:
     """Return the learning rate of the optimizer step number `step`, counted from 0.
 
-    Warm-up is linear and reaches `peak` in its last step (the first step isn't wasted on a rate of 0). After it, cosine
-    is ``peak * (1 + cos(pi * p)) / 2`` (Loshchilov & Hutter, 2017) and linear ``peak * (1 - p)``, with p the part of the
-    remaining steps that is done; constant stays.
+    Warm-up is linear and reaches `peak` in its last step (the first step isn't wasted on a rate of 0). After it,
+    cosine is ``peak * (1 + cos(pi * p)) / 2`` (Loshchilov & Hutter, 2017) and linear ``peak * (1 - p)``, with p the
+    part of the remaining steps that is done; constant stays.
     """
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -1,7 +1,7 @@
-"""The HTTP face of a pod's supervisor: /progress for the operator, /metrics for Prometheus, /healthz for the kubelet and peers.
+"""The HTTP face of a supervisor: /progress for the operator, /metrics for Prometheus, /healthz for kubelet and peers.
 
-Standard library only, since the supervisor must be up within a second. POST /progress takes `ProgressUpdate`s from rank 0 and
-from the driver, with the job's Ray token.
+Standard library only, since the supervisor must be up within a second. POST /progress takes `ProgressUpdate`s from
+rank 0 and from the driver, with the job's Ray token.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class ProgressBoard:
         with self._lock:
             now = self._clock()
             # only the first time counts: these are the seconds of the start, not of a restart
-            phases = {name: round(now - self._started, 1) for name in update.phases} | self._report.phase_seconds
+            phases = self._report.phase_seconds | {
+                name: round(now - self._started, 1) for name in update.phases if name not in self._report.phase_seconds
+            }
             changes["restarts"] = max(self._report.restarts, update.restarts or 0)
             self._report = self._report.model_copy(update={**changes, "phase_seconds": phases, "heartbeat_unix": now})
 

@@ -36,8 +36,9 @@ class StepResult:
 
 
 def keeps_logits(model: nn.Module) -> bool:
-    """Whether the model can leave out logits that nobody asks for (`logits_to_keep`): the output head is a fifth of the
-    work of a small model.
+    """Whether the model can leave out logits that nobody asks for.
+
+    The output head is a fifth of the work of a small model, and most of the memory.
     """
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -90,12 +91,9 @@ def train_step(
 ) -> StepResult:
     """Accumulate the gradients of all micro-batches of this rank, clip, check, and take one optimizer step.
 
-    Args:
-        batches: this rank's micro-batches; at least one, if need be without targets, since gradients are averaged over
-            ranks in the last one.
-        global_tokens: assistant tokens of the whole step over all ranks.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
-        keep: what `keeps_logits` said of the bare model.
+    `batches` are this rank's micro-batches: at least one, if need be without targets, since gradients are averaged over
+    ranks in the last one. `global_tokens` counts the assistant's tokens of the whole step over all ranks.
+    `max_grad_norm` 0 leaves gradients alone. `keep` is what `keeps_logits` said of the bare model.
 
     Raises:
         UserError: with reason Diverged, before the step is taken, if the gradient is not finite.

@@ -1,8 +1,9 @@
 """The first process of every trainer pod: starts Ray, watches it, and has the last word.
 
-On pod 0 it also runs the driver, serves progress, and is the rendezvous: its /healthz names Ray's address and an incarnation that
-changes whenever Ray is started anew, so that the other pods rejoin at once. Crashed parts are restarted inside the living pod.
-SIGTERM becomes a saved checkpoint. Standard library and `tunesmith_api` only: it is up long before anything heavy is imported.
+On pod 0 it also runs the driver, serves progress, and is the rendezvous: its /healthz names Ray's address and an
+incarnation that changes whenever Ray is started anew, so that the other pods rejoin at once. Crashed parts are
+restarted inside the living pod. SIGTERM becomes a saved checkpoint. Standard library and `tunesmith_api` only: it is
+up long before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -187,9 +188,9 @@ class Supervisor:
             return None
         training = self.plan.training
         message = (
-            f"the kernel killed a process of worker {self.pod.index} at the memory limit of {oom.memory_limit()}; raise "
-            f"spec.workers.resources.memory, or lower spec.training.microBatchSize ({training.micro_batch_size}) or maxLength "
-            f"({training.max_length})"
+            f"the kernel killed a process of worker {self.pod.index} at the memory limit of {oom.memory_limit()}; "
+            "raise spec.workers.resources.memory, or lower spec.training.microBatchSize "
+            f"({training.micro_batch_size}) or maxLength ({training.max_length})"
         )
         report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.OUT_OF_MEMORY, message=message)
         return self._end(report, ExitCode.OUT_OF_MEMORY)

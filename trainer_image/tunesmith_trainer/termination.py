@@ -1,4 +1,4 @@
-"""The pod's last word: a TerminationReport in the kubelet's termination log. Written by `supervisor`, also when all else died."""
+"""The pod's last word, in the kubelet's termination log. Written by `supervisor`, also when all else died."""
 
 from __future__ import annotations
 

@@ -96,9 +96,9 @@ def _out_of_memory(plan: TrainingPlan, error: BaseException) -> UserError:
     training = plan.training
     where = "GPU memory" if plan.gpus_per_worker else "memory"
     message = (
-        f"a worker ran out of {where} ({_memory_numbers()}) with microBatchSize {training.micro_batch_size} and maxLength "
-        f"{training.max_length}; halve spec.training.microBatchSize (the result stays the same), lower maxLength or raise "
-        f"spec.workers.resources.memory. {str(error).splitlines()[0][:300] if str(error) else ''}"
+        f"a worker ran out of {where} ({_memory_numbers()}) with microBatchSize {training.micro_batch_size} and "
+        f"maxLength {training.max_length}; halve spec.training.microBatchSize (the result stays the same), lower "
+        f"maxLength or raise spec.workers.resources.memory. {str(error).splitlines()[0][:300] if str(error) else ''}"
     )
     return UserError(Reason.OUT_OF_MEMORY, message, ExitCode.OUT_OF_MEMORY)
 
