@@ -1,0 +1,28 @@
+"""The operator's settings, as the core and the engine see them. The shell reads them from the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Config"]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one operator process."""
+
+    trainer_image: str
+    server_image: str
+    image_pull_policy: str = "IfNotPresent"
+    namespaces: tuple[str, ...] = ()
+    operator_namespace: str = ""
+    poll_interval_seconds: float = 3.0
+    workers: int = 4
+    qps: float = 20.0
+    burst: int = 40
+    heartbeat_stale_seconds: float = 120.0
+    retire_delay_seconds: float = 10.0
+    health_port: int = 8080
+    metrics_port: int = 9090
+    log_level: str = "INFO"
+    log_format: str = "json"

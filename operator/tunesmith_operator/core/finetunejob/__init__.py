@@ -1,0 +1,1 @@
+"""What a FineTuneJob needs: policies → plan → children → status, put together by `decide`."""

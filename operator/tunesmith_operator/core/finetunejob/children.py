@@ -1,0 +1,164 @@
+"""Plan → manifests: one plain function for each child of a FineTuneJob."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tunesmith_api import keys
+from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_operator.core.config import Config
+from tunesmith_operator.core.finetunejob.observed import child_name, owner_of, service_name
+from tunesmith_operator.core.finetunejob.plan import training_plan
+from tunesmith_operator.core.manifest import JSON, Manifest
+from tunesmith_operator.core.podspec import Workload, env, plan_config_map, pod_spec, secret_env
+from tunesmith_operator.core.resources import JOB, NETWORK_POLICY, SECRET, SERVICE
+
+__all__ = ["ANNOTATION_RESTARTS_BEFORE", "Children", "build"]
+
+ANNOTATION_RESTARTS_BEFORE: Final = f"{keys.GROUP}/restarts-before"
+"""On a Job: how often training had been resumed before this Job was made. Keeps the count across a deleted Job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Children:
+    """The children of one attempt, in the order in which they are written."""
+
+    service: Manifest
+    network_policy: Manifest
+    config_map: Manifest
+    secret: Manifest
+    job: Manifest
+
+
+def _labels(attempt: int) -> dict[str, str]:
+    return {keys.LABEL_COMPONENT: keys.COMPONENT_TRAINER, keys.LABEL_ATTEMPT: str(attempt)}
+
+
+def _secret_name(job: FineTuneJob, attempt: int) -> str:
+    # the uid keeps a job from meeting the Secret of a deleted one of the same name: the operator can't read Secrets
+    return f"{child_name(job, attempt)}-ray-{job.metadata.uid[:5]}"
+
+
+def service(job: FineTuneJob) -> Manifest:
+    """The headless Service that gives the pods their names, ready or not."""
+    owner = owner_of(job)
+    ports = [("gcs", keys.PORT_RAY_GCS), ("progress", keys.PORT_PROGRESS)]
+    spec: JSON = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": {keys.LABEL_FINETUNEJOB: owner.name, keys.LABEL_COMPONENT: keys.COMPONENT_TRAINER},
+        "ports": [{"name": name, "port": port, "targetPort": port, "protocol": "TCP"} for name, port in ports],
+    }
+    return owner.manifest(SERVICE, service_name(job), {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_TRAINER})
+
+
+def network_policy(job: FineTuneJob, config: Config) -> Manifest:
+    """The job's pods reach each other; the operator reaches their progress; nobody else gets in."""
+    owner = owner_of(job)
+    progress: JSON = {"ports": [{"port": keys.PORT_PROGRESS, "protocol": "TCP"}]}
+    if config.operator_namespace:
+        home = {"kubernetes.io/metadata.name": config.operator_namespace}
+        progress["from"] = [{"namespaceSelector": {"matchLabels": home}}]
+    siblings: JSON = {"from": [{"podSelector": {"matchLabels": {keys.LABEL_FINETUNEJOB: owner.name}}}]}
+    spec: JSON = {
+        "podSelector": {"matchLabels": {keys.LABEL_FINETUNEJOB: owner.name}},
+        "policyTypes": ["Ingress"],
+        "ingress": [siblings, progress],
+    }
+    return owner.manifest(
+        NETWORK_POLICY, service_name(job), {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_TRAINER}
+    )
+
+
+def _pod_failure_policy() -> JSON:
+    def on_exit(action: str, codes: tuple[int, ...]) -> JSON:
+        values = sorted(int(code) for code in codes)
+        return {
+            "action": action,
+            "onExitCodes": {"containerName": keys.TRAINER_CONTAINER, "operator": "In", "values": values},
+        }
+
+    disrupted: JSON = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    return {
+        "rules": [
+            on_exit("FailJob", keys.TERMINAL_EXIT_CODES),
+            disrupted,
+            on_exit("Ignore", (keys.ExitCode.INTERRUPTED,)),
+        ]
+    }
+
+
+def _workload(job: FineTuneJob, config: Config, attempt: int) -> Workload:
+    workers = job.spec.workers
+    probe: JSON = {
+        "httpGet": {"path": keys.PATH_HEALTH, "port": "progress"},
+        "periodSeconds": 2,
+        "timeoutSeconds": 2,
+        "failureThreshold": 3,
+    }
+    return Workload(
+        container=keys.TRAINER_CONTAINER,
+        module="tunesmith_trainer",
+        image=workers.image or config.trainer_image,
+        plan_name=child_name(job, attempt),
+        resources=workers.resources,
+        storage=job.spec.storage,
+        gpus=workers.gpus_per_worker,
+        gpu_resource=workers.gpu.resource_name,
+        node_selector=workers.node_selector,
+        tolerations=workers.tolerations,
+        priority_class_name=workers.priority_class_name,
+        env=[
+            env("RAY_TMPDIR", keys.SCRATCH_DIRECTORY),
+            env("RAY_AUTH_MODE", "token"),
+            secret_env(keys.ENV_RAY_TOKEN, _secret_name(job, attempt), keys.RAY_TOKEN_KEY),
+        ],
+        container_fields={
+            "ports": [
+                {"name": "progress", "containerPort": keys.PORT_PROGRESS, "protocol": "TCP"},
+                {"name": "gcs", "containerPort": keys.PORT_RAY_GCS, "protocol": "TCP"},
+            ],
+            "readinessProbe": probe,
+        },
+        pod_fields={"subdomain": service_name(job)},
+        shared_memory=True,
+    )
+
+
+def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before: int = 0) -> Manifest:
+    """The Indexed Job whose pods form the Ray cluster. Index 0 decides: when it succeeds, the rest is ended."""
+    owner, spec = owner_of(job), job.spec
+    labels = _labels(attempt)
+    fields: JSON = {
+        "completionMode": "Indexed",
+        "completions": spec.workers.replicas,
+        "parallelism": spec.workers.replicas,
+        "backoffLimitPerIndex": spec.failure_policy.backoff_limit,
+        # every worker is needed: one index that is given up ends the Job instead of leaving the others waiting
+        "maxFailedIndexes": 0,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": _pod_failure_policy(),
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+        "suspend": spec.suspend,
+        "template": {
+            "metadata": {"labels": owner.selector | labels},
+            "spec": pod_spec(_workload(job, config, attempt), config),
+        },
+    }
+    if spec.active_deadline_seconds is not None:
+        fields["activeDeadlineSeconds"] = spec.active_deadline_seconds
+    annotations = {ANNOTATION_RESTARTS_BEFORE: str(restarts_before)} if restarts_before else {}
+    return owner.manifest(JOB, child_name(job, attempt), {"spec": fields}, labels, annotations)
+
+
+def build(job: FineTuneJob, config: Config, attempt: int, restarts_before: int = 0) -> Children:
+    """All children of an attempt."""
+    owner, labels, name = owner_of(job), _labels(attempt), child_name(job, attempt)
+    return Children(
+        service=service(job),
+        network_policy=network_policy(job, config),
+        config_map=plan_config_map(owner, name, training_plan(job, attempt), labels),
+        secret=owner.manifest(SECRET, _secret_name(job, attempt), {"type": "Opaque"}, labels),
+        job=trainer_job(job, config, attempt, restarts_before),
+    )

@@ -1,0 +1,108 @@
+"""How a Job ended: from its own conditions, told in the words of the termination report of the pod that decided it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from tunesmith_api.keys import TERMINAL_EXIT_CODES, ExitCode, Reason
+from tunesmith_api.reports import TerminationReport
+from tunesmith_api.v1alpha1 import FineTuneJobSpec
+from tunesmith_operator.core.crashes import crash_message, ended_at, last_crash, logs_command
+from tunesmith_operator.core.finetunejob.observed import Family
+from tunesmith_operator.core.text import duration
+from tunesmith_operator.core.views import ConditionView, JobView, PodView
+
+__all__ = ["Verdict", "verdict"]
+
+_CODE_REASONS = {
+    ExitCode.INVALID_INPUT: (Reason.INVALID_SPEC, "the spec, the data or the model is invalid"),
+    ExitCode.STORAGE_DENIED: (Reason.STORAGE_UNREADABLE, "a bucket is missing, unreadable or unwritable"),
+    ExitCode.OUT_OF_MEMORY: (Reason.OUT_OF_MEMORY, "memory ran out: use a smaller training.microBatchSize"),
+    ExitCode.DIVERGED: (Reason.DIVERGED, "the loss is no longer finite: use a smaller training.learningRate"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a job."""
+
+    succeeded: bool
+    reason: Reason
+    message: str
+    report: TerminationReport | None = None
+    ended_at: datetime | None = None
+
+
+def verdict(family: Family, spec: FineTuneJobSpec) -> Verdict | None:
+    """How the Job ended, once the Job controller has decided it; None while it hasn't.
+
+    A Job that is bound to end is called ended as soon as the report that explains it is there, without waiting for the
+    other workers' grace period.
+    """
+    job = family.job
+    if job is None:
+        return None
+    if job.complete or job.succeeding:
+        return _success(family.pods, job)
+    failing = job.failing
+    if failing is None:
+        return None
+    culprit = _culprit(family.pods)
+    if job.failed is None and culprit is None:
+        return None
+    return _failure(failing, family.pods, culprit, spec)
+
+
+def _success(pods: tuple[PodView, ...], job: JobView) -> Verdict | None:
+    winner = next((pod for pod in pods if pod.index == 0 and pod.phase == "Succeeded"), None)
+    report = winner.report if winner is not None else None
+    if report is None and not job.complete:
+        return None
+    message = report.message if report is not None and report.message else "The tuned model is ready."
+    if report is None:
+        message = f"Job {job.name} is complete, but the report of worker 0 is gone: the model is in output.uri."
+    return Verdict(True, Reason.COMPLETED, message, report, job.completion_time)
+
+
+def _culprit(pods: tuple[PodView, ...]) -> PodView | None:
+    guilty = [
+        pod
+        for pod in pods
+        if pod.phase == "Failed" and pod.container is not None and pod.container.exit_code in TERMINAL_EXIT_CODES
+    ]
+    return min(guilty, key=lambda pod: (ended_at(pod), pod.index), default=None)
+
+
+def _failure(
+    failing: ConditionView, pods: tuple[PodView, ...], culprit: PodView | None, spec: FineTuneJobSpec
+) -> Verdict:
+    if culprit is not None and culprit.container is not None:
+        report = culprit.report
+        if report is not None:
+            message = f"{report.message or report.reason.value} (worker {culprit.index}; see: {logs_command(culprit)})"
+            return Verdict(False, report.reason, message, report, failing.since)
+        reason, meaning = _CODE_REASONS[ExitCode(culprit.container.exit_code or 0)]
+        return Verdict(False, reason, f"{meaning}; {crash_message(culprit)}", None, failing.since)
+    report = next((pod.report for pod in pods if pod.index == 0 and pod.report is not None), None)
+    if failing.reason == "DeadlineExceeded":
+        limit = duration(spec.active_deadline_seconds or 0)
+        message = (
+            f"stopped after activeDeadlineSeconds ({limit}). To go on, create a FineTuneJob with the same "
+            "checkpoint.uri and a longer deadline: it resumes from the last checkpoint."
+        )
+        return Verdict(False, Reason.DEADLINE_EXCEEDED, message, report, failing.since)
+    crashed = last_crash(pods)
+    if crashed is None:
+        return Verdict(
+            False, Reason.BACKOFF_LIMIT_EXCEEDED, f"{failing.reason}: {failing.message}", report, failing.since
+        )
+    box = crashed.container
+    if box is not None and box.ended_reason == "OOMKilled":
+        message = f"{crash_message(crashed)}. Raise workers.resources.memory ({spec.workers.resources.memory})"
+        message += " or lower training.microBatchSize."
+        return Verdict(False, Reason.OUT_OF_MEMORY, message, report, failing.since)
+    message = f"gave up after {spec.failure_policy.backoff_limit} retries (failurePolicy.backoffLimit): "
+    return Verdict(
+        False, Reason.BACKOFF_LIMIT_EXCEEDED, message + crash_message(crashed), report or crashed.report, failing.since
+    )

@@ -1,0 +1,1 @@
+"""What a ModelDeployment needs: policies → revisions → children → status, put together by `decide`."""

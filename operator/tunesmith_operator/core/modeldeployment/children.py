@@ -1,0 +1,141 @@
+"""Plan → manifests: one plain function for each child of a ModelDeployment."""
+
+from __future__ import annotations
+
+from tunesmith_api import keys
+from tunesmith_api.v1alpha1 import ModelDeployment
+from tunesmith_operator.core.config import Config
+from tunesmith_operator.core.manifest import JSON, Manifest
+from tunesmith_operator.core.modeldeployment.observed import owner_of, revision_label, revision_name
+from tunesmith_operator.core.modeldeployment.plan import Template
+from tunesmith_operator.core.podspec import Workload, plan_config_map, pod_spec
+from tunesmith_operator.core.resources import DEPLOYMENT, JOB, NETWORK_POLICY, SERVICE
+
+__all__ = ["config_map", "network_policy", "quantize_job", "selector", "server_deployment", "service"]
+
+
+def _labels(number: int, component: str) -> dict[str, str]:
+    return {keys.LABEL_COMPONENT: component, keys.LABEL_REVISION: revision_label(number)}
+
+
+def selector(deployment: ModelDeployment, number: int) -> dict[str, str]:
+    """Labels of the server pods of one revision, and of no other pods."""
+    return {keys.LABEL_MODELDEPLOYMENT: deployment.metadata.name} | _labels(number, keys.COMPONENT_SERVER)
+
+
+def service(deployment: ModelDeployment, number: int) -> Manifest:
+    """The address that clients use; it leads to one revision."""
+    owner = owner_of(deployment)
+    port: JSON = {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}
+    spec: JSON = {"selector": selector(deployment, number), "ports": [port]}
+    return owner.manifest(SERVICE, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
+
+
+def network_policy(deployment: ModelDeployment) -> Manifest:
+    """Anyone may ask for completions; nothing else of the pods can be reached."""
+    owner = owner_of(deployment)
+    spec: JSON = {
+        "podSelector": {"matchLabels": {keys.LABEL_MODELDEPLOYMENT: owner.name}},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"ports": [{"port": keys.PORT_SERVER, "protocol": "TCP"}]}],
+    }
+    return owner.manifest(NETWORK_POLICY, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
+
+
+def config_map(made: Template, number: int) -> Manifest:
+    """The plan of a revision. The revision hash on it lets the history be rebuilt from the children."""
+    annotations = {keys.ANNOTATION_REVISION_HASH: made.hash}
+    labels = _labels(number, keys.COMPONENT_SERVER)
+    name = revision_name(made.deployment, number)
+    return plan_config_map(owner_of(made.deployment), name, made.plan(number), labels, annotations)
+
+
+def _workload(
+    made: Template, number: int, container: str, module: str, container_fields: JSON, **more: JSON
+) -> Workload:
+    spec = made.deployment.spec
+    return Workload(
+        container=container,
+        module=module,
+        image=made.image,
+        plan_name=revision_name(made.deployment, number),
+        resources=spec.resources,
+        storage=made.source.storage,
+        node_selector=spec.node_selector,
+        tolerations=spec.tolerations,
+        restart_policy="Always" if container == keys.SERVER_CONTAINER else "Never",
+        container_fields=container_fields,
+        pod_fields=more.get("pod_fields", {}),
+    )
+
+
+def quantize_job(made: Template, number: int, config: Config) -> Manifest:
+    """Makes the revision's artefact in object storage, or finds it there."""
+    owner, labels = owner_of(made.deployment), _labels(number, keys.COMPONENT_QUANTIZE)
+    codes = sorted(int(code) for code in keys.TERMINAL_EXIT_CODES)
+    terminal: JSON = {"containerName": keys.QUANTIZE_CONTAINER, "operator": "In", "values": codes}
+    disrupted: JSON = {"type": "DisruptionTarget", "status": "True"}
+    workload = _workload(made, number, keys.QUANTIZE_CONTAINER, "tunesmith_server.quantize", {})
+    spec: JSON = {
+        "backoffLimit": 2,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onExitCodes": terminal},
+                {"action": "Ignore", "onPodConditions": [disrupted]},
+            ]
+        },
+        "template": {"metadata": {"labels": owner.selector | labels}, "spec": pod_spec(workload, config)},
+    }
+    return owner.manifest(JOB, f"{revision_name(made.deployment, number)}-quantize", {"spec": spec}, labels)
+
+
+def _probe(period: int, failures: int) -> JSON:
+    return {
+        "httpGet": {"path": keys.PATH_HEALTH, "port": "health"},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def server_deployment(made: Template, number: int, config: Config) -> Manifest:
+    """The server pods of one revision. No pod is taken away before another answers."""
+    owner, labels, spec = owner_of(made.deployment), _labels(number, keys.COMPONENT_SERVER), made.deployment.spec
+    pod_labels = owner.selector | labels
+    chosen = selector(made.deployment, number)
+    spread: JSON = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": chosen},
+    }
+    deadline = spec.rollout.progress_deadline_seconds
+    container: JSON = {
+        "ports": [
+            {"name": "http", "containerPort": keys.PORT_SERVER, "protocol": "TCP"},
+            {"name": "health", "containerPort": keys.PORT_HEALTH, "protocol": "TCP"},
+        ],
+        # a model may take minutes to load: liveness begins once it has answered for the first time
+        "startupProbe": _probe(1, max(60, deadline)),
+        "readinessProbe": _probe(2, 2),
+        "livenessProbe": _probe(10, 6),
+    }
+    workload = _workload(
+        made,
+        number,
+        keys.SERVER_CONTAINER,
+        "tunesmith_server",
+        container,
+        pod_fields={"topologySpreadConstraints": [spread]},
+    )
+    fields: JSON = {
+        "replicas": spec.replicas,
+        "revisionHistoryLimit": 1,
+        "progressDeadlineSeconds": deadline,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "selector": {"matchLabels": chosen},
+        "template": {"metadata": {"labels": pod_labels}, "spec": pod_spec(workload, config)},
+    }
+    annotations = {keys.ANNOTATION_REVISION_HASH: made.hash}
+    return owner.manifest(DEPLOYMENT, revision_name(made.deployment, number), {"spec": fields}, labels, annotations)

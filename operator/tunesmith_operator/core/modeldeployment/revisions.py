@@ -1,0 +1,224 @@
+"""Revisions: which there are, which one the spec asks for, and how far each has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pydantic import ValidationError
+
+from tunesmith_api import keys
+from tunesmith_api.keys import Reason
+from tunesmith_api.plan import ServingPlan
+from tunesmith_api.v1alpha1 import ModelDeployment
+from tunesmith_api.v1alpha1.modeldeployment import Revision, RevisionPhase
+from tunesmith_operator.core.crashes import crash_message, last_crash
+from tunesmith_operator.core.modeldeployment.observed import Family, revision_label, revision_name
+from tunesmith_operator.core.modeldeployment.plan import Template
+from tunesmith_operator.core.text import duration, rfc3339
+from tunesmith_operator.core.troubles import Startup, examine
+from tunesmith_operator.core.views import ConfigMapView, DeploymentView, JobView
+
+__all__ = ["History", "advance", "failed_in_rollout", "history", "quantize_startup", "trim"]
+
+_LIVE = (RevisionPhase.QUANTIZING, RevisionPhase.ROLLING_OUT)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All revisions, oldest first; the one that answers, if any; and the newest, if any."""
+
+    revisions: tuple[Revision, ...]
+    current: Revision | None
+    latest: Revision | None
+
+    def with_revision(self, changed: Revision) -> History:
+        """The same with one revision replaced or added; an ACTIVE one becomes current and retires its predecessor."""
+        by_number = {revision.number: revision for revision in self.revisions} | {changed.number: changed}
+        current = self.current
+        if current is not None and current.number == changed.number:
+            current = changed
+        if changed.phase is RevisionPhase.ACTIVE and (current is None or current.number != changed.number):
+            if current is not None:
+                by_number[current.number] = current.model_copy(update={"phase": RevisionPhase.RETIRED})
+            current = changed
+        newest = max(by_number)
+        for number, revision in by_number.items():
+            if number != newest and revision.phase in _LIVE:
+                by_number[number] = revision.model_copy(update={"phase": RevisionPhase.RETIRED})
+        ordered = tuple(by_number[number] for number in sorted(by_number))
+        return History(ordered, current, ordered[-1])
+
+
+def history(deployment: ModelDeployment, kin: Family) -> History:
+    """What the status says, completed from the children where it says nothing (it was lost, or never written)."""
+    status = deployment.status
+    known = {revision.number: revision for revision in status.revisions}
+    for label, config_map in kin.config_maps.items():
+        rebuilt = _rebuilt(deployment, label, config_map)
+        if rebuilt is not None and rebuilt.number not in known:
+            known[rebuilt.number] = rebuilt
+    ordered = tuple(known[number] for number in sorted(known))
+    current = next((revision for revision in ordered if revision.name == status.current_revision), None)
+    if current is None and not status.revisions:
+        current = _selected(kin, ordered)
+    return History(ordered, current, ordered[-1] if ordered else None)
+
+
+def _selected(kin: Family, ordered: Iterable[Revision]) -> Revision | None:
+    """The revision that the Service leads to, where its replicas answer."""
+    label = kin.service.selector.get(keys.LABEL_REVISION, "") if kin.service is not None else ""
+    child = kin.deployments.get(label)
+    if child is None or child.available == 0:
+        return None
+    found = next((revision for revision in ordered if revision_label(revision.number) == label), None)
+    return found.model_copy(update={"phase": RevisionPhase.ACTIVE}) if found is not None else None
+
+
+def _rebuilt(deployment: ModelDeployment, label: str, config_map: ConfigMapView) -> Revision | None:
+    digits = label.removeprefix("r")
+    try:
+        plan = ServingPlan.from_json(config_map.data.get(keys.PLAN_FILE, ""))
+    except ValidationError:
+        return None
+    if not digits.isdecimal():
+        return None
+    return Revision(
+        number=int(digits),
+        name=revision_name(deployment, int(digits)),
+        hash=config_map.annotations.get(keys.ANNOTATION_REVISION_HASH, ""),
+        phase=RevisionPhase.QUANTIZING,
+        model_uri=plan.model_uri,
+        model_digest=plan.model_digest,
+        quantization=plan.quantization,
+        artifact_uri=plan.artifact_uri,
+        created_time=rfc3339(config_map.created) if config_map.created is not None else None,
+    )
+
+
+def new_revision(made: Template, number: int, now: datetime) -> Revision:
+    """The revision that the spec asks for, about to begin."""
+    return Revision(
+        number=number,
+        name=revision_name(made.deployment, number),
+        hash=made.hash,
+        phase=RevisionPhase.QUANTIZING,
+        model_uri=made.source.uri,
+        model_digest=made.source.digest,
+        quantization=made.deployment.spec.quantization.method,
+        artifact_uri=made.artifact_uri,
+        created_time=rfc3339(now),
+    )
+
+
+def target(past: History, made: Template, now: datetime) -> History:
+    """The history with the revision that the spec asks for at its end."""
+    if past.latest is not None and past.latest.hash == made.hash:
+        return past
+    number = past.latest.number + 1 if past.latest is not None else 1
+    return past.with_revision(new_revision(made, number, now))
+
+
+def failed_in_rollout(revision: Revision) -> bool:
+    """Whether a failed revision had its artefact already."""
+    return revision.reason == Reason.PROGRESS_DEADLINE_EXCEEDED
+
+
+def quantize_startup(deployment: ModelDeployment, kin: Family, label: str, now: datetime) -> Startup:
+    """How the start of the quantize pod stands."""
+    patience = timedelta(seconds=deployment.spec.rollout.progress_deadline_seconds)
+    pods = kin.quantize_pods(label)
+    job = kin.jobs.get(label)
+    if job is None or job.suspended or job.ending:
+        return Startup()
+    busy = any(not pod.finished for pod in pods)
+    rejections = () if busy else tuple(it for it in kin.rejections if it.job_uid == job.uid)
+    return examine(pods, rejections, patience, now)
+
+
+def advance(deployment: ModelDeployment, revision: Revision, kin: Family, now: datetime) -> Revision:
+    """The revision as far as its children have brought it.
+
+    A failed one starts again when the child that failed has been deleted.
+    """
+    label = revision_label(revision.number)
+    job, servers = kin.jobs.get(label), kin.deployments.get(label)
+    if revision.phase is RevisionPhase.FAILED:
+        rollout = failed_in_rollout(revision)
+        if (servers if rollout else job) is not None:
+            return revision
+        phase = RevisionPhase.ROLLING_OUT if rollout else RevisionPhase.QUANTIZING
+        revision = revision.model_copy(update={"phase": phase, "reason": "", "message": ""})
+    if revision.phase is RevisionPhase.QUANTIZING:
+        revision = _quantized(deployment, revision, kin, job, servers, now)
+    if revision.phase is RevisionPhase.ROLLING_OUT and servers is not None:
+        revision = _rolled_out(deployment, revision, servers)
+    return revision
+
+
+def _quantized(
+    deployment: ModelDeployment,
+    revision: Revision,
+    kin: Family,
+    job: JobView | None,
+    servers: DeploymentView | None,
+    now: datetime,
+) -> Revision:
+    if servers is not None:
+        return revision.model_copy(update={"phase": RevisionPhase.ROLLING_OUT})
+    if job is None:
+        return revision
+    label = revision_label(revision.number)
+    pods = kin.quantize_pods(label)
+    if job.complete:
+        reports = [pod.report for pod in pods if pod.phase == "Succeeded" and pod.report is not None]
+        made = reports[0].model if reports else None
+        update: dict[str, object] = {"phase": RevisionPhase.ROLLING_OUT}
+        if made is not None:
+            update |= {
+                "artifact_uri": made.uri,
+                "artifact_digest": made.digest,
+                "artifact_size_bytes": made.size_bytes,
+            }
+        return revision.model_copy(update=update)
+    again = f"Then try again with: kubectl delete job -n {job.namespace} {job.name}"
+    if job.failed is not None:
+        crashed = last_crash(pods)
+        report = crashed.report if crashed is not None else None
+        reason = report.reason if report is not None else Reason.QUANTIZATION_FAILED
+        cause = crash_message(crashed) if crashed is not None else job.failed.message
+        return _failed(revision, reason, f"quantization failed: {cause}. {again}")
+    expired = quantize_startup(deployment, kin, label, now).expired
+    if expired is not None:
+        waited = duration(deployment.spec.rollout.progress_deadline_seconds)
+        message = f"given up after {waited} (rollout.progressDeadlineSeconds): {expired.message} {again}"
+        return _failed(revision, expired.reason, message)
+    return revision
+
+
+def _rolled_out(deployment: ModelDeployment, revision: Revision, servers: DeploymentView) -> Revision:
+    if servers.rolled_out and servers.desired == deployment.spec.replicas:
+        return revision.model_copy(update={"phase": RevisionPhase.ACTIVE, "reason": "", "message": ""})
+    if servers.deadline_exceeded:
+        waited = duration(deployment.spec.rollout.progress_deadline_seconds)
+        message = (
+            f"{servers.available} of {servers.desired} replicas became available within {waited} "
+            f"(rollout.progressDeadlineSeconds). Correct the cause, then try again with: "
+            f"kubectl delete deployment -n {servers.namespace} {servers.name}"
+        )
+        return _failed(revision, Reason.PROGRESS_DEADLINE_EXCEEDED, message)
+    return revision
+
+
+def _failed(revision: Revision, reason: Reason, message: str) -> Revision:
+    update = {"phase": RevisionPhase.FAILED, "reason": reason.value, "message": message[:1024]}
+    return revision.model_copy(update=update)
+
+
+def trim(past: History, limit: int) -> tuple[Revision, ...]:
+    """The revisions that the status lists: the newest `limit`, and always the one that answers."""
+    newest = past.revisions[-limit:]
+    if past.current is not None and past.current.number not in {revision.number for revision in newest}:
+        return (past.current, *newest)
+    return newest

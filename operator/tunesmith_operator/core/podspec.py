@@ -1,0 +1,155 @@
+"""The pod that both kinds run: restricted Pod Security, the plan as a file, storage credentials by reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tunesmith_api import keys
+from tunesmith_api.model import Contract
+from tunesmith_api.v1alpha1 import Resources, Storage, Toleration
+from tunesmith_operator.core.config import Config
+from tunesmith_operator.core.manifest import JSON, Manifest, Owner
+from tunesmith_operator.core.resources import CONFIG_MAP
+
+__all__ = ["Workload", "env", "plan_config_map", "pod_spec", "secret_env", "storage_env"]
+
+USER_ID = 65532
+GRACE_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One container of ours and what it needs around it."""
+
+    container: str
+    module: str
+    image: str
+    plan_name: str
+    resources: Resources
+    storage: Storage
+    gpus: int = 0
+    gpu_resource: str = ""
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Toleration] = ()
+    priority_class_name: str | None = None
+    restart_policy: str = "Never"
+    env: Sequence[JSON] = ()
+    container_fields: JSON = field(default_factory=dict)
+    pod_fields: JSON = field(default_factory=dict)
+    shared_memory: bool = False
+
+
+def env(name: str, value: str) -> JSON:
+    """An environment variable."""
+    return {"name": name, "value": value}
+
+
+def secret_env(name: str, secret: str, key: str, optional: bool = False) -> JSON:
+    """An environment variable from a Secret."""
+    reference: JSON = {"name": secret, "key": key}
+    if optional:
+        reference["optional"] = True
+    return {"name": name, "valueFrom": {"secretKeyRef": reference}}
+
+
+def storage_env(storage: Storage) -> list[JSON]:
+    """The object store's credentials, where a Secret is named."""
+    if storage.secret_ref is None:
+        return []
+    secret = storage.secret_ref.name
+    return [secret_env(key, secret, key) for key in keys.STORAGE_SECRET_KEYS] + [
+        secret_env(key, secret, key, optional=True) for key in keys.STORAGE_SECRET_OPTIONAL_KEYS
+    ]
+
+
+def plan_config_map(
+    owner: Owner, name: str, plan: Contract, labels: Mapping[str, str], annotations: Mapping[str, str] | None = None
+) -> Manifest:
+    """The ConfigMap that a pod reads its plan from."""
+    return owner.manifest(CONFIG_MAP, name, {"data": {keys.PLAN_FILE: plan.to_json()}}, labels, annotations)
+
+
+def _common_env(workload: Workload) -> list[JSON]:
+    def downward(path: str) -> JSON:
+        return {"fieldRef": {"fieldPath": path}}
+
+    cpu = {"containerName": workload.container, "resource": "limits.cpu", "divisor": "1m"}
+    return [
+        {"name": keys.ENV_POD_NAME, "valueFrom": downward("metadata.name")},
+        {"name": keys.ENV_POD_IP, "valueFrom": downward("status.podIP")},
+        {"name": keys.ENV_CPU_LIMIT, "valueFrom": {"resourceFieldRef": cpu}},
+        env(keys.ENV_PLAN, f"{keys.PLAN_DIRECTORY}/{keys.PLAN_FILE}"),
+        env(keys.ENV_SCRATCH, keys.SCRATCH_DIRECTORY),
+        env(keys.ENV_TERMINATION_LOG, keys.TERMINATION_LOG),
+        env("HOME", keys.SCRATCH_DIRECTORY),
+        env("TMPDIR", keys.SCRATCH_DIRECTORY),
+        env("PYTHONUNBUFFERED", "1"),
+        *workload.env,
+        *storage_env(workload.storage),
+    ]
+
+
+def _container(workload: Workload, config: Config) -> JSON:
+    amounts = {"cpu": workload.resources.cpu, "memory": workload.resources.memory}
+    if workload.gpus:
+        amounts[workload.gpu_resource] = str(workload.gpus)
+    mounts: list[JSON] = [
+        {"name": "plan", "mountPath": keys.PLAN_DIRECTORY, "readOnly": True},
+        {"name": "scratch", "mountPath": keys.SCRATCH_DIRECTORY},
+    ]
+    if workload.shared_memory:
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - the pod's, not this process's
+    return {
+        "name": workload.container,
+        "image": workload.image,
+        "imagePullPolicy": config.image_pull_policy,
+        "command": ["python3", "-m", workload.module],
+        "env": _common_env(workload),
+        "resources": {"requests": dict(amounts), "limits": dict(amounts)},
+        "volumeMounts": mounts,
+        # where a crash leaves no report, the end of the log tells why
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **workload.container_fields,
+    }
+
+
+def pod_spec(workload: Workload, config: Config) -> JSON:
+    """A pod spec that passes the restricted Pod Security Standard and holds no Kubernetes token."""
+    volumes: list[JSON] = [
+        {"name": "plan", "configMap": {"name": workload.plan_name}},
+        {"name": "scratch", "emptyDir": {}},
+    ]
+    if workload.shared_memory:
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    spec: JSON = {
+        "restartPolicy": workload.restart_policy,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(workload, config)],
+        "volumes": volumes,
+        **workload.pod_fields,
+    }
+    if workload.node_selector:
+        spec["nodeSelector"] = dict(workload.node_selector)
+    if workload.tolerations:
+        spec["tolerations"] = [
+            entry.model_dump(mode="json", by_alias=True, exclude_none=True) for entry in workload.tolerations
+        ]
+    if workload.priority_class_name:
+        spec["priorityClassName"] = workload.priority_class_name
+    return spec

@@ -1,0 +1,78 @@
+"""What changed between two statuses: events for people, and whether a write is worth its while."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Final, TypeVar
+
+from tunesmith_api.keys import JobCondition, Reason
+from tunesmith_api.v1alpha1 import Condition, FineTuneJobStatus, ModelDeploymentStatus
+from tunesmith_operator.core.conditions import FALSE, UNKNOWN, Finding, find, merge
+from tunesmith_operator.core.decision import EventNote, Status
+from tunesmith_operator.core.manifest import JSON
+
+__all__ = ["differs", "status_document", "transitions", "with_apply_failure"]
+
+_GOOD: Final = frozenset(
+    {
+        Reason.TRAINING,
+        Reason.COMPLETED,
+        Reason.SUSPENDED,
+        Reason.STARTING,
+        Reason.QUANTIZING,
+        Reason.QUANTIZED,
+        Reason.ROLLING_OUT,
+        Reason.ROLLED_OUT,
+        Reason.REPLICAS_AVAILABLE,
+        Reason.SCALED_TO_ZERO,
+        Reason.SOURCE_NOT_READY,
+    }
+)
+_Status = TypeVar("_Status", FineTuneJobStatus, ModelDeploymentStatus)
+
+
+def transitions(
+    type_: str, before: Sequence[Condition], after: Sequence[Condition], quiet: Collection[Reason]
+) -> tuple[EventNote, ...]:
+    """One event where status or reason of the condition has moved, unless it moved to something not worth telling."""
+    old, new = find(before, type_), find(after, type_)
+    if new is None or new.reason in quiet:
+        return ()
+    if old is not None and (old.status, old.reason) == (new.status, new.reason):
+        return ()
+    return (EventNote("Normal" if new.reason in _GOOD else "Warning", new.reason, new.message),)
+
+
+def status_document(status: Status) -> JSON:
+    """The status as it is written: absent values left out."""
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def differs(before: Status, after: Status) -> bool:
+    """Whether anything but the heartbeat has changed."""
+    return _still(before) != _still(after)
+
+
+def _still(status: Status) -> JSON:
+    document = status_document(status)
+    progress = document.get("progress")
+    if isinstance(progress, dict):
+        progress.pop("lastHeartbeatTime", None)
+    return document
+
+
+def with_apply_failure(
+    before: _Status, planned: _Status, starts: bool, summary: str, message: str, now: datetime, generation: int
+) -> _Status:
+    """The planned status, corrected after a child could not be written.
+
+    The generation is not carried out yet. Where the plan was to start something (`starts`), nothing has started: the
+    status before is kept, and its summary condition says why.
+    """
+    base = before if starts else planned
+    findings = [Finding(JobCondition.CHILDREN_APPLIED, FALSE, Reason.APPLY_FAILED, message)]
+    if find(base.conditions, summary) is None or starts:
+        findings.append(Finding(summary, UNKNOWN, Reason.APPLY_FAILED, message))
+    conditions = merge(base.conditions, findings, now, generation)
+    return base.model_copy(update={"conditions": conditions, "observed_generation": before.observed_generation})

@@ -1,0 +1,154 @@
+"""Why a pod doesn't start, read from its status: the cause and the remedy in words, and how long it may last."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tunesmith_api import keys
+from tunesmith_api.keys import Reason
+from tunesmith_operator.core.text import duration
+from tunesmith_operator.core.views import ContainerView, PodView, RejectionView
+
+__all__ = ["Startup", "Trouble", "examine"]
+
+_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
+          "RegistryUnavailable", "SignatureValidationFailed")  # fmt: skip
+_CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CreatePodSandboxError")
+_SECRET = re.compile(r'secrets? "(?P<a>[^"]+)" not found|in Secret [^/\s]+/(?P<b>[^\s"]+)')
+_BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"(: \w+: )?')
+_POD_NAME = re.compile(r'pods "[^"]+"')
+_ORDER = (
+    Reason.SECRET_NOT_FOUND,
+    Reason.IMAGE_PULL_FAILED,
+    Reason.CONTAINER_CONFIG_ERROR,
+    Reason.POD_REJECTED,
+    Reason.UNSCHEDULABLE,
+    Reason.PENDING,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What keeps a pod from starting. `since` is None where it may last without limit (no room in the cluster)."""
+
+    reason: Reason
+    message: str
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """How the start of all pods stands: the worst trouble, the one that has lasted too long, and when the next will."""
+
+    trouble: Trouble | None = None
+    expired: Trouble | None = None
+    deadline: datetime | None = None
+
+
+def examine(
+    pods: Sequence[PodView], rejections: Sequence[RejectionView], patience: timedelta, now: datetime
+) -> Startup:
+    """Look at the pods that haven't started, and at those that the API server refuses to create.
+
+    A scheduled pod that is quietly preparing (pulling a large image) is no trouble until its time is up, though it
+    counts against it. Pods without a node wait without limit.
+    """
+    waiting = [pod for pod in pods if not pod.started and not pod.deleting]
+    troubles = [trouble for pod in waiting if (trouble := _of_pod(pod, now, patience)) is not None]
+    starts = [pod.scheduled_at for pod in waiting if pod.scheduled_at is not None]
+    if (rejected := _rejected(pods, rejections)) is not None:
+        troubles.append(rejected)
+        starts += [rejected.since] if rejected.since is not None else []
+    troubles.sort(key=lambda trouble: _rank(trouble.reason))
+    expired = (trouble for trouble in troubles if trouble.since is not None and trouble.since + patience <= now)
+    return Startup(
+        trouble=troubles[0] if troubles else None,
+        expired=next(expired, None),
+        deadline=min((start + patience for start in starts if start + patience > now), default=None),
+    )
+
+
+def _rank(reason: Reason) -> int:
+    return _ORDER.index(reason) if reason in _ORDER else len(_ORDER)
+
+
+def _of_pod(pod: PodView, now: datetime, patience: timedelta) -> Trouble | None:
+    if pod.scheduled_at is None:
+        if not pod.unschedulable:
+            return None
+        return Trouble(
+            Reason.UNSCHEDULABLE,
+            f"pod {pod.name} finds no node: {pod.unschedulable} It waits for room: free or add nodes, or ask for less "
+            "(resources, GPUs, nodeSelector).",
+            None,
+        )
+    box = pod.container
+    if box is not None and box.waiting in _IMAGE:
+        return Trouble(Reason.IMAGE_PULL_FAILED, _image_message(pod, box), pod.scheduled_at)
+    if box is not None and box.waiting in _CONFIG:
+        return _config_trouble(pod, box)
+    if now - pod.scheduled_at < patience:
+        return None
+    doing = box.waiting if box is not None and box.waiting else "no container yet"
+    return Trouble(
+        Reason.STARTUP_TIMEOUT,
+        f"pod {pod.name} was scheduled {duration(patience.total_seconds())} ago and still hasn't started ({doing}): "
+        f"kubectl describe pod -n {pod.namespace} {pod.name} says why.",
+        pod.scheduled_at,
+    )
+
+
+def _image_message(pod: PodView, box: ContainerView) -> str:
+    # the kubelet alternates between two wordings of one fact: keep to one, so that the status stays still
+    detail = _BACK_OFF.sub("", box.waiting_message).strip().rstrip(".")
+    return (
+        f"pod {pod.name} can't get image {box.image}{': ' + detail if detail else ''}. Correct the image name, or make "
+        "it available to the node (registry, pull secret of the namespace's default ServiceAccount)."
+    )
+
+
+def _config_trouble(pod: PodView, box: ContainerView) -> Trouble:
+    named = _SECRET.search(box.waiting_message)
+    if named is None:
+        return Trouble(
+            Reason.CONTAINER_CONFIG_ERROR,
+            f"pod {pod.name} can't start its container: {box.waiting_message or box.waiting}.",
+            pod.scheduled_at,
+        )
+    secret = named["a"] or named["b"]
+    if "-ray-" in secret and secret.startswith(pod.labels.get(keys.LABEL_FINETUNEJOB, "") + "-"):
+        remedy = "The operator made it and it is gone: delete the child Job, both are then made again."
+    else:
+        wanted = " and ".join(keys.STORAGE_SECRET_KEYS)
+        remedy = (
+            f"Create Secret {secret} in namespace {pod.namespace} with the keys {wanted} (storage.secretRef names "
+            "it); the pod then starts by itself."
+        )
+    return Trouble(
+        Reason.SECRET_NOT_FOUND, f"pod {pod.name} can't start: {box.waiting_message}. {remedy}", pod.scheduled_at
+    )
+
+
+def _rejected(pods: Sequence[PodView], rejections: Sequence[RejectionView]) -> Trouble | None:
+    # what was refused before the newest pod could be made is past
+    made = max((pod.created for pod in pods if pod.created is not None), default=None)
+    fresh = [it for it in rejections if made is None or (it.last_seen is not None and it.last_seen > made)]
+    if not fresh:
+        return None
+    newest = max(fresh, key=lambda it: it.last_seen.timestamp() if it.last_seen is not None else 0.0)
+    quota = "exceeded quota" in newest.message
+    remedy = (
+        "It waits until the quota has room."
+        if quota
+        else "Change the namespace's policy (Pod Security, LimitRange, webhooks) or the spec."
+    )
+    # every try is for a pod of a new random name: leave it out, so that the status stays still
+    message = _POD_NAME.sub("pods", newest.message.removeprefix("Error creating: ")).rstrip(".")
+    since = min((it.first_seen for it in fresh if it.first_seen is not None), default=None)
+    if since is not None and made is not None:
+        since = max(since, made)
+    text = f"the API server refuses the pods: {message}. {remedy}"
+    return Trouble(Reason.POD_REJECTED, text, None if quota else since)
