@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devcluster import paths
-from devcluster.errors import UnsupportedMachine
+from devcluster.errors import ClusterFailed, UnsupportedMachine
 from devcluster.progress import Progress
 
 KUBERNETES = "1.37.2"
@@ -60,7 +60,8 @@ class Toolchain:
 def ensure(progress: Progress) -> Binaries:
     """The built programs; builds them first where this machine has none of this key (7 to 10 minutes on two cores).
 
-    Raises: ``UnsupportedMachine`` where there is neither a Go nor a way to get one, or the build fails.
+    Raises: ``UnsupportedMachine`` where there is neither a Go nor a way to get one, ``ClusterFailed`` where the build
+    fails.
     """
     toolchain = find_go(progress)
     folder = paths.cache() / "bin" / key(toolchain.version)
@@ -167,8 +168,9 @@ def _compile(toolchain: Toolchain, target: Path, progress: Progress) -> None:
                 reported = time.monotonic()
                 progress(f"compiled {compiled} packages of at most {total}")
     if build.returncode:
-        raise UnsupportedMachine(
-            f"could not build the cluster's programs (`go build` in {paths.SOURCE}): {''.join(said[-15:])}"
+        raise ClusterFailed(
+            f"`go build` in {paths.SOURCE} failed; it needs a Go module proxy (`go env GOPROXY`) unless its module cache "
+            f"is filled: {''.join(said[-15:])}"
         )
 
 

@@ -43,7 +43,7 @@ def boot(made: State, binaries: Binaries, progress: Progress) -> Booted:
     credentials.authority.kubeconfig(folder / "kubeconfig", server_outside, credentials.admin)
     progress("etcd and kube-apiserver are starting")
     api = Api(made.api_port, folder / "pki")
-    members = [Node(box, binaries, folder, spec, api, entry) for entry in made.nodes]
+    members = [Node(box, binaries, made, api, entry) for entry in made.nodes]
     with ThreadPoolExecutor(max_workers=max(1, len(members))) as pool:
         if members:
             network.write_cni(folder / "cni")

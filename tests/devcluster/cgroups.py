@@ -11,7 +11,6 @@ from devcluster.spec import MAX_NODES
 
 ROOT = Path("/sys/fs/cgroup")
 GONE_SECONDS = 5.0
-V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids")
 
 
 def name(identifier: str, node: int) -> str:
@@ -31,7 +30,8 @@ def make(identifier: str, node: int) -> str:
     made = name(identifier, node)
     for hierarchy in hierarchies():
         if hierarchy == ROOT:
-            for controller in V2_CONTROLLERS:  # one by one: a missing one must not keep the others from it
+            # All of them, or the kubelet does not take the cgroup for one; singly, for one may be refused.
+            for controller in (ROOT / "cgroup.controllers").read_text().split():
                 with contextlib.suppress(OSError):
                     (ROOT / "cgroup.subtree_control").write_text(f"+{controller}")
         (hierarchy / made).mkdir(exist_ok=True)

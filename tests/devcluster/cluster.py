@@ -81,7 +81,7 @@ class Cluster:
         programs = Binaries(Path(made.binaries))
         sandbox = Sandbox(made.id, made.init)
         api = Api(made.api_port, made.folder / "pki")
-        members = [Node(sandbox, programs, made.folder, made.spec, api, entry) for entry in made.nodes]
+        members = [Node(sandbox, programs, made, api, entry) for entry in made.nodes]
         return cls(made, programs, Booted(sandbox, api, members, None))
 
     def stop(self) -> None:

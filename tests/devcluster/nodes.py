@@ -24,7 +24,7 @@ from devcluster.pki import Authority
 from devcluster.processes import wait_until
 from devcluster.sandbox import Process, Sandbox
 from devcluster.spec import ClusterSpec
-from devcluster.state import NodeState
+from devcluster.state import NodeState, State
 
 CONTAINERD_ROOT = "/run/containerd"
 KUBELET_ROOT = "/var/lib/kubelet"
@@ -92,15 +92,14 @@ def lease_slot() -> Slot:
 class Node:
     """A node of a cluster, numbered from 1."""
 
-    def __init__(
-        self, cluster: Sandbox, binaries: Binaries, folder: Path, spec: ClusterSpec, api: Api, state: NodeState
-    ) -> None:
-        self._cluster, self._binaries, self._spec, self._api, self._state = cluster, binaries, spec, api, state
-        self._cluster_folder = folder
+    def __init__(self, cluster: Sandbox, binaries: Binaries, made: State, api: Api, state: NodeState) -> None:
+        self._cluster, self._binaries, self._api, self._made, self._state = cluster, binaries, api, made, state
+        self._spec: ClusterSpec = made.spec
+        self._cluster_folder = made.folder
         self._import = Lock()
         self.number = state.number
         self.name = f"node{state.number}"
-        self.folder = folder / self.name
+        self.folder = made.folder / self.name
         self._sandbox = Sandbox(cluster.cluster_id, state.init) if state.init else None
         self._kubelet: Process | None = None
         self._containerd: Process | None = None
@@ -169,6 +168,7 @@ class Node:
             init_arguments=arguments,
         )
         self._state.init = self._sandbox.init
+        self._made.write()
         self._containerd = self._start_containerd()
 
     def _start_containerd(self) -> Process:
@@ -240,6 +240,7 @@ class Node:
         argv = [self._binaries.path("kubelet"), *(f"--{name}={value}" for name, value in flags.items())]
         self._kubelet = self._box.spawn(f"kubelet of {self.name}", argv, self.folder / "kubelet.log")
         self._state.kubelet = self._kubelet.inner
+        self._made.write()
         if self._spec.gpus_per_node:
             self._start_gpus()
 

@@ -4,14 +4,28 @@ The two clusters are made once per session, on the first use. A machine that can
 reason; it is never counted as passed. (An existing KUBECONFIG could be honoured in ``_session_cluster``.)
 """
 
+import contextlib
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from devcluster import Cluster, ClusterSpec, UnsupportedMachine
+from devcluster import Cluster, ClusterSpec, UnsupportedMachine, binaries, machine, progress
 
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
+CLUSTERS = {"control_plane", "cluster"}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the programs before the first test that needs them: minutes that no test's time limit should count."""
+    needed = any(CLUSTERS.intersection(getattr(item, "fixturenames", ())) for item in session.items)
+    if not needed or session.config.option.collectonly:
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    report = progress.to_stderr()
+    with contextlib.suppress(UnsupportedMachine), capture.global_and_fixture_disabled():  # the fixtures say why
+        machine.ensure(1, report)
+        binaries.ensure(report)
 
 
 def _session_cluster(spec: ClusterSpec) -> Iterator[Cluster]:
