@@ -47,9 +47,9 @@ def cpu_threads(environment: Mapping[str, str]) -> int:
 
     llama.cpp's threads wait for each other in a busy loop: one more than there are cores makes it many times slower.
     """
-    limit = int(environment.get(keys.ENV_CPU_LIMIT) or 0) // 1000
     cores = len(os.sched_getaffinity(0))
-    return max(1, min(limit or cores, cores))
+    millicores = int(environment.get(keys.ENV_CPU_LIMIT) or cores * 1000)
+    return max(1, min(millicores // 1000, cores))
 
 
 def write_report(report: TerminationReport) -> None:

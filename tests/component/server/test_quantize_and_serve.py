@@ -1,0 +1,205 @@
+"""The quantize Job and the server, as processes, with the real model and a real S3 store."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import assets
+from tunesmith_api import keys
+from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.plan import ServingPlan, StoragePlan
+from tunesmith_api.reports import Outcome, TerminationReport
+from tunesmith_server.artifact import MODEL_FILE
+from tunesmith_server.engine import LlamaEngine
+
+QUESTIONS = ("What is the capital of France?", "What color is the sky?", "Name an animal that barks.", "What is 2 + 2?")
+
+
+@pytest.fixture(scope="module")
+def model_uri(object_store) -> str:
+    uri = object_store.ensure_bucket("served-models") + "/smollm2"
+    object_store.put_folder(assets.smollm2(), uri)
+    return uri
+
+
+@pytest.fixture
+def environment(object_store, tmp_path, model_uri):
+    def build(**changes) -> dict[str, str]:
+        values = {
+            "name": "smol", "namespace": "n", "uid": "u", "revision": "smol-r1", "model_uri": model_uri, "quantization": "Q8_0",
+            "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": f"{model_uri}/quantized/q8_0",
+            "storage": StoragePlan(endpoint_url=object_store.endpoint_url),
+        }  # fmt: skip
+        plan = tmp_path / "plan.json"
+        plan.write_text(ServingPlan(**{**values, **changes}).to_json())
+        ours = {
+            keys.ENV_PLAN: str(plan),
+            keys.ENV_SCRATCH: str(tmp_path / "scratch"),
+            keys.ENV_TERMINATION_LOG: str(tmp_path / "termination.json"),
+            keys.ENV_CPU_LIMIT: "1000",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        return {**os.environ, **object_store.credentials.environment(), **ours}
+
+    return build
+
+
+def quantize(environment) -> tuple[int, TerminationReport]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith_server.quantize"], env=environment, check=False, capture_output=True
+    )
+    return done.returncode, TerminationReport.from_json(Path(environment[keys.ENV_TERMINATION_LOG]).read_text())
+
+
+def ask(base: str, question: str, **extra) -> dict:
+    body = {
+        "model": "smol",
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 12,
+        "temperature": 0,
+        **extra,
+    }
+    request = urllib.request.Request(
+        f"{base}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+def text_of(answer: dict) -> str:
+    return answer["choices"][0]["message"]["content"]
+
+
+@pytest.fixture(scope="module")
+def quantized(object_store, model_uri, tmp_path_factory):
+    """Both number formats, made once by the real Job; returns {method: local file}."""
+    folder = tmp_path_factory.mktemp("gguf")
+    made = {}
+    for method in ("None", "Q8_0"):
+        uri = f"{model_uri}/made/{method.lower()}"
+        plan = ServingPlan(
+            name="smol", namespace="n", uid="u", revision="smol-r1", model_uri=model_uri, quantization=method, engine="LlamaCpp",
+            context_length=256, parallel_requests=2, artifact_uri=uri, storage=StoragePlan(endpoint_url=object_store.endpoint_url),
+        )  # fmt: skip
+        path = folder / f"{method}.json"
+        path.write_text(plan.to_json())
+        environment = {
+            **os.environ, **object_store.credentials.environment(), keys.ENV_PLAN: str(path), "PYTHONPATH": os.pathsep.join(sys.path),
+            keys.ENV_SCRATCH: str(folder / method), keys.ENV_TERMINATION_LOG: str(folder / f"{method}.termination"),
+        }  # fmt: skip
+        code, report = quantize(environment)
+        assert code == 0, report
+        made[method] = (plan, folder / method / "artifact" / MODEL_FILE, report)
+    return made
+
+
+def test_eight_bits_take_half_the_space_and_give_the_same_answers(quantized):
+    answers, sizes = {}, {}
+    for method, (plan, path, report) in quantized.items():
+        assert report.reason == Reason.QUANTIZED
+        assert report.model.uri == plan.artifact_uri
+        sizes[method] = report.model.size_bytes
+        engine = LlamaEngine(plan, path, threads=1, port=free_port())
+        answers[method] = [text_of(ask(engine.url, question)) for question in QUESTIONS]
+    assert "Paris" in answers["Q8_0"][0]
+    same = sum(left == right for left, right in zip(answers["None"], answers["Q8_0"], strict=True))
+    assert same >= len(QUESTIONS) - 1, answers
+    assert sizes["Q8_0"] < 0.6 * sizes["None"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_finished_artefact_is_not_made_again(quantized, environment, object_store):
+    plan, _, first = quantized["Q8_0"]
+    before = object_store.client().head_object(Bucket="served-models", Key="smollm2/made/q8_0/model.gguf")[
+        "LastModified"
+    ]
+    started = time.monotonic()
+    code, report = quantize(environment(artifact_uri=plan.artifact_uri))
+    assert (code, report.model.digest) == (0, first.model.digest)
+    assert time.monotonic() - started < 8
+    after = object_store.client().head_object(Bucket="served-models", Key="smollm2/made/q8_0/model.gguf")[
+        "LastModified"
+    ]
+    assert after == before
+
+
+def test_a_missing_model_and_a_broken_one_are_told_apart(environment, object_store, bucket):
+    code, report = quantize(environment(model_uri=f"{bucket}/nothing"))
+    assert (code, report.outcome, report.reason) == (ExitCode.INVALID_INPUT, Outcome.FAILED, Reason.MODEL_NOT_FOUND)
+    object_store.put_text('{"architectures": ["NoSuchModel"], "model_type": "llama"}', f"{bucket}/broken/config.json")
+    code, report = quantize(environment(model_uri=f"{bucket}/broken", artifact_uri=f"{bucket}/out"))
+    assert (code, report.reason) == (ExitCode.INVALID_INPUT, Reason.MODEL_INVALID)
+    assert "GGUF" in report.message
+
+
+def test_a_bucket_that_may_only_be_read_is_named(environment, object_store, model_uri, bucket):
+    env = {**environment(artifact_uri=f"{bucket}/out"), **object_store.read_only.environment()}
+    code, report = quantize(env)
+    assert (code, report.reason) == (ExitCode.STORAGE_DENIED, Reason.STORAGE_UNWRITABLE)
+    assert bucket.removeprefix("s3://") in report.message
+
+
+def test_the_server_is_ready_after_an_answer_streams_and_drains(quantized, environment):
+    plan, _, _ = quantized["Q8_0"]
+    env = environment(artifact_uri=plan.artifact_uri)
+    process = subprocess.Popen([sys.executable, "-m", "tunesmith_server"], env=env)
+    base, health = f"http://127.0.0.1:{keys.PORT_SERVER}", f"http://127.0.0.1:{keys.PORT_HEALTH}{keys.PATH_HEALTH}"
+    try:
+        wait_ready(health, process)
+        models = json.load(urllib.request.urlopen(f"{base}/v1/models"))
+        assert [entry["id"] for entry in models["data"]] == ["smol"]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(base, "Hi", messages="not a list")
+        assert refused.value.code == 400
+        assert list(stream(base, "Count to five."))[-1] == "[DONE]"
+
+        answers: list[dict] = []
+        long_request = threading.Thread(target=lambda: answers.append(ask(base, "Tell a story.", max_tokens=120)))
+        long_request.start()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        long_request.join(timeout=30)
+        assert answers, "the request in flight was cut off"
+        assert answers[0]["usage"]["completion_tokens"] > 12
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_ready(health: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server ended"
+        try:
+            if urllib.request.urlopen(health, timeout=2).status == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("not ready in 60 s")
+
+
+def stream(base: str, question: str):
+    body = {"model": "smol", "messages": [{"role": "user", "content": question}], "max_tokens": 8, "stream": True}
+    request = urllib.request.Request(
+        f"{base}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        for line in response:
+            if line.startswith(b"data: "):
+                yield line.removeprefix(b"data: ").strip().decode()
