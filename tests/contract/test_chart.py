@@ -105,9 +105,15 @@ def test_lint_finds_nothing_to_say(programs):
         pytest.param("image.digest=sha256:12", "at '/image/digest': 'sha256:12' does not match", id="short digest"),
         pytest.param("image.repository=host/name:tag@x", "at '/image/repository'", id="a tag in the repository"),
         pytest.param("resources.limits.memory=lots", "at '/resources/limits/memory'", id="no quantity"),
-        pytest.param("tolerations[0].keys=x", "additional properties 'keys' not allowed", id="unknown toleration field"),
+        pytest.param(
+            "tolerations[0].keys=x", "additional properties 'keys' not allowed", id="unknown toleration field"
+        ),
         pytest.param("serviceAccount.create=false", "serviceAccount.name is needed", id="no account at all"),
-        pytest.param(r"podLabels.app\.kubernetes\.io/name=x", "at '/podLabels/app.kubernetes.io~1name': false schema", id="a label that selects the pod"),
+        pytest.param(
+            r"podLabels.app\.kubernetes\.io/name=x",
+            "at '/podLabels/app.kubernetes.io~1name': false schema",
+            id="a label that selects the pod",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(programs, setting, complaint):
@@ -262,7 +268,9 @@ def test_the_operator_reads_no_secret_and_has_no_wildcard(default):
     granted = rules(default["ClusterRole", "", OPERATOR])
     assert not [right for right in granted if "*" in right]
     assert {right for right in granted if right[1].startswith("secrets")} == {("", "secrets", "create")}
-    assert not [right for right in granted if right[1] in ("pods/exec", "nodes", "serviceaccounts", "serviceaccounts/token")]
+    assert not [
+        right for right in granted if right[1] in ("pods/exec", "nodes", "serviceaccounts", "serviceaccounts/token")
+    ]
     assert not [right for right in granted if right[0] == "rbac.authorization.k8s.io"]
     # users' own specs are theirs: the operator writes status only
     changed = {right[2] for right in granted if right[0] == keys.GROUP and "/" not in right[1]}

@@ -1,6 +1,7 @@
 """Every file of manifests/samples is accepted by a real API server, and says what the API types read from it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from devcluster import CommandFailed
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment
+from tunesmith_operator.core.finetunejob import policies as finetunejob
+from tunesmith_operator.core.modeldeployment import policies as modeldeployment
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT / "manifests/samples").glob("*.yaml"))
@@ -137,3 +140,36 @@ def test_a_model_from_a_folder_needs_storage(api, namespace):
     deployment["spec"]["source"]["fineTuneJobRef"] = {"name": "sentiment"}
     with pytest.raises(CommandFailed, match="source takes either fineTuneJobRef or uri"):
         api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(deployment))
+
+
+# --- manifests in docs/: complete ones as they are, fragments laid over a sample ---
+
+
+def manifests_of_docs():
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for number, block in enumerate(re.findall(r"^```yaml\n(.+?)^```", page.read_text(), re.M | re.S), 1):
+            yield pytest.param(page.stem, yaml.safe_load(block), id=f"{page.stem} {number}")
+
+
+def laid_over(base, change):
+    if not isinstance(base, dict) or not isinstance(change, dict):
+        return change
+    return {name: laid_over(base.get(name), change.get(name, base.get(name))) for name in {**base, **change}}
+
+
+@pytest.mark.parametrize(("page", "manifest"), list(manifests_of_docs()))
+def test_manifests_in_docs_are_accepted(api, namespace, page, manifest):
+    if "kind" not in manifest:
+        base = read(by_name(f"{page}.yaml"))
+        if "source" in manifest["spec"]:
+            del base["spec"]["source"]
+        manifest = laid_over(base, manifest)
+    api.kubectl("create", "-n", namespace, "--validate=strict", "-f", "-", stdin=json.dumps(manifest))
+
+
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if read(s)["kind"] in KINDS], ids=lambda sample: sample.name)
+def test_sample_breaks_no_policy_of_the_operator(sample):
+    wanted = read(sample)
+    kind = KINDS[wanted["kind"]]
+    policies = {FineTuneJob: finetunejob, ModelDeployment: modeldeployment}[kind]
+    assert policies.violation(kind.model_validate(wanted)) is None
