@@ -29,6 +29,7 @@ CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
 IPS = ("10.77.0.1", "10.77.0.2")
 HERE = Path(__file__).resolve()
+sys.path.insert(0, str(Path(__file__).parent))  # for `ranks`, which its child processes import too
 ROOT = HERE.parents[3]
 
 

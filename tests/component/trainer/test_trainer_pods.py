@@ -1,21 +1,134 @@
 """Whole trainer pods: real supervisors, Ray, gloo, S3; killed in every way that a cluster kills."""
 
-import json
 import os
 import signal
 
-from tunesmith_api.reports import Outcome, TrainerState
+import pytest
+from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.plan import StoragePlan
+from tunesmith_api.reports import Outcome
 from tunesmith_api.v1alpha1.finetunejob import MethodType
 
 
-def test_two_pods_train_to_the_end(pods, job, make_plan):
-    plan = make_plan(job, replicas=2, method=MethodType.LORA)
+def every_step_once(pods, plan, steps):
+    assert [record["step"] for record in pods.history(plan.output_uri)] == list(range(1, steps + 1))
+
+
+def long_training(make_training, steps=600):
+    return make_training(max_steps=steps, learning_rate=1e-3)
+
+
+def test_a_lost_rank_and_a_lost_pod_cost_no_step(pods, job, make_plan, make_training):
+    plan = make_plan(
+        job, replicas=2, method=MethodType.LORA, training=long_training(make_training), checkpoint_every_steps=20
+    )
     head, other = pods.start(plan, 0), pods.start(plan, 1)
-    assert head.wait() == 0, head.output() + other.output()
+    pods.wait_for(lambda report: report.global_step >= 45, what="step 45")
+    os.kill(other.ranks()[0], signal.SIGKILL)
+    pods.wait_for(lambda report: report.restarts >= 1 and report.global_step >= 60, what="training after a lost rank")
+    other.kill()
+    replacement = pods.start(plan, 1)
+    assert head.wait() == ExitCode.SUCCESS, head.output() + replacement.output()
     report = head.report()
-    print(head.output())
-    print(other.output())
-    print(report)
     assert report.outcome is Outcome.SUCCEEDED
-    assert report.global_step == 12
-    assert [record["step"] for record in pods.history(plan.output_uri)] == list(range(1, 13))
+    assert report.global_step == report.max_steps == 600
+    assert report.restarts >= 2
+    assert report.metrics["trainLoss"] < 5.0
+    assert report.model.uri == plan.output_uri
+    every_step_once(pods, plan, 600)
+    replacement.term()  # as the Job controller does once index 0 has succeeded
+    assert replacement.wait(10) in (ExitCode.INTERRUPTED, ExitCode.SUCCESS)
+
+
+def test_a_new_head_is_joined_at_once(pods, job, make_plan, make_training):
+    plan = make_plan(job, replicas=2, training=long_training(make_training), checkpoint_every_steps=20)
+    head, other = pods.start(plan, 0), pods.start(plan, 1)
+    pods.wait_for(lambda report: report.global_step >= 45, what="step 45")
+    head.kill()
+    head = pods.start(plan, 0)
+    pods.wait_for(lambda report: report.global_step >= 60, what="training with a new head")
+    assert "joining it" in other.output()
+    assert head.wait() == ExitCode.SUCCESS, head.output() + other.output()
+    every_step_once(pods, plan, 600)
+
+
+def test_a_lost_driver_a_lost_raylet_and_sigterm_cost_no_step(pods, job, make_plan, make_training):
+    plan = make_plan(job, training=long_training(make_training), checkpoint_every_steps=20)
+    pod = pods.start(plan)
+    pods.wait_for(lambda report: report.global_step >= 25, what="step 25")
+    os.kill(pod.driver(), signal.SIGKILL)
+    pods.wait_for(lambda report: report.restarts >= 1 and report.global_step >= 45, what="training after a lost driver")
+    pod.term()
+    assert pod.wait(60) == ExitCode.INTERRUPTED, pod.output()
+    report = pod.report()
+    assert report.outcome is Outcome.INTERRUPTED
+    assert report.checkpoint.step >= 45
+    again = pods.start(plan)
+    first = pods.wait_for(lambda progress: progress.global_step > 0, what="the resumed run")
+    assert first.global_step >= report.checkpoint.step
+    assert again.wait() == ExitCode.SUCCESS, again.output()
+    every_step_once(pods, plan, 600)
+    # the same job once more: the model is there, nothing is trained again
+    third = pods.start(plan)
+    assert third.wait(60) == ExitCode.SUCCESS
+    assert third.report().model == again.report().model
+    assert "nothing to do" in third.output()
+
+
+def fails(pods, plan, code, reason):
+    pod = pods.start(plan)
+    assert pod.wait(90) == code, pod.output()
+    report = pod.report()
+    assert report.outcome is Outcome.FAILED
+    assert report.reason is reason, report
+    return report.message
+
+
+def test_a_bad_row_names_its_line(pods, pod_store, job, make_plan):
+    text = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n{"messages": [{"role"\n'
+    pod_store.put_text(text, f"{job}/train.jsonl")
+    message = fails(pods, make_plan(job), ExitCode.INVALID_INPUT, Reason.DATASET_INVALID)
+    assert f"{job}/train.jsonl line 2 is not valid JSON" in message
+
+
+def test_an_unwritable_bucket_ends_the_job_and_says_why(pods, pod_store, job, make_plan):
+    pod_store.credentials, admin = pod_store.read_only, pod_store.credentials
+    try:
+        message = fails(pods, make_plan(job), ExitCode.STORAGE_DENIED, Reason.STORAGE_UNWRITABLE)
+    finally:
+        pod_store.credentials = admin
+    assert "spec.checkpoint.uri" in message
+    assert "AccessDenied" in message
+    assert "secretRef" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason", "words"),
+    [
+        ("model_uri", "s3://nobody-has-this/model", Reason.STORAGE_UNREADABLE, "bucket 'nobody-has-this' does not exist"),
+        ("train_uri", "{job}/typo.jsonl", Reason.DATASET_NOT_FOUND, "spec.dataset.train.uri"),
+        ("model_uri", "{job}/typo", Reason.MODEL_NOT_FOUND, "spec.model.uri"),
+    ],
+)
+def test_missing_input_names_the_field(pods, job, make_plan, field, value, reason, words):
+    code = ExitCode.STORAGE_DENIED if reason is Reason.STORAGE_UNREADABLE else ExitCode.INVALID_INPUT
+    assert words in fails(pods, make_plan(job, **{field: value.format(job=job)}), code, reason)
+
+
+def test_a_diverging_run_ends_with_its_reason(pods, job, make_plan, make_training):
+    training = make_training(learning_rate=0.99, max_grad_norm=0.0, max_steps=300, weight_decay=0.0, adam_epsilon=0.0)
+    message = fails(pods, make_plan(job, training=training.model_copy(update={"learning_rate": 1e30})), ExitCode.DIVERGED, Reason.DIVERGED)
+    assert "learningRate" in message
+
+
+def test_an_unreachable_store_is_tried_again_and_then_given_up(pods, job, make_plan):
+    plan = make_plan(job, max_restarts=1)
+    pods.store.endpoint_url, right = "http://10.77.0.1:9", pods.store.endpoint_url
+    try:
+        pod = pods.start(plan)
+    finally:
+        pods.store.endpoint_url = right
+    assert plan.storage == StoragePlan()
+    assert pod.wait(90) == ExitCode.CRASHED, pod.output()
+    assert pod.report().reason is Reason.WORKER_CRASHED
+    assert "endpointURL" in pod.output()

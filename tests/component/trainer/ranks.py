@@ -1,0 +1,80 @@
+"""Runs `TrainingRun` on one or several real gloo ranks without Ray. Imported by the tests beside it (see conftest.py)."""
+
+import os
+import socket
+from multiprocessing import get_context
+from pathlib import Path
+
+from tunesmith_api.plan import TrainingPlan
+from tunesmith_trainer.environment import PodEnvironment
+
+
+class Stopped(Exception):
+    """What a test stops a run with, in place of a crash."""
+
+
+def pod_at(folder: Path, index: int = 0) -> PodEnvironment:
+    folder.mkdir(parents=True, exist_ok=True)
+    return PodEnvironment(
+        index=index, ip="127.0.0.1", token="", scratch=folder, plan_path=folder / "plan.json",
+        termination_log=folder / "termination", cpu_millicores=1000,
+    )  # fmt: skip
+
+
+def run_rank(plan, folder, rank, world_size, address, crash_after=None, stop_after=None, digest="digest", environment=None):
+    """Train as one rank; return the result, or the exception."""
+    os.environ.update(environment or {})
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    import torch
+    from tunesmith_store.store import S3Store
+    from tunesmith_trainer.group import join_group
+    from tunesmith_trainer.loop import TrainingRun
+
+    torch.set_num_threads(1)
+    pod = pod_at(Path(folder))
+    group = join_group(rank, world_size, address, torch.device("cpu"))
+
+    def after_step(step):
+        if step == crash_after:
+            run.checkpointer.wait()
+            raise Stopped(step)
+        if step == stop_after and rank == 0:
+            pod.stop_file.touch()
+
+    run = TrainingRun(plan, pod, group, S3Store(plan.storage), digest, after_step=after_step)
+    run.report = type("Quiet", (), {name: lambda *a, **k: None for name in ("update", "log", "phase")})()
+    try:
+        return run.run(), run.state
+    except Exception as error:
+        return error, run.state
+    finally:
+        if world_size > 1:
+            torch.distributed.destroy_process_group()
+
+
+def _child(queue, *arguments):
+    queue.put((arguments[2], run_rank(*arguments)))
+
+
+def run_ranks(plan: TrainingPlan, folder: Path, world_size: int, environment: dict, **options):
+    """Train on several ranks, each a process of its own; return rank 0's outcome and state."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    arguments = (options.get("crash_after"), options.get("stop_after"), options.get("digest", "digest"), environment)
+    if world_size == 1:
+        return run_rank(plan, folder, 0, 1, address, *arguments)
+    context = get_context("spawn")
+    queue = context.Queue()
+    children = [
+        context.Process(target=_child, args=(queue, plan, folder, rank, world_size, address, *arguments))
+        for rank in range(world_size)
+    ]
+    for child in children:
+        child.start()
+    try:
+        return dict(queue.get(timeout=120) for _ in children)[0]
+    finally:
+        for child in children:
+            child.join(20)
+            child.kill()
