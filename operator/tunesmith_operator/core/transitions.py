@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
 from tunesmith_api.keys import JobCondition, Reason
-from tunesmith_api.v1alpha1 import Condition, FineTuneJobStatus, ModelDeploymentStatus
+from tunesmith_api.v1alpha1 import Condition
 from tunesmith_operator.core.conditions import FALSE, UNKNOWN, Finding, find, merge
 from tunesmith_operator.core.decision import EventNote, Status
 from tunesmith_operator.core.manifest import JSON
 
-__all__ = ["differs", "status_document", "transitions", "with_apply_failure"]
+__all__ = ["differs", "is_urgent", "status_document", "transitions", "with_apply_failure"]
 
 _GOOD: Final = frozenset(
     {
@@ -29,7 +29,6 @@ _GOOD: Final = frozenset(
         Reason.SOURCE_NOT_READY,
     }
 )
-_Status = TypeVar("_Status", FineTuneJobStatus, ModelDeploymentStatus)
 
 
 def transitions(
@@ -54,6 +53,19 @@ def differs(before: Status, after: Status) -> bool:
     return _still(before) != _still(after)
 
 
+def is_urgent(before: Status, after: Status) -> bool:
+    """Whether more than running numbers has changed, so that the write can't wait for the next one."""
+    return _outline(before) != _outline(after)
+
+
+def _outline(status: Status) -> JSON:
+    document = status_document(status)
+    for name in ("progress", "display", "checkpoint"):
+        document.pop(name, None)
+    document["conditions"] = [(it.type, it.status, it.reason) for it in status.conditions]
+    return document
+
+
 def _still(status: Status) -> JSON:
     document = status_document(status)
     progress = document.get("progress")
@@ -63,8 +75,8 @@ def _still(status: Status) -> JSON:
 
 
 def with_apply_failure(
-    before: _Status, planned: _Status, starts: bool, summary: str, message: str, now: datetime, generation: int
-) -> _Status:
+    before: Status, planned: Status, starts: bool, summary: str, message: str, now: datetime, generation: int
+) -> Status:
     """The planned status, corrected after a child could not be written.
 
     The generation is not carried out yet. Where the plan was to start something (`starts`), nothing has started: the

@@ -1,0 +1,55 @@
+"""What can go wrong with a request, in three kinds: the engine treats each differently."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["ClusterError", "Gone", "Rejected", "Transient", "classify"]
+
+
+class ClusterError(Exception):
+    """A request to the API server failed. The text is made for people."""
+
+
+class Rejected(ClusterError):
+    """The API server refuses this very request: it will again until something changes."""
+
+
+class Gone(ClusterError):
+    """The object, or the namespace around it, is gone or on its way out: nothing is left to do."""
+
+
+class Transient(ClusterError):
+    """It may work the next time. `retry_after` is in seconds, where the server asks for patience."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def classify(code: int, body: bytes | str, retry_after: str | None = None) -> ClusterError:
+    """The error for an answer of the API server with that HTTP status code."""
+    status = _status(body)
+    message = str(status.get("message") or f"HTTP {code}")
+    causes = [cause.get("reason") for cause in (status.get("details") or {}).get("causes") or ()]
+    if code == 404 or "NamespaceTerminating" in causes:
+        return Gone(message)
+    if code == 429 or code >= 500:
+        patience = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
+        return Transient(message, patience)
+    if code == 401:
+        return Transient(f"the operator's credentials are not accepted: {message}")
+    if code == 409 and status.get("reason") == "Conflict" and "Apply failed" in message:
+        return Rejected(f"an object of this name exists already and belongs to somebody else ({message})")
+    if code == 409:
+        return Transient(message)
+    return Rejected(message)
+
+
+def _status(body: bytes | str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,0 +1,151 @@
+"""The API server, through the official client: server-side apply, create, patch, delete.
+
+Its calls block, so they run in a bounded pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import kubernetes.client
+import kubernetes.config
+import urllib3
+
+from tunesmith_api import keys
+from tunesmith_operator.adapters.errors import Gone, Transient, classify
+from tunesmith_operator.core.manifest import JSON, Manifest
+from tunesmith_operator.core.resources import Resource
+
+__all__ = ["KubernetesCluster", "client_configuration"]
+
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+REQUEST_TIMEOUT = (5.0, 30.0)
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+def client_configuration() -> kubernetes.client.Configuration:
+    """Where the API server is and how to log in: the pod's ServiceAccount, else KUBECONFIG or ~/.kube/config.
+
+    Raises:
+        kubernetes.config.ConfigException: neither is there.
+    """
+    configuration = kubernetes.client.Configuration()
+    if _SERVICE_ACCOUNT.exists():
+        kubernetes.config.load_incluster_config(client_configuration=configuration)
+    else:
+        kubernetes.config.load_kube_config(client_configuration=configuration)
+    return configuration
+
+
+class KubernetesCluster:
+    """Writes to one cluster. All methods raise `ClusterError`s."""
+
+    def __init__(
+        self,
+        configuration: kubernetes.client.Configuration,
+        threads: int = 4,
+        on_request: Callable[[str, str], None] = lambda verb, resource: None,
+    ) -> None:
+        configuration.connection_pool_maxsize = threads
+        self._client = kubernetes.client.ApiClient(configuration)
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="kube")
+        self._on_request = on_request
+
+    async def apply(self, manifest: Manifest, force: bool) -> JSON:
+        """Server-side apply; returns the object as stored.
+
+        Without `force`, other managers' fields are not touched: where they differ, the apply is refused.
+        """
+        path = _path(manifest.resource, manifest.namespace, manifest.name)
+        query = [("fieldManager", keys.FIELD_MANAGER), ("force", "true" if force else "false")]
+        return await self._run("apply", manifest.resource, "PATCH", path, query, manifest.body, APPLY)
+
+    async def create(self, resource: Resource, namespace: str, body: JSON) -> None:
+        """Create an object; one of that name that is there already stays as it is."""
+        query = [("fieldManager", keys.FIELD_MANAGER)]
+        path = _path(resource, namespace)
+        await self._run("create", resource, "POST", path, query, body, "application/json", accept=(409,))
+
+    async def patch(self, resource: Resource, namespace: str, name: str, body: JSON) -> JSON:
+        """Merge patch; returns the object as stored."""
+        query = [("fieldManager", keys.FIELD_MANAGER)]
+        return await self._run("patch", resource, "PATCH", _path(resource, namespace, name), query, body, MERGE)
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete the object of that uid, its dependents in the background. Gone, or another by now: fine."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        path = _path(resource, namespace, name)
+        await self._run("delete", resource, "DELETE", path, [], body, "application/json", accept=(404, 409))
+
+    async def apply_status(self, resource: Resource, namespace: str, name: str, uid: str, status: JSON) -> JSON:
+        """Server-side apply of the status subresource; returns the object as stored."""
+        path = f"{_path(resource, namespace, name)}/status"
+        # the uid makes the apply fail for a namesake that was created in the meantime
+        metadata = {"name": name, "namespace": namespace, "uid": uid}
+        body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": status}
+        query = [("fieldManager", keys.FIELD_MANAGER), ("force", "true")]
+        return await self._run("status", resource, "PATCH", path, query, body, APPLY)
+
+    async def serves(self, resource: Resource) -> bool:
+        """Whether the API server knows this kind."""
+        path = f"/apis/{resource.group}/{resource.version}"
+        try:
+            found = await self._run("discover", resource, "GET", path, [], None, "application/json")
+        except Gone:
+            return False
+        return any(entry.get("name") == resource.plural for entry in found.get("resources", ()))
+
+    def close(self) -> None:
+        """Let running requests finish; start no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._client.rest_client.close()
+
+    async def _run(
+        self,
+        verb: str,
+        resource: Resource,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]],
+        body: JSON | None,
+        content_type: str,
+        accept: tuple[int, ...] = (),
+    ) -> JSON:
+        self._on_request(verb, resource.plural)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._call, method, path, query, body, content_type, accept)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        query: list[tuple[str, str]],
+        body: JSON | None,
+        content_type: str,
+        accept: tuple[int, ...],
+    ) -> JSON:
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        request = self._client.param_serialize(
+            method, path, query_params=query, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        try:
+            response = self._client.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
+            text = response.read() or b"{}"
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Transient(f"the API server can't be reached: {error}") from error
+        if 200 <= response.status < 300 or response.status in accept:
+            answer: Any = json.loads(text)
+            return answer if isinstance(answer, dict) else {}
+        raise classify(response.status, text, response.headers.get("Retry-After"))
+
+
+def _path(resource: Resource, namespace: str, name: str | None = None) -> str:
+    root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+    tail = f"/{name}" if name is not None else ""
+    return f"{root}/namespaces/{namespace}/{resource.plural}{tail}"

@@ -1,0 +1,263 @@
+"""The loop: take a key, observe, decide, act, report. One place acts, one place writes status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from tunesmith_api import keys
+from tunesmith_api.keys import DeploymentCondition, JobCondition
+from tunesmith_api.v1alpha1 import ObjectMeta
+from tunesmith_operator.adapters.errors import ClusterError, Gone, Rejected, Transient
+from tunesmith_operator.adapters.metrics import Metrics
+from tunesmith_operator.core import unreadable
+from tunesmith_operator.core.config import Config
+from tunesmith_operator.core.decision import Action, Apply, Create, Decision, Delete, EventNote, Patch, Status
+from tunesmith_operator.core.finetunejob import decide as finetunejob
+from tunesmith_operator.core.manifest import JSON, Manifest
+from tunesmith_operator.core.modeldeployment import decide as modeldeployment
+from tunesmith_operator.core.resources import FINETUNEJOB, MODELDEPLOYMENT, Key, Resource
+from tunesmith_operator.core.transitions import differs, is_urgent, status_document, with_apply_failure
+from tunesmith_operator.engine.poller import Poller
+from tunesmith_operator.engine.store import VIEWS, Store
+from tunesmith_operator.engine.workqueue import WorkQueue
+
+__all__ = ["Cluster", "Controller", "Recorder", "Stuck"]
+
+log = logging.getLogger(__name__)
+MAX_WORK_SECONDS = 120.0
+
+
+class Cluster(Protocol):
+    """What the controller needs of a cluster; `adapters.kube` provides it."""
+
+    async def apply(self, manifest: Manifest, force: bool) -> JSON:
+        """Server-side apply."""
+
+    async def create(self, resource: Resource, namespace: str, body: JSON) -> None:
+        """Create unless it exists."""
+
+    async def patch(self, resource: Resource, namespace: str, name: str, body: JSON) -> JSON:
+        """Merge patch."""
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete that very object."""
+
+    async def apply_status(self, resource: Resource, namespace: str, name: str, uid: str, status: JSON) -> JSON:
+        """Write the status subresource."""
+
+
+class Recorder(Protocol):
+    """What the controller needs to post events; `adapters.events` provides it."""
+
+    async def record(self, resource: Resource, key: Key, uid: str, note: EventNote, now: datetime) -> None:
+        """Post one event."""
+
+
+class Stuck(Exception):
+    """The controller no longer does its work; the process should be restarted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One custom resource and what is to be done about it."""
+
+    resource: Resource
+    meta: ObjectMeta
+    summary: str
+    before: Status
+    decision: Decision
+
+
+class Controller:
+    """Works through the queue with a few workers."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        cluster: Cluster,
+        recorder: Recorder,
+        queue: WorkQueue[Key],
+        poller: Poller,
+        metrics: Metrics,
+        config: Config,
+        now: Callable[[], datetime],
+        new_token: Callable[[], str] = lambda: secrets.token_hex(32),
+    ) -> None:
+        self._store, self._cluster, self._recorder = store, cluster, recorder
+        self._queue, self._poller, self._metrics = queue, poller, metrics
+        self._config, self._now, self._new_token = config, now, new_token
+        self._wrote_at: dict[Key, datetime] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- life ---
+
+    def start(self) -> None:
+        """Start the workers and the poller."""
+        workers = [self._work() for _ in range(self._config.workers)]
+        self._tasks = [asyncio.create_task(work, name="tunesmith worker") for work in (*workers, self._poller.run())]
+
+    async def stop(self) -> None:
+        """Let the reconciles under way end within ten seconds, then cancel everything."""
+        for _ in range(100):
+            if self._queue.longest_work() == 0.0:
+                break
+            await asyncio.sleep(0.1)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def check(self) -> None:
+        """Prove that the controller is at work.
+
+        Raises:
+            Stuck: a worker has died, or one reconcile has taken far too long.
+        """
+        if not self._tasks or any(task.done() for task in self._tasks):
+            raise Stuck("a worker has ended")
+        if self._queue.longest_work() > MAX_WORK_SECONDS:
+            raise Stuck(f"a reconcile has been running for {self._queue.longest_work():.0f} s")
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._queue.get()
+            try:
+                await self.process(key)
+            finally:
+                self._queue.done(key)
+
+    async def process(self, key: Key) -> None:
+        """Reconcile one key; a failure is logged and tried again later, never raised."""
+        extra = {"key": str(key)}
+        with self._metrics.seconds.labels(key.kind).time():
+            try:
+                result = await self.reconcile(key)
+            except Gone as error:
+                # it is being deleted together with its namespace or its owner: the watch will say so
+                log.info("gone: %s", error, extra=extra)
+                result = "gone"
+            except ClusterError as error:
+                patience = error.retry_after if isinstance(error, Transient) else None
+                delay = self._queue.backoff(key, patience or 0.0)
+                log.warning("%s; again in %.0f s", error, delay, extra=extra)
+                result = "refused" if isinstance(error, Rejected) else "error"
+            except Exception:
+                delay = self._queue.backoff(key)
+                log.exception("a bug: reconcile failed; again in %.0f s", delay, extra=extra)
+                result = "bug"
+            else:
+                self._queue.forget(key)
+        self._metrics.reconciles.labels(key.kind, result).inc()
+
+    # --- one reconcile ---
+
+    async def reconcile(self, key: Key) -> str:
+        """Observe, decide, act, report.
+
+        Raises:
+            ClusterError: something could not be written. The status tells so already, where it could be.
+        """
+        now = self._now()
+        case = self._case(key, now)
+        if case is None:
+            self._poller.follow(key, None)
+            self._store.forget(key)
+            self._wrote_at.pop(key, None)
+            return "absent"
+        decision = case.decision
+        failure = await self._act(key, decision.actions)
+        status = decision.status
+        if status is not None and failure is not None:
+            status = with_apply_failure(
+                case.before, status, decision.starts, case.summary, str(failure), now, case.meta.generation
+            )
+        if status is not None and not isinstance(failure, Gone):
+            await self._report(key, case, status, decision.events if failure is None else (), now)
+        if failure is not None:
+            raise failure
+        self._poller.follow(key, decision.poll)
+        if decision.requeue_after is not None:
+            self._queue.add_after(key, decision.requeue_after)
+        return "acted" if decision.actions else "settled"
+
+    def _case(self, key: Key, now: datetime) -> Case | None:
+        config = self._config
+        if key.kind == keys.FINETUNEJOB_KIND:
+            resource, summary = FINETUNEJOB, str(JobCondition.SUCCEEDED)
+            job = self._store.finetunejob(key)
+            if job is None or isinstance(job, unreadable.Unreadable):
+                return self._unreadable(resource, job, now)
+            return Case(resource, job.job.metadata, summary, job.job.status, finetunejob.decide(job, now, config))
+        resource, summary = MODELDEPLOYMENT, str(DeploymentCondition.READY)
+        seen = self._store.modeldeployment(key)
+        if seen is None or isinstance(seen, unreadable.Unreadable):
+            return self._unreadable(resource, seen, now)
+        owner = seen.deployment
+        return Case(resource, owner.metadata, summary, owner.status, modeldeployment.decide(seen, now, config))
+
+    def _unreadable(self, resource: Resource, found: unreadable.Unreadable | None, now: datetime) -> Case | None:
+        if found is None:
+            return None
+        return Case(resource, found.meta, found.summary, found.status, unreadable.decide(found, now))
+
+    async def _act(self, key: Key, actions: tuple[Action, ...]) -> ClusterError | None:
+        """Carry the actions out in order; return what stopped them, told so that people know which object it was."""
+        for action in actions:
+            try:
+                await self._do(key, action)
+            except ClusterError as error:
+                error.args = (f"{_name(action)}: {error}",)
+                return error
+        return None
+
+    async def _do(self, key: Key, action: Action) -> None:
+        match action:
+            case Apply(manifest, ours):
+                self._remember(key, manifest.resource, await self._cluster.apply(manifest, force=ours))
+            case Create(manifest, random_key):
+                body: dict[str, Any] = manifest.body | {"stringData": {random_key: self._new_token()}}
+                await self._cluster.create(manifest.resource, manifest.namespace, body)
+            case Patch(resource, namespace, name, body):
+                self._remember(key, resource, await self._cluster.patch(resource, namespace, name, body))
+            case Delete(resource, namespace, name, uid):
+                await self._cluster.delete(resource, namespace, name, uid)
+                self._store.recent.deleted(uid)
+
+    def _remember(self, key: Key, resource: Resource, raw: JSON) -> None:
+        self._store.recent.wrote(key, resource, VIEWS[resource].of(raw))
+
+    async def _report(self, key: Key, case: Case, status: Status, events: tuple[EventNote, ...], now: datetime) -> None:
+        """Write the status if people would see a difference; running numbers no oftener than they are polled."""
+        if not differs(case.before, status):
+            return
+        wrote = self._wrote_at.get(key)
+        if wrote is not None and not is_urgent(case.before, status):
+            wait = self._config.poll_interval_seconds * 0.8 - (now - wrote).total_seconds()
+            if wait > 0:
+                self._queue.add_after(key, wait)
+                return
+        meta = case.meta
+        raw = await self._cluster.apply_status(
+            case.resource, key.namespace, key.name, meta.uid, status_document(status)
+        )
+        self._store.wrote_status(key, raw)
+        self._wrote_at[key] = now
+        for note in events:
+            try:
+                await self._recorder.record(case.resource, key, meta.uid, note, now)
+            except ClusterError as error:
+                log.warning("event not recorded: %s", error, extra={"key": str(key)})
+
+
+def _name(action: Action) -> str:
+    match action:
+        case Apply(manifest, _) | Create(manifest, _):
+            return str(manifest)
+        case Patch(resource, _, name, _) | Delete(resource, _, name, _):
+            return f"{resource.kind} {name}"
