@@ -1,10 +1,11 @@
-"""Ray Train with less around it: the controller in the driver's own process, and restarts only where they help.
+"""Ray Train with less around it: one Python process per rank, the driver, and nothing else.
 
-Used by `driver` alone. Ray Train's TorchTrainer runs its controller as one more actor, has another actor clean up
-placement groups and imports torch in the driver; each of these is a Python process that imports everything, seconds
-of CPU at every start. Here the controller lives and dies with the driver (whose death frees its placement group), so
-neither is needed. This leans on hooks inside Ray Train V2; `tests/unit/trainer/test_trainer_ray_hooks.py` says
-whether a new Ray still has them.
+Used by `driver` alone. Around a TorchTrainer Ray Train starts five more actors: its controller, a cleaner of placement
+groups, an autoscaling coordinator, a data set manager and a barrier for `report()`; and it imports torch in the driver.
+Each is a Python process of 200 MB that imports everything, together 15 to 20 seconds of CPU at every start, on the pod
+that trains. Here the controller runs in the driver (whose death frees its placement group), and what nobody uses is
+left out. This leans on hooks inside Ray Train V2: `tests/unit/trainer/test_trainer_ray_train.py` says whether a new
+Ray still has them.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from tunesmith_store.errors import Failure, Retryable, UserError
+from tunesmith_trainer import rendezvous
 from tunesmith_trainer.errors import Interrupted
 
 __all__ = ["InProcessTrainer", "RestartPolicy", "cause_of"]
@@ -85,16 +90,31 @@ class RestartPolicy(FailurePolicy):
         return FailureDecision.RETRY
 
 
+class _NoBarrier:
+    """Stands for the actor behind report() and Ray Train's collectives, which training here does without."""
+
+    @classmethod
+    def options(cls, **_: Any) -> _NoBarrier:
+        return cls()
+
+    def remote(self, **_: Any) -> _NoBarrier:
+        return self
+
+
+worker_group.SynchronizationActor = _NoBarrier
+state._shutdown_sync_actor = lambda barrier: None
+
+
 class _WorkerGroup(WorkerGroup):
     def _init_train_context_on_workers(
         self, workers: Any, sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:
-        # as in the base class, but there is no controller actor that a worker could call (only report() would)
+        # as in the base class, but for the two actors that aren't there
         tasks = [
             worker.actor.init_train_context.remote(
                 train_run_context=self._train_run_context,
                 distributed_context=worker.distributed_context,
-                synchronization_actor=sync_actor,
+                synchronization_actor=None,
                 storage_context=self._storage_context,
                 worker_callbacks=self._worker_callbacks_to_propagate,
                 controller_actor=None,
@@ -109,19 +129,58 @@ class _Controller(TrainController):
     worker_group_cls = _WorkerGroup
 
 
+class _FixedGroup(ScalingPolicy):
+    """The pods are there already: nothing to ask of an autoscaler."""
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return int(self.scaling_config.num_workers)
+
+    def make_decision_for_non_running_worker_group(self) -> ResizeDecision:
+        config = self.scaling_config
+        return ResizeDecision(
+            num_workers=config.num_workers, resources_per_worker=config._resources_per_worker_not_none
+        )
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> NoopDecision:
+        return NoopDecision()
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Register nothing."""
+
+    async def before_controller_shutdown(self) -> None:
+        """Nothing was registered."""
+
+    def before_controller_abort(self) -> None:
+        """Nothing was registered."""
+
+
+class _Rendezvous(Backend):
+    """Tells every rank where rank 0 listens."""
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        worker_group.execute(rendezvous.announce, worker_group.execute_single(0, rendezvous.pick))
+
+
+class _RendezvousConfig(BackendConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _Rendezvous
+
+
 class InProcessTrainer(DataParallelTrainer):
     """A DataParallelTrainer whose controller runs in this process. `fit()` blocks; call it from the main thread."""
 
     def __init__(self, *args: Any, restarted: Callable[[int, str], None], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, backend_config=_RendezvousConfig(), **kwargs)
         self._restarted = restarted
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        unused = (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         kwargs["failure_policy"] = RestartPolicy(self.run_config.failure_config, self._restarted)
+        kwargs["scaling_policy"] = _FixedGroup(self.scaling_config)
 
         async def run() -> Any:
             controller = _Controller(**kwargs)

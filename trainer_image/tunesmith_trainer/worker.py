@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_store.errors import UserError
 from tunesmith_store.store import S3Store
+from tunesmith_trainer import rendezvous
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.group import join_group, lost_peer
 from tunesmith_trainer.loop import TrainingRun
@@ -28,7 +28,6 @@ __all__ = ["run"]
 def run(run_digest: str) -> dict[str, Any]:
     """Train as one rank of Ray Train's group; return the RunResult as plain data."""
     import ray.train
-    from ray.train.collective import broadcast_from_rank_zero
 
     pod = PodEnvironment.read()
     plan = pod.plan()
@@ -40,11 +39,8 @@ def run(run_digest: str) -> dict[str, Any]:
         pusher.phase("workersStarted")
     pod.interrupted_file.unlink(missing_ok=True)
     with _announced(pod), _in_words(plan):
-        address = ""
-        if world_size > 1:
-            address = broadcast_from_rank_zero(f"{pod.ip}:{_free_port(pod.ip)}" if rank == 0 else None)
         device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
-        group = join_group(rank, world_size, address, device)
+        group = join_group(rank, world_size, rendezvous.address(), device)
         try:
             result = TrainingRun(plan, pod, group, S3Store(plan.storage), run_digest, pusher).run()
         finally:
@@ -57,12 +53,6 @@ def run(run_digest: str) -> dict[str, Any]:
         "model": result.model.to_json() if result.model else None,
         "checkpoint": result.checkpoint.to_json() if result.checkpoint else None,
     }
-
-
-def _free_port(ip: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((ip, 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
