@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from devcluster import Cluster, ClusterFailed, ClusterSpec, CommandFailed, UnsupportedMachine, images, paths
-from devcluster.processes import wait_until
+from devcluster import Cluster, ClusterFailed, ClusterSpec, CommandFailed, UnsupportedMachine, images, paths, reaper
+from devcluster.processes import wait_until, with_environment
+from devcluster.sandbox import MARK
 
 SECONDS = 60
 
@@ -215,6 +218,29 @@ def test_containers_outlive_their_kubelet(cluster, namespace):
     time.sleep(2)
     assert cluster.pod_pids(namespace, "steady") == before
     assert phase(cluster, namespace, "steady") == "Running"
+
+
+def test_a_killed_owner_of_nodes_and_pods_leaves_nothing(cluster):
+    program = (
+        "import time; from devcluster import Cluster, ClusterSpec, images\n"
+        "from devcluster.processes import wait_until\n"
+        "cluster = Cluster.start(ClusterSpec(name='orphan-nodes', nodes=1))\n"
+        "cluster.kubectl('run', 'p', '--image=' + images.PROBE, '--', 'sleep')\n"
+        "assert wait_until(lambda: bool(cluster.pod_pids('default', 'p')), 60)\n"
+        "print(cluster.id, cluster.pod_pids('default', 'p')[0].pid, flush=True); time.sleep(600)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    identifier, container_pid = owner.stdout.readline().split()
+    owner.kill()
+    owner.wait()
+    assert wait_until(lambda: not Path(f"/proc/{container_pid}").exists(), 10), "a container outlived its cluster"
+    reaper.reap()
+    assert not (paths.clusters() / identifier).exists()
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/tunesmith-{identifier}-n*"))
+    assert identifier not in Path("/proc/mounts").read_text()
+    assert not list(with_environment(f"{MARK}={identifier}"))
+    cluster.kubectl("get", "nodes")
 
 
 def test_an_unreadable_archive_is_refused_by_name(cluster, tmp_path):

@@ -165,8 +165,7 @@ def test_a_killed_owner_takes_its_cluster_along_and_the_next_start_removes_the_r
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     assert wait_until(lambda: not left.init.alive, 5), "nobody told the cluster that its owner is dead"
-    assert leftovers(identifier)["folder"]
-    assert identifier in reaper.reap()
+    reaper.reap()  # as the next start does, of this process or of any other
     assert leftovers(identifier) == NOTHING
     assert not reaper.remove_cluster(identifier)
     control_plane.kubectl("get", "namespaces")
