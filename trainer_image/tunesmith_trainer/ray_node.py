@@ -119,7 +119,8 @@ class RayNode:
         ]
         if self.pod.is_head:
             port = self.address.rpartition(":")[2]
-            return [*command, "--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]
+            unused = ("--include-dashboard=false", "--no-monitor", "--ray-client-server-port=0")
+            return [*command, "--head", f"--port={port}", *unused]
         return [*command, f"--address={self.address}"]
 
     def is_up(self) -> bool:
