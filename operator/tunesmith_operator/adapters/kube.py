@@ -16,7 +16,7 @@ import kubernetes.client
 import kubernetes.config
 import urllib3
 
-from tunesmith_api import keys
+from tunesmith_api import __version__, keys
 from tunesmith_operator.adapters.errors import Gone, Transient, classify
 from tunesmith_operator.core.manifest import JSON, Manifest
 from tunesmith_operator.core.resources import Resource
@@ -54,6 +54,7 @@ class KubernetesCluster:
     ) -> None:
         configuration.connection_pool_maxsize = threads
         self._client = kubernetes.client.ApiClient(configuration)
+        self._client.user_agent = f"{keys.FIELD_MANAGER}/{__version__}"
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="kube")
         self._on_request = on_request
 

@@ -34,6 +34,10 @@ class Metrics:
         """One request to the API server."""
         self.requests.labels(verb, resource).inc()
 
+    def count_poll(self, result: str) -> None:
+        """One poll of a running job: ok or unreachable."""
+        self.polls.labels(result).inc()
+
     def serve(self, port: int) -> Callable[[], None]:
         """Serve on all addresses; returns a function that stops it."""
         server, thread = start_http_server(port, registry=self.registry)

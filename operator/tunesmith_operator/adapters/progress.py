@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import aiohttp
 from pydantic import ValidationError
 
@@ -16,13 +18,24 @@ MAX_BYTES = 65_536
 class ProgressClient:
     """One HTTP client for all jobs. A pod that doesn't answer is no error: it may be starting, or gone."""
 
-    def __init__(self, timeout_seconds: float = 2.0, connections: int = 32) -> None:
+    def __init__(
+        self,
+        timeout_seconds: float = 2.0,
+        connections: int = 32,
+        on_poll: Callable[[str], None] = lambda result: None,
+    ) -> None:
+        self._on_poll = on_poll
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(self, host: str, port: int) -> ProgressReport | None:
         """The report, or None where there is none to be had."""
+        report = await self._read(host, port)
+        self._on_poll("ok" if report is not None else "unreachable")
+        return report
+
+    async def _read(self, host: str, port: int) -> ProgressReport | None:
         name = f"[{host}]" if ":" in host else host
         try:
             async with self._open().get(f"http://{name}:{port}{PATH_PROGRESS}") as response:

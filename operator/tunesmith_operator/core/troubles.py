@@ -81,7 +81,7 @@ def _of_pod(pod: PodView, now: datetime, patience: timedelta) -> Trouble | None:
             return None
         return Trouble(
             Reason.UNSCHEDULABLE,
-            f"pod {pod.name} finds no node: {pod.unschedulable} It waits for room: free or add nodes, or ask for less "
+            f"pod {pod.name} finds no node: {pod.unschedulable.rstrip('.')}. It waits for room: free or add nodes, or ask for less "
             "(resources, GPUs, nodeSelector).",
             None,
         )

@@ -48,7 +48,7 @@ class Operator:
         self.metrics = Metrics()
         self.cluster = KubernetesCluster(configuration, config.workers, self.metrics.count_request)
         self.queue: WorkQueue[Key] = WorkQueue(rate=config.qps, burst=config.burst)
-        self.progress = ProgressClient()
+        self.progress = ProgressClient(on_poll=self.metrics.count_poll)
         self.controller: Controller | None = None
         self._started = time.monotonic()
         self._stop_metrics: Callable[[], None] = lambda: None

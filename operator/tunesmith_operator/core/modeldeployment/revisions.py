@@ -165,7 +165,7 @@ def _quantized(
     servers: DeploymentView | None,
     now: datetime,
 ) -> Revision:
-    if servers is not None:
+    if servers is not None and (job is None or not job.complete):
         return revision.model_copy(update={"phase": RevisionPhase.ROLLING_OUT})
     if job is None:
         return revision

@@ -1,0 +1,160 @@
+"""A whole operator on an in-memory cluster, in slow motion: one settled state after another, with a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import timedelta
+from typing import Any
+
+from tunesmith_api import keys
+from tunesmith_api.reports import ProgressReport, TerminationReport
+from tunesmith_operator.adapters.metrics import Metrics
+from tunesmith_operator.core.config import Config
+from tunesmith_operator.core.resources import CONFIG_MAP, DEPLOYMENT, JOB, NETWORK_POLICY, SERVICE, Key
+from tunesmith_operator.core.views import PodView, ProgressSample
+from tunesmith_operator.engine.controller import Controller
+from tunesmith_operator.engine.poller import Poller
+from tunesmith_operator.engine.recent import RecentWrites
+from tunesmith_operator.engine.store import VIEWS, Indexes, Store
+from tunesmith_operator.engine.workqueue import WorkQueue
+
+from support.fakecluster import Crash, FakeCluster, LiveIndex
+from support.make import CONFIG, NOW, stamp
+
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+
+
+class World:
+    """`settle` reconciles everything until nothing is written any more; a Crash in between restarts the operator."""
+
+    def __init__(self, config: Config = CONFIG) -> None:
+        self.cluster, self.config, self.now = FakeCluster(), config, NOW
+        self.samples: dict[Key, ProgressSample] = {}
+        self.restarts = 0
+        self._boot()
+
+    def _boot(self) -> None:
+        def index(kind: str, view: Any = None) -> LiveIndex:
+            return LiveIndex(self.cluster, kind, view)
+
+        indexes = Indexes(
+            finetunejobs=index(keys.FINETUNEJOB_KIND),
+            modeldeployments=index(keys.MODELDEPLOYMENT_KIND),
+            services=index("Service", VIEWS[SERVICE]),
+            config_maps=index("ConfigMap", VIEWS[CONFIG_MAP]),
+            network_policies=index("NetworkPolicy", VIEWS[NETWORK_POLICY]),
+            jobs=index("Job", VIEWS[JOB]),
+            deployments=index("Deployment", VIEWS[DEPLOYMENT]),
+            pods=index("Pod", PodView),
+        )
+
+        async def nothing(host: str, port: int) -> ProgressReport | None:
+            return None
+
+        poller = Poller(nothing, lambda key: None, lambda: self.now, 3.0)
+        store = Store(indexes, RecentWrites(lambda: (self.now - NOW).total_seconds()), self.samples.get)
+        self.controller = Controller(
+            store=store, cluster=self.cluster, recorder=self.cluster, queue=WorkQueue(chance=random.Random(1)),
+            poller=poller, metrics=Metrics(), config=self.config, now=lambda: self.now, new_token=lambda: "token",
+        )  # fmt: skip
+
+    def settle(self) -> None:
+        """Reconcile all custom resources until a whole round writes nothing."""
+        for _ in range(40):
+            before = len(self.cluster.writes)
+            try:
+                asyncio.run(self._round())
+            except Crash:
+                self.restarts += 1
+                self._boot()
+                continue
+            if len(self.cluster.writes) == before:
+                return
+        raise AssertionError(f"it never settles: {self.cluster.writes[-12:]}")
+
+    async def _round(self) -> None:
+        for kind in (keys.FINETUNEJOB_KIND, keys.MODELDEPLOYMENT_KIND):
+            for raw in self.cluster.of_kind(kind):
+                await self.controller.process(Key(kind, raw["metadata"]["namespace"], raw["metadata"]["name"]))
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, then settle."""
+        self.now += timedelta(seconds=seconds)
+        self.settle()
+
+    def stamp(self) -> str:
+        """Now, as Kubernetes writes it."""
+        return stamp((self.now - NOW).total_seconds())
+
+    # --- the cluster's controllers and kubelets ---
+
+    def pod(self, job_name: str, index: int = 0, suffix: str = "", ready: bool = False, **status: Any) -> str:
+        """A pod of a Job, scheduled, its container running unless `status` says otherwise; returns its name."""
+        job = self.cluster.get("Job", job_name)
+        assert job is not None, f"no Job {job_name}"
+        name = f"{job_name}-{index}-x{suffix}"
+        container = job["spec"]["template"]["spec"]["containers"][0]
+        running = {"name": container["name"], "image": container["image"], "state": {"running": {"startedAt": self.stamp()}}}
+        conditions = [
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": self.stamp()},
+            {"type": "Ready", "status": "True" if ready else "False"},
+        ]
+        meta = {
+            "name": name,
+            "namespace": job["metadata"]["namespace"],
+            "labels": job["spec"]["template"]["metadata"]["labels"],
+            "annotations": {INDEX_LABEL: str(index)},
+            "creationTimestamp": self.stamp(),
+            "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
+        }
+        base = {"phase": "Running", "podIP": "10.0.0.1", "conditions": conditions, "containerStatuses": [running]}
+        self.cluster.put({"kind": "Pod", "metadata": meta, "spec": {}, "status": {**base, **status}})
+        return name
+
+    def ends(self, pod: str, code: int, report: TerminationReport | str = "", reason: str = "") -> None:
+        """The pod's container ends."""
+        raw = self.cluster.get("Pod", pod)
+        assert raw is not None
+        message = report if isinstance(report, str) else report.to_json()
+        box = raw["status"]["containerStatuses"][0]
+        ended = {"exitCode": code, "message": message, "reason": reason or "Error", "finishedAt": self.stamp()}
+        raw["status"]["containerStatuses"] = [{**box, "state": {"terminated": ended}}]
+        raw["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
+        raw["status"]["conditions"] = [it for it in raw["status"]["conditions"] if it["type"] != "Ready"]
+        self.cluster.put(raw)
+
+    def job_is(self, name: str, type_: str, reason: str = "", message: str = "") -> None:
+        """The Job controller sets a condition."""
+        raw = self.cluster.get("Job", name)
+        assert raw is not None
+        known = raw.get("status", {}).get("conditions", [])
+        entry = {
+            "type": type_, "status": "True", "reason": reason, "message": message, "lastTransitionTime": self.stamp(),
+        }  # fmt: skip
+        self.cluster.change("Job", name, {"status": {"conditions": [*known, entry]}})
+
+    def rolls_out(self, name: str, available: int | None = None) -> None:
+        """The Deployment controller brings up so many replicas (all by default)."""
+        raw = self.cluster.get("Deployment", name)
+        assert raw is not None, f"no Deployment {name}"
+        count = raw["spec"]["replicas"] if available is None else available
+        status = {
+            "observedGeneration": 99, "replicas": count, "updatedReplicas": count, "readyReplicas": count,
+            "availableReplicas": count,
+        }  # fmt: skip
+        self.cluster.change("Deployment", name, {"status": status})
+
+    # --- looking ---
+
+    def status(self, kind: str = keys.FINETUNEJOB_KIND, name: str = "sentiment") -> dict[str, Any]:
+        """The status of a custom resource."""
+        raw = self.cluster.get(kind, name)
+        assert raw is not None
+        status: dict[str, Any] = raw.get("status", {})
+        return status
+
+    def condition(self, type_: str, kind: str = keys.FINETUNEJOB_KIND, name: str = "sentiment") -> tuple[str, str, str]:
+        """(status, reason, message) of a condition."""
+        found = [it for it in self.status(kind, name).get("conditions", ()) if it["type"] == type_]
+        return (found[0]["status"], found[0]["reason"], found[0]["message"]) if found else ("", "", "")
