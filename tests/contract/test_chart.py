@@ -11,6 +11,7 @@ import yaml
 
 from devcluster import UnsupportedMachine, binaries, progress
 from tunesmith_api import keys
+from tunesmith_operator.shell.environment import config_from
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/tunesmith"
@@ -243,6 +244,33 @@ def test_placement_and_metadata_of_the_operator(programs, tmp_path):
     assert found["TUNESMITH_LOG_FORMAT"] == "text"
     assert found["TUNESMITH_POLL_INTERVAL_SECONDS"] == "7"
     assert "TUNESMITH_NAMESPACES" not in found
+
+
+class Watched(dict):
+    """Remembers which variables were asked for."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.read = set()
+
+    def get(self, name, default=None):
+        self.read.add(name)
+        return super().get(name, default)
+
+
+def test_the_operator_understands_what_the_chart_tells_it(programs):
+    settings = "watchNamespaces={ml,research},trainerImage.pullPolicy=Always,pollIntervalSeconds=9,logFormat=text"
+    rendered = programs.render("--set", settings)
+    told = Watched({name: value or NAMESPACE for name, value in environment(rendered).items()})
+    config = config_from(told)
+    assert told.keys() <= told.read, "a variable that the operator does not know"
+    assert config.trainer_image == config.server_image == told["TUNESMITH_TRAINER_IMAGE"]
+    assert (config.namespaces, config.image_pull_policy) == (("ml", "research"), "Always")
+    assert (config.poll_interval_seconds, config.log_format, config.log_level) == (9, "text", "INFO")
+    assert config.operator_namespace == NAMESPACE
+    (container,) = deployment(rendered)["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"health": config.health_port, "metrics": config.metrics_port}
 
 
 def test_a_selector_never_holds_what_a_new_version_changes(default):
