@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from objectstore import ObjectStore
 from tunesmith_api import keys
 from tunesmith_api.plan import LoraPlan, OptimizationPlan, StoragePlan, TrainingPlan
@@ -215,7 +216,11 @@ class Pods:
         log = folder / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*inside, sys.executable, "-m", "tunesmith_trainer"], env=environment, stdout=output, stderr=output, cwd=folder
+                [*inside, sys.executable, "-m", "tunesmith_trainer"],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
             )
         pod = Pod(index, folder, process, log)
         self.started.append(pod)
@@ -223,7 +228,9 @@ class Pods:
 
     def progress(self) -> ProgressReport | None:
         try:
-            with urllib.request.urlopen(f"http://{IPS[0]}:{keys.PORT_PROGRESS}{keys.PATH_PROGRESS}", timeout=2) as answer:
+            with urllib.request.urlopen(
+                f"http://{IPS[0]}:{keys.PORT_PROGRESS}{keys.PATH_PROGRESS}", timeout=2
+            ) as answer:
                 return ProgressReport.from_json(answer.read())
         except OSError:
             return None

@@ -21,11 +21,14 @@ def pod_at(folder: Path, index: int = 0) -> PodEnvironment:
     )  # fmt: skip
 
 
-def run_rank(plan, folder, rank, world_size, address, crash_after=None, stop_after=None, digest="digest", environment=None):
+def run_rank(
+    plan, folder, rank, world_size, address, crash_after=None, stop_after=None, digest="digest", environment=None
+):
     """Train as one rank; return the result, or the exception."""
     os.environ.update(environment or {})
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
+
     from tunesmith_store.store import S3Store
     from tunesmith_trainer.group import join_group
     from tunesmith_trainer.loop import TrainingRun

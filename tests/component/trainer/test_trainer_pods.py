@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.reports import Outcome
@@ -105,7 +106,12 @@ def test_an_unwritable_bucket_ends_the_job_and_says_why(pods, pod_store, job, ma
 @pytest.mark.parametrize(
     ("field", "value", "reason", "words"),
     [
-        ("model_uri", "s3://nobody-has-this/model", Reason.STORAGE_UNREADABLE, "bucket 'nobody-has-this' does not exist"),
+        (
+            "model_uri",
+            "s3://nobody-has-this/model",
+            Reason.STORAGE_UNREADABLE,
+            "bucket 'nobody-has-this' does not exist",
+        ),
         ("train_uri", "{job}/typo.jsonl", Reason.DATASET_NOT_FOUND, "spec.dataset.train.uri"),
         ("model_uri", "{job}/typo", Reason.MODEL_NOT_FOUND, "spec.model.uri"),
     ],
@@ -117,7 +123,12 @@ def test_missing_input_names_the_field(pods, job, make_plan, field, value, reaso
 
 def test_a_diverging_run_ends_with_its_reason(pods, job, make_plan, make_training):
     training = make_training(learning_rate=0.99, max_grad_norm=0.0, max_steps=300, weight_decay=0.0, adam_epsilon=0.0)
-    message = fails(pods, make_plan(job, training=training.model_copy(update={"learning_rate": 1e30})), ExitCode.DIVERGED, Reason.DIVERGED)
+    message = fails(
+        pods,
+        make_plan(job, training=training.model_copy(update={"learning_rate": 1e30})),
+        ExitCode.DIVERGED,
+        Reason.DIVERGED,
+    )
     assert "learningRate" in message
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from ranks import Stopped, run_ranks
+
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.v1alpha1.finetunejob import MethodType
 from tunesmith_trainer.errors import Interrupted
@@ -45,7 +46,9 @@ def test_resumed_loss_equals_uninterrupted_loss(plan_of, object_store, tmp_path,
     environment = object_store.environment()
     plan = plan_of(method=method)
     if method not in uninterrupted:
-        whole = plan.model_copy(update={"checkpoint_uri": plan.checkpoint_uri + "-whole", "output_uri": plan.output_uri + "-whole"})
+        whole = plan.model_copy(
+            update={"checkpoint_uri": plan.checkpoint_uri + "-whole", "output_uri": plan.output_uri + "-whole"}
+        )
         result, state = run_ranks(whole, tmp_path / "whole", 1, environment)
         assert not isinstance(result, Exception), result
         uninterrupted[method] = losses(state), result.metrics

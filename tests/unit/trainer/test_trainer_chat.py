@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.chat import IGNORE, TemplateError, encode_chat, ensure_chat_template
 

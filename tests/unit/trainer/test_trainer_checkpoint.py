@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tunesmith_api.artifacts import CheckpointManifest, DataCursor
 from tunesmith_store.errors import Retryable
 from tunesmith_store.store import LocalStore

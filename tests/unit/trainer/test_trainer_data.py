@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.chat import IGNORE, EncodedChat, ensure_chat_template

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tunesmith_trainer import order
 
 sizes = st.integers(1, 60)
@@ -18,7 +19,9 @@ def test_every_epoch_sees_every_example_once(examples, batch, seed, epoch):
     assert sorted(seen) == list(range(examples))
 
 
-@given(examples=st.integers(1, 200), batch=sizes, world=st.integers(1, 7), micro=st.integers(1, 9), step=st.integers(0, 50))
+@given(
+    examples=st.integers(1, 200), batch=sizes, world=st.integers(1, 7), micro=st.integers(1, 9), step=st.integers(0, 50)
+)
 def test_ranks_and_micro_batches_share_a_batch_without_gap_or_overlap(examples, batch, world, micro, step):
     whole = order.global_batch(step, examples=examples, global_batch_size=batch, seed=1)
     parts = [
@@ -38,7 +41,9 @@ def test_ranks_and_micro_batches_share_a_batch_without_gap_or_overlap(examples, 
 @given(examples=st.integers(1, 200), batch=sizes, steps=st.integers(0, 60))
 def test_the_cursor_counts_the_examples_seen(examples, batch, steps):
     cursor = order.cursor_at(steps, examples=examples, global_batch_size=batch)
-    seen = sum(len(order.global_batch(step, examples=examples, global_batch_size=batch, seed=0)) for step in range(steps))
+    seen = sum(
+        len(order.global_batch(step, examples=examples, global_batch_size=batch, seed=0)) for step in range(steps)
+    )
     assert cursor.examples_seen == seen
     assert cursor.epoch * order.steps_per_epoch(examples, batch) + cursor.step_in_epoch == steps
 

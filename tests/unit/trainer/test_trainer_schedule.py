@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tunesmith_api.v1alpha1.finetunejob import LrSchedulerType
 from tunesmith_trainer.schedule import lr_at, warmup_steps
 
@@ -26,9 +27,7 @@ def test_known_values(step, kind, rate):
     assert lr_at(step, peak=1.0, max_steps=10, warmup=2, kind=LrSchedulerType(kind)) == pytest.approx(rate)
 
 
-@given(
-    max_steps=st.integers(1, 500), ratio=st.floats(0, 1), kind=st.sampled_from(KINDS), peak=st.floats(1e-6, 0.9)
-)
+@given(max_steps=st.integers(1, 500), ratio=st.floats(0, 1), kind=st.sampled_from(KINDS), peak=st.floats(1e-6, 0.9))
 def test_it_rises_to_the_peak_then_never_rises_again(max_steps, ratio, kind, peak):
     warmup = warmup_steps(max_steps, ratio)
     rates = [lr_at(step, peak=peak, max_steps=max_steps, warmup=warmup, kind=kind) for step in range(max_steps)]

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.chat import IGNORE, EncodedChat
