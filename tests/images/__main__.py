@@ -9,8 +9,11 @@ def main() -> None:
     started = time.monotonic()
     images = build_images(lambda line: print(f"[{time.monotonic() - started:5.1f}s] {line}", flush=True))
     for image in (images.operator, images.trainer):
-        print(f"{image.reference}  {image.archive.stat().st_size / 1e6:.0f} MB  {image.archive}")
-    print("next: `make demo` uses them; `ctr images import ARCHIVE` brings one into a containerd of yours")
+        for archive in image.archives:
+            print(f"{image.reference}  {archive.stat().st_size / 1e6:.0f} MB  {archive}")
+    print(
+        "next: `make demo` uses them; `ctr images import ARCHIVE`, in this order, brings one into a containerd of yours"
+    )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import fcntl
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from images.layout import write_archive
 from images.parts import ROOT, Log, base_archive, cache_folder, digest, packages, run, wheels_folder
 
 TOOLS = ("buildah", "mmdebstrap")
@@ -17,10 +19,10 @@ class UnsupportedMachine(RuntimeError):
 
 @dataclass(frozen=True)
 class Image:
-    """A built image."""
+    """A built image: two archives, to be imported in this order. The first is large and changes with the locks only."""
 
     reference: str
-    archive: Path
+    archives: tuple[Path, Path]
 
 
 @dataclass(frozen=True)
@@ -90,46 +92,60 @@ def build_images(log: Log) -> Images:
 def _build(recipe: Recipe, cache: Path, log: Log) -> Image:
     locks = recipe.locks if wheels_folder() or recipe is OPERATOR else (*recipe.locks, "cuda.txt")
     lock_texts = [(ROOT / "requirements" / lock).read_bytes() for lock in locks]
+    tools = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "parts.py", "layout.py")]
+    below_key = digest([*lock_texts, *tools])
+    below, below_archive = (
+        f"localhost/{recipe.name}-packages:{below_key}",
+        cache / f"{recipe.name}-packages-{below_key}.tar",
+    )
+    if not below_archive.exists():
+        _build_below(below, below_archive, locks, cache, log)
     code = [part for path in recipe.files() for part in (str(path.relative_to(ROOT)), path.read_bytes())]
-    tools = (Path(__file__).read_bytes(), Path(__file__).with_name("parts.py").read_bytes())
-    key = digest([*lock_texts, *code, *tools])
-    reference = f"localhost/{recipe.name}:{key}"
-    archive = cache / f"{recipe.name}-{key}.tar"
-    if archive.exists():
-        return Image(reference, archive)
-    base = _base_image(cache, log)
-    folder = packages(cache, locks, log)
-    log(f"building {recipe.name}")
-    context = _context(recipe, cache)
-    _buildah(
-        cache, "build", "--isolation=chroot", "--pull-never", "--layers", "--timestamp=0", f"--build-arg=BASE_IMAGE={base}",
-        f"--file={ROOT / recipe.dockerfile}", f"--build-context=packages={folder}",
-        f"--tag={reference}", str(context),
-    )  # fmt: skip
-    shutil.rmtree(context)
-    log(f"exporting {recipe.name}")
+    key = digest([below_key, *code])
+    reference, archive = f"localhost/{recipe.name}:{key}", cache / f"{recipe.name}-{key}.tar"
+    if not archive.exists():
+        log(f"building {recipe.name}")
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            context = _context(recipe, Path(scratch))
+            _buildah(
+                cache, "build", "--isolation=chroot", "--pull-never", "--timestamp=0", f"--build-arg=BASE_IMAGE={below}",
+                f"--file={ROOT / recipe.dockerfile}", f"--build-context=packages={context / 'stage'}", f"--tag={reference}",
+                str(context),
+            )  # fmt: skip
+        _export(reference, archive, cache, without=below)
+        for old in sorted(cache.glob(f"{recipe.name}-????????????????.tar"), key=lambda path: path.stat().st_mtime)[
+            :-3
+        ]:
+            old.unlink()
+    return Image(reference, (below_archive, archive))
+
+
+def _build_below(name: str, archive: Path, locks: tuple[str, ...], cache: Path, log: Log) -> None:
+    """What the code stands on: the Debian base and the Python packages, which the Dockerfile's first stage would make."""
+    base = base_archive(cache, log)
+    stage = packages(cache, locks, log)
+    log(f"building {name}")
+    container = _buildah(cache, "from", "scratch").strip()
+    _buildah(cache, "add", "--quiet", container, str(base), "/")
+    _buildah(cache, "add", "--quiet", container, str(stage / "packages"), "/opt/tunesmith/packages")
+    _buildah(cache, "commit", "--quiet", "--rm", "--timestamp=0", container, name)
+    log(f"exporting {name}")
+    _export(name, archive, cache)
+
+
+def _export(name: str, archive: Path, cache: Path, without: str | None = None) -> None:
+    """Write an OCI archive; layers that the image `without` holds are left out, since a node has them by then."""
+    layout = cache / "layout"
+    _buildah(cache, "push", "--quiet", "--disable-compression", "--format=oci", name, f"oci:{layout}:{name}")
     scratch = archive.with_suffix(f".{os.getpid()}.part")
-    _buildah(cache, "push", "--quiet", reference, f"docker-archive:{scratch}:{reference}")
+    write_archive(layout, name, scratch, without)
     scratch.rename(archive)
-    for old in sorted(cache.glob(f"{recipe.name}-*.tar"), key=lambda path: path.stat().st_mtime)[:-2]:
-        old.unlink()
-    return Image(reference, archive)
 
 
-def _base_image(cache: Path, log: Log) -> str:
-    tar = base_archive(cache, log)
-    name = f"localhost/tunesmith-{tar.stem}:1"
-    if name not in _buildah(cache, "images", "--format={{.Name}}:{{.Tag}}"):
-        container = _buildah(cache, "from", "scratch").strip()
-        _buildah(cache, "add", "--quiet", container, str(tar), "/")
-        _buildah(cache, "commit", "--quiet", "--rm", container, name)
-    return name
-
-
-def _context(recipe: Recipe, cache: Path) -> Path:
+def _context(recipe: Recipe, scratch: Path) -> Path:
     """A clean build context: the sources only, whatever lies in the checkout beside them."""
-    context = cache / f"context-{recipe.name}-{os.getpid()}"
-    shutil.rmtree(context, ignore_errors=True)
+    context = scratch / "context"
+    (context / "stage" / "packages").mkdir(parents=True)  # the packages are in the image below
     for source in recipe.sources:
         (context / source).mkdir(parents=True)
     for path in recipe.files():

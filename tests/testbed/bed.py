@@ -150,6 +150,12 @@ class Testbed:
         return answer
 
 
+def _load(cluster: Cluster, images: Images) -> None:
+    for image in (images.operator, images.trainer):
+        for archive in image.archives:
+            cluster.load_image(archive)
+
+
 def start_store(cluster: Cluster, folder: Path) -> ObjectStore:
     """Start SeaweedFS in the cluster's network and give it the name that manifests use."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 
-import assets
 import pytest
 
+import assets
 from devcluster import Cluster
 from images import UnsupportedMachine
 from testbed.bed import Testbed

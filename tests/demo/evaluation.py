@@ -1,0 +1,47 @@
+"""Accuracy of a chat model on held-out tweets: the same prompts, engine and matching before, after, and quantized."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from assets import LABELS
+
+# an untuned model answers in a sentence: it gets room for one
+ANSWER_TOKENS = 16
+PARALLEL_REQUESTS = 2
+LABEL = re.compile(r"\b(" + "|".join(LABELS) + r")\b", re.IGNORECASE)
+
+
+def label_of(answer: str) -> str:
+    """The first label in an answer; "" where there is none."""
+    found = LABEL.search(answer)
+    return found.group(1).lower() if found else ""
+
+
+def accuracy(base_url: str, model: str, rows: Path, tick: Callable[[], None] = lambda: None) -> tuple[float, int]:
+    """Ask a deployed model about each tweet, greedily; return the share of right labels and the number of tweets."""
+    examples = [json.loads(line)["messages"] for line in rows.read_text().splitlines()]
+
+    def right(messages: list[dict[str, str]]) -> bool:
+        answer = chat(base_url, model, messages[0]["content"])
+        tick()
+        return label_of(answer) == messages[1]["content"]
+
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        correct = sum(pool.map(right, examples))
+    return correct / len(examples), len(examples)
+
+
+def chat(base_url: str, model: str, content: str, max_tokens: int = ANSWER_TOKENS) -> str:
+    """Ask one question through the OpenAI-compatible API and return the answer."""
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens, "temperature": 0}
+    url = f"{base_url}/v1/chat/completions"
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as response:
+        answer: str = json.load(response)["choices"][0]["message"]["content"]
+    return answer
