@@ -43,9 +43,7 @@ class Testbed:
         """Install store, images and operator; the image import and the store's start run side by side."""
         images = build_images(log)
         with ThreadPoolExecutor(2) as pool:
-            importing = pool.submit(
-                lambda: [cluster.load_image(image.archive) for image in (images.operator, images.trainer)]
-            )
+            importing = pool.submit(_load, cluster, images)
             store = start_store(cluster, store_folder or cluster.folder / "store")
             log("the S3 store is up")
             importing.result()
