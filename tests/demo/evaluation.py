@@ -39,7 +39,12 @@ def accuracy(base_url: str, model: str, rows: Path, tick: Callable[[], None] = l
 
 def chat(base_url: str, model: str, content: str, max_tokens: int = ANSWER_TOKENS) -> str:
     """Ask one question through the OpenAI-compatible API and return the answer."""
-    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens, "temperature": 0}
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    }
     url = f"{base_url}/v1/chat/completions"
     request = urllib.request.Request(url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as response:

@@ -1,0 +1,63 @@
+"""Accuracy of unquantized models on this machine: the same conversion, engine, prompts and matching as the deployed one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import assets
+from demo.evaluation import accuracy
+from objectstore import ObjectStore
+from tunesmith_api.plan import ServingPlan
+from tunesmith_api.v1alpha1.modeldeployment import EngineType, QuantizationMethod
+from tunesmith_server.convert import to_gguf
+from tunesmith_server.engine import LlamaEngine
+
+
+def base_gguf() -> Path:
+    """The model before tuning, 16 bits, converted once."""
+    folder = assets.smollm2()
+    output = folder.with_name(f"{folder.name}.gguf")
+    if not output.exists():
+        scratch = output.with_suffix(f".{os.getpid()}")
+        to_gguf(folder, scratch, QuantizationMethod.NONE)
+        scratch.rename(output)
+    return output
+
+
+def tuned_gguf(store: ObjectStore, uri: str, folder: Path) -> Path:
+    """The tuned model from the store, 16 bits."""
+    local = folder / "tuned"
+    local.mkdir(parents=True, exist_ok=True)
+    for key in store.list_keys(uri):
+        name = key.rsplit("/", 1)[-1]
+        if "/quantized/" not in key:
+            (local / name).write_bytes(store.get_bytes(f"{uri.rstrip('/')}/{name}"))
+    output = folder / "tuned.gguf"
+    to_gguf(local, output, QuantizationMethod.NONE)
+    return output
+
+
+def local_accuracy(gguf: Path, rows: Path, tick: Callable[[], None]) -> tuple[float, int]:
+    """Serve a GGUF file in this process and ask it about every tweet."""
+    plan = ServingPlan(
+        name="model",
+        namespace="local",
+        uid="local",
+        revision="local",
+        model_uri="s3://local",
+        quantization=QuantizationMethod.NONE,
+        engine=EngineType.LLAMA_CPP,
+        context_length=512,
+        parallel_requests=2,
+        artifact_uri="s3://local",
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    # one thread less than cores: llama.cpp's threads wait in a busy loop, and something else always runs
+    threads = max(1, len(os.sched_getaffinity(0)) - 1)
+    engine = LlamaEngine(plan, gguf, threads=threads, port=port)
+    return accuracy(engine.url, plan.name, rows, tick)
