@@ -119,7 +119,7 @@ class RayNode:
         ]
         if self.pod.is_head:
             port = self.address.rpartition(":")[2]
-            unused = ("--include-dashboard=false", "--no-monitor", "--ray-client-server-port=0")
+            unused = ("--include-dashboard=false", "--no-monitor")
             return [*command, "--head", f"--port={port}", *unused]
         return [*command, f"--address={self.address}"]
 
