@@ -28,7 +28,6 @@ __all__ = [
 
 Raw = Mapping[str, Any]
 _INDEX = "batch.kubernetes.io/job-completion-index"
-_FAILURES = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count")
 
 _OURS = (keys.TRAINER_CONTAINER, keys.QUANTIZE_CONTAINER, keys.SERVER_CONTAINER)
 
@@ -202,7 +201,6 @@ class PodView(ChildView):
     message: str = ""
     ip: str = ""
     index: int = 0
-    predecessors: int = 0
     ready: bool = False
     scheduled_at: datetime | None = None
     unschedulable: str = ""
@@ -223,7 +221,6 @@ class PodView(ChildView):
             "message": status.get("message", ""),
             "ip": status.get("podIP", ""),
             "index": int(annotations.get(_INDEX) or labels.get(_INDEX) or 0),
-            "predecessors": sum(int(annotations.get(name) or 0) for name in _FAILURES),
             "ready": _true(conditions, "Ready") is not None,
             "scheduled_at": scheduled.since if scheduled and scheduled.status == "True" else None,
             "unschedulable": (scheduled.message or scheduled.reason) if scheduled is not None and blocked else "",

@@ -134,9 +134,9 @@ def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before:
         "completionMode": "Indexed",
         "completions": spec.workers.replicas,
         "parallelism": spec.workers.replicas,
-        "backoffLimitPerIndex": spec.failure_policy.backoff_limit,
-        # every worker is needed: one index that is given up ends the Job instead of leaving the others waiting
-        "maxFailedIndexes": 0,
+        # not backoffLimitPerIndex: with it the Job controller keeps its finalizer on a failed pod until that is
+        # replaced, which a namespace that is being deleted never allows, and the namespace would stay for ever
+        "backoffLimit": spec.failure_policy.backoff_limit,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": _pod_failure_policy(),
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},

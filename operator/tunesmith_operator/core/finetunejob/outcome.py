@@ -13,7 +13,7 @@ from tunesmith_operator.core.finetunejob.observed import Family
 from tunesmith_operator.core.text import duration
 from tunesmith_operator.core.views import ConditionView, JobView, PodView
 
-__all__ = ["Verdict", "verdict"]
+__all__ = ["Verdict", "culprit", "verdict"]
 
 _CODE_REASONS = {
     ExitCode.INVALID_INPUT: (Reason.INVALID_SPEC, "the spec, the data or the model is invalid"),
@@ -48,10 +48,10 @@ def verdict(family: Family, spec: FineTuneJobSpec) -> Verdict | None:
     failing = job.failing
     if failing is None:
         return None
-    culprit = _culprit(family.pods)
-    if job.failed is None and culprit is None:
+    guilty = culprit(family.pods)
+    if job.failed is None and guilty is None:
         return None
-    return _failure(failing, family.pods, culprit, spec)
+    return _failure(failing, family.pods, guilty, spec)
 
 
 def _success(pods: tuple[PodView, ...], job: JobView) -> Verdict | None:
@@ -65,7 +65,8 @@ def _success(pods: tuple[PodView, ...], job: JobView) -> Verdict | None:
     return Verdict(True, Reason.COMPLETED, message, report, job.completion_time)
 
 
-def _culprit(pods: tuple[PodView, ...]) -> PodView | None:
+def culprit(pods: tuple[PodView, ...]) -> PodView | None:
+    """The pod whose exit code ends the job: the first of those that can't be retried."""
     guilty = [
         pod
         for pod in pods
@@ -75,15 +76,15 @@ def _culprit(pods: tuple[PodView, ...]) -> PodView | None:
 
 
 def _failure(
-    failing: ConditionView, pods: tuple[PodView, ...], culprit: PodView | None, spec: FineTuneJobSpec
+    failing: ConditionView, pods: tuple[PodView, ...], guilty: PodView | None, spec: FineTuneJobSpec
 ) -> Verdict:
-    if culprit is not None and culprit.container is not None:
-        report = culprit.report
+    if guilty is not None and guilty.container is not None:
+        report = guilty.report
         if report is not None:
-            message = f"{report.message or report.reason.value} (worker {culprit.index}; see: {logs_command(culprit)})"
+            message = f"{report.message or report.reason.value} (worker {guilty.index}; see: {logs_command(guilty)})"
             return Verdict(False, report.reason, message, report, failing.since)
-        reason, meaning = _CODE_REASONS[ExitCode(culprit.container.exit_code or 0)]
-        return Verdict(False, reason, f"{meaning}; {crash_message(culprit)}", None, failing.since)
+        reason, meaning = _CODE_REASONS[ExitCode(guilty.container.exit_code or 0)]
+        return Verdict(False, reason, f"{meaning}; {crash_message(guilty)}", None, failing.since)
     report = next((pod.report for pod in pods if pod.index == 0 and pod.report is not None), None)
     if failing.reason == "DeadlineExceeded":
         limit = duration(spec.active_deadline_seconds or 0)

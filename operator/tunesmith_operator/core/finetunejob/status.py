@@ -18,11 +18,11 @@ from tunesmith_api.v1alpha1.finetunejob import (
     Progress,
     WorkerCounts,
 )
-from tunesmith_operator.core.conditions import FALSE, TRUE, UNKNOWN, Finding, merge
+from tunesmith_operator.core.conditions import FALSE, TRUE, UNKNOWN, Finding, find, merge
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.crashes import crash_message, last_crash
 from tunesmith_operator.core.finetunejob.observed import Family, attempt_number, child_name
-from tunesmith_operator.core.finetunejob.outcome import Verdict
+from tunesmith_operator.core.finetunejob.outcome import Verdict, culprit
 from tunesmith_operator.core.text import duration, loss, number, rfc3339
 from tunesmith_operator.core.troubles import Trouble
 
@@ -193,6 +193,12 @@ def _standing(
         return Standing(job.status.phase, reason, f"The workers are being stopped: {child.failing.message}")
     if trouble is not None:
         return Standing(JobPhase.PENDING, trouble.reason, trouble.message)
+    if any(pod.index == 0 and pod.phase == "Succeeded" for pod in family.pods):
+        return Standing(JobPhase.SAVING, Reason.TRAINING, "Worker 0 has finished; the other workers are being ended.")
+    known = find(job.status.conditions, JobCondition.SUCCEEDED)
+    if known is not None and culprit(family.pods) is not None:
+        # the verdict is a moment away: say nothing in between
+        return Standing(job.status.phase, Reason(known.reason), known.message)
     sample = family.progress
     if sample is not None and sample.report.state not in (TrainerState.STARTING, TrainerState.FAILED):
         return _reported(sample.report, sample.alive_at, now, config)
@@ -224,11 +230,11 @@ def _reported(report: ProgressReport, alive_at: datetime, now: datetime, config:
 def _restarts(family: Family, before: int) -> int:
     """Losses after which training was resumed.
 
-    The trainer counts them and keeps the count in its checkpoints; replaced pods of worker 0 are counted by the Job
-    controller, on the pods; so the larger one is right when the other has not been told yet.
+    The trainer counts them and keeps the count in its checkpoints; before the first checkpoint, the failed pods of
+    worker 0 tell. So the larger number is right.
     """
     heads = [pod for pod in family.pods if pod.index == 0]
-    replaced = max((pod.predecessors for pod in heads), default=0)
+    replaced = sum(pod.phase == "Failed" for pod in heads)
     told = [pod.report.restarts for pod in heads if pod.report is not None]
     told += [family.progress.report.restarts] if family.progress is not None else []
     return max(before + replaced, *told, 0)
