@@ -30,7 +30,7 @@ BASE_HOOKS = (
 # files of packages that no pod of ours opens; each is megabytes in every node's image store
 UNUSED = (
     "*/tests", "*/test", "ray/dashboard/client", "ray/rllib", "ray/serve/tests", "ray/jars", "torch/include", "torch/share",
-    "torch/bin", "torch/lib/*.a", "pyarrow/include", "pyarrow/src", "pyarrow/tests", "bin", "caffe2", "functorch/examples",
+    "torch/lib/*.a", "pyarrow/include", "pyarrow/src", "pyarrow/tests", "bin", "caffe2", "functorch/examples",
 )  # fmt: skip
 
 
