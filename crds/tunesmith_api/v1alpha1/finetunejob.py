@@ -264,7 +264,7 @@ class FailurePolicy(SpecModel):
         default=3,
         ge=0,
         le=100,
-        description="Crashes of each worker pod that are retried; evictions and preemptions don't count.",
+        description="Crashes of worker pods that are retried, over all workers together; evictions and preemptions don't count.",
     )
     max_restarts: int = Field(
         default=10,
