@@ -47,14 +47,10 @@ format: ## Format the code
 	@$(PY) -m ruff check --fix-only --quiet $(FORMATTED)
 	@$(PY) -m ruff format $(FORMATTED)
 
-.PHONY: images bench docs venv lock clean
+.PHONY: images docs venv lock clean
 images: ## Build the operator and trainer images into the cache
 	@requirements/apt.sh
 	@$(PY) -m images build
-
-bench: ## Measure API calls per job and seconds to the first step on a local cluster
-	@requirements/apt.sh
-	@$(PY) -m bench
 
 docs: generate ## Write the generated pages of docs/
 	@echo "docs/ is up to date: start at docs/getting-started.md"
