@@ -1,0 +1,103 @@
+"""Whatever happens to a job, in whatever order: it settles, counts never run backwards, and an end is an end."""
+
+import json
+import logging
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import make
+from support.world import World
+
+from tunesmith_api.keys import FINETUNEJOB_KIND, Reason
+from tunesmith_operator.core.finetunejob.decide import decide
+from tunesmith_operator.core.resources import Key
+
+KEY = Key(FINETUNEJOB_KIND, "ml", "sentiment")
+
+
+def head(world):
+    return next((it for it in world.cluster.of_kind("Pod") if it["metadata"]["name"].startswith("sentiment-1-0")), None)
+
+
+def start_pods(world):
+    if world.cluster.get("Job", "sentiment-1") and not world.cluster.of_kind("Pod"):
+        world.pod("sentiment-1", 0, ready=True)
+        world.pod("sentiment-1", 1, ready=True)
+
+
+def lose_head(world):
+    if (pod := head(world)) and pod["status"]["phase"] == "Running":
+        world.ends(pod["metadata"]["name"], 137)
+
+
+def remove_pods(world):
+    for pod in world.cluster.of_kind("Pod"):
+        world.cluster.remove("Pod", "ml", pod["metadata"]["name"])
+
+
+def users_error(world):
+    if (pod := head(world)) and pod["status"]["phase"] == "Running":
+        world.ends(pod["metadata"]["name"], 40, make.failed(Reason.MODEL_INVALID))
+        world.job_is("sentiment-1", "FailureTarget", "PodFailurePolicy")
+
+
+def succeed(world):
+    if (pod := head(world)) and pod["status"]["phase"] == "Running":
+        world.ends(pod["metadata"]["name"], 0, make.succeeded())
+        world.job_is("sentiment-1", "SuccessCriteriaMet", "SuccessPolicy")
+
+
+def delete_job(world):
+    world.cluster.remove("Job", "ml", "sentiment-1")
+
+
+def delete_service(world):
+    world.cluster.remove("Service", "ml", "sentiment-workers")
+
+
+def toggle_suspend(world):
+    raw = world.cluster.get(FINETUNEJOB_KIND, "sentiment")
+    world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"spec": {"suspend": not raw["spec"].get("suspend", False)}})
+
+
+def crash_soon(world):
+    world.cluster.crash_after = len(world.cluster.writes) + 1
+
+
+def time_passes(world):
+    world.wait(31)
+
+
+HAPPENINGS = [
+    start_pods, lose_head, remove_pods, users_error, succeed, delete_job, delete_service, toggle_suspend, crash_soon, time_passes,
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(HAPPENINGS), max_size=12))
+def test_a_job_settles_after_anything_and_an_end_is_final(happenings):
+    logging.disable(logging.CRITICAL)
+    world, ended, restarts, generation = World(), None, 0, 0
+    world.cluster.put(make.finetunejob())
+    try:
+        for happening in [start_pods, *happenings]:
+            happening(world)
+            world.wait(5)
+            status = world.status()
+            assert status["restarts"] >= restarts
+            assert status["observedGeneration"] >= generation
+            restarts, generation = status["restarts"], status["observedGeneration"]
+            if ended is not None:
+                assert json.dumps(status, sort_keys=True) == ended
+            elif world.condition("Succeeded")[0] in ("True", "False"):
+                ended = json.dumps(status, sort_keys=True)
+            assert decide_twice(world), "the same observation gives the same decision"
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def decide_twice(world):
+    seen = world.controller._store.finetunejob(KEY)
+    first, second = (decide(seen, world.now, world.config) for _ in range(2))
+    assert first.actions == (), "what was decided has been carried out"
+    return first == second

@@ -1,0 +1,201 @@
+"""The Kubernetes client against a scripted HTTP server: what goes over the wire, and what errors become."""
+
+import http.server
+import json
+import threading
+import urllib.parse
+
+import kubernetes.client
+import pytest
+from support import make
+
+from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_operator.adapters.errors import Gone, Rejected, Transient, classify
+from tunesmith_operator.adapters.events import EventRecorder
+from tunesmith_operator.adapters.kube import KubernetesCluster
+from tunesmith_operator.adapters.progress import ProgressClient
+from tunesmith_operator.core.decision import EventNote
+from tunesmith_operator.core.finetunejob.children import build
+from tunesmith_operator.core.resources import FINETUNEJOB, JOB, SECRET, Key
+
+
+class Server:
+    """Answers every request alike and keeps what was asked."""
+
+    def __init__(self):
+        self.requests, self.code, self.answer, self.headers = [], 200, {}, {}
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def handle_any(self):
+                parts = urllib.parse.urlsplit(self.path)
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                outer.requests.append(
+                    (self.command, parts.path, dict(urllib.parse.parse_qsl(parts.query)), self.headers, body)
+                )
+                text = outer.answer if isinstance(outer.answer, bytes) else json.dumps(outer.answer).encode()
+                self.send_response(outer.code)
+                for name, value in outer.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            do_GET = do_POST = do_PATCH = do_DELETE = handle_any
+
+            def log_message(self, format, *args):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    @property
+    def port(self):
+        return self.http.server_address[1]
+
+    def body(self):
+        return json.loads(self.requests[-1][4])
+
+
+@pytest.fixture
+def server():
+    running = Server()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
+
+
+@pytest.fixture
+def cluster(server):
+    configuration = kubernetes.client.Configuration(host=f"http://127.0.0.1:{server.port}")
+    configuration.api_key["BearerToken"] = "bearer t0ken"
+    client = KubernetesCluster(configuration, threads=1)
+    yield client
+    client.close()
+
+
+def manifest():
+    return build(FineTuneJob.model_validate(make.finetunejob()), make.CONFIG, 1).job
+
+
+async def test_apply_is_server_side_under_our_name_and_forced_only_where_it_is_ours(server, cluster):
+    server.answer = {"metadata": {"name": "sentiment-1"}}
+    assert await cluster.apply(manifest(), force=False) == server.answer
+    method, path, query, headers, _ = server.requests[-1]
+    assert (method, path) == ("PATCH", "/apis/batch/v1/namespaces/ml/jobs/sentiment-1")
+    assert query == {"fieldManager": "tunesmith-operator", "force": "false"}
+    assert headers["Content-Type"] == "application/apply-patch+yaml"
+    assert headers["Authorization"] == "bearer t0ken"
+    assert headers["User-Agent"].startswith("tunesmith-operator/")
+    assert server.body() == manifest().body
+    await cluster.apply(manifest(), force=True)
+    assert server.requests[-1][2]["force"] == "true"
+
+
+async def test_status_goes_to_its_subresource_with_the_uid(server, cluster):
+    await cluster.apply_status(FINETUNEJOB, "ml", "sentiment", "u1", {"phase": "Training"})
+    method, path, query, _, _ = server.requests[-1]
+    assert (method, path) == ("PATCH", "/apis/tunesmith.dev/v1alpha1/namespaces/ml/finetunejobs/sentiment/status")
+    assert query["force"] == "true"
+    assert server.body()["metadata"] == {"name": "sentiment", "namespace": "ml", "uid": "u1"}
+    assert server.body()["status"] == {"phase": "Training"}
+
+
+async def test_a_patch_is_a_merge_patch(server, cluster):
+    await cluster.patch(JOB, "ml", "sentiment-1", {"spec": {"suspend": True}})
+    assert server.requests[-1][3]["Content-Type"] == "application/merge-patch+json"
+
+
+async def test_creating_what_exists_is_fine_and_so_is_deleting_what_is_gone(server, cluster):
+    server.code = 409
+    await cluster.create(SECRET, "ml", {"metadata": {"name": "x"}})
+    assert server.requests[-1][:2] == ("POST", "/api/v1/namespaces/ml/secrets")
+    server.code = 404
+    await cluster.delete(JOB, "ml", "sentiment-1", "u1")
+    assert server.body() == {"propagationPolicy": "Background", "preconditions": {"uid": "u1"}}
+
+
+async def test_a_refusal_is_told_in_the_servers_words(server, cluster):
+    server.code, server.answer = 403, {"message": "exceeded quota", "reason": "Forbidden"}
+    with pytest.raises(Rejected, match="exceeded quota"):
+        await cluster.apply(manifest(), force=False)
+
+
+async def test_an_unreachable_server_is_transient(server, cluster):
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(Transient, match="can't be reached"):
+        await cluster.patch(JOB, "ml", "x", {})
+
+
+async def test_a_kind_is_served_or_not(server, cluster):
+    server.answer = {"resources": [{"name": "finetunejobs"}]}
+    assert await cluster.serves(FINETUNEJOB)
+    server.code = 404
+    assert not await cluster.serves(FINETUNEJOB)
+
+
+async def test_an_event_names_its_object_reason_and_reporter(server, cluster):
+    note = EventNote("Warning", "Diverged", "x" * 2000)
+    await EventRecorder(cluster, "pod-1").record(FINETUNEJOB, Key("FineTuneJob", "ml", "sentiment"), "u1", note, make.at(0))
+    body = server.body()
+    assert server.requests[-1][1] == "/apis/events.k8s.io/v1/namespaces/ml/events"
+    assert (body["type"], body["reason"], body["reportingInstance"]) == ("Warning", "Diverged", "pod-1")
+    assert body["regarding"]["uid"] == "u1"
+    assert len(body["note"]) <= 1024
+
+
+TERMINATING = {"message": "terminating", "reason": "Forbidden", "details": {"causes": [{"reason": "NamespaceTerminating"}]}}
+CONFLICT = {"message": 'Apply failed with 1 conflict: conflict with "kubectl"', "reason": "Conflict"}
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "kind"),
+    [
+        (404, {"message": "not found"}, Gone),
+        (403, TERMINATING, Gone),
+        (403, {"message": "no"}, Rejected),
+        (422, {"message": "immutable"}, Rejected),
+        (409, CONFLICT, Rejected),
+        (409, {"message": "object has been modified", "reason": "Conflict"}, Transient),
+        (429, {}, Transient),
+        (500, b"no JSON", Transient),
+        (401, {"message": "Unauthorized"}, Transient),
+    ],
+)
+def test_errors_are_of_three_kinds(code, answer, kind):
+    error = classify(code, answer if isinstance(answer, bytes) else json.dumps(answer))
+    assert type(error) is kind
+
+
+def test_the_servers_patience_is_kept():
+    assert classify(429, b"{}", "7").retry_after == 7
+    assert classify(503, b"{}", "Wed, 21 Oct").retry_after is None
+
+
+async def fetch(port):
+    client = ProgressClient(timeout_seconds=0.5)
+    try:
+        return await client.fetch("127.0.0.1", port)
+    finally:
+        await client.close()
+
+
+async def test_progress_is_read(server):
+    server.answer = {"globalStep": 5, "maxSteps": 10, "schemaVersion": 1}
+    report = await fetch(server.port)
+    assert (report.global_step, server.requests[-1][1]) == (5, "/progress")
+
+
+@pytest.mark.parametrize("answer", [b"not json", {"schemaVersion": 99}, {"surprise": 1}])
+async def test_progress_that_is_none_is_none(server, answer):
+    server.answer = answer
+    assert await fetch(server.port) is None
+
+
+async def test_a_pod_that_does_not_answer_has_no_progress(server):
+    server.code = 503
+    assert await fetch(server.port) is None
+    server.http.shutdown()
+    server.http.server_close()
+    assert await fetch(server.port) is None

@@ -1,0 +1,117 @@
+"""How a Job ended: the controller's verdict, in the words of the pod that decided it."""
+
+import pytest
+from support import make
+
+from tunesmith_api.keys import Reason
+from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_operator.core.finetunejob.observed import Observed, family
+from tunesmith_operator.core.finetunejob.outcome import verdict
+from tunesmith_operator.core.views import JobView, PodView
+
+
+def job(*conditions):
+    meta = {"name": "sentiment-1", "namespace": "ml", "uid": "j", "ownerReferences": [{"uid": "u", "controller": True}]}
+    entries = [
+        {"type": type_, "status": "True", "reason": reason, "message": message, "lastTransitionTime": make.stamp(9)}
+        for type_, reason, message in conditions
+    ]
+    return JobView.of({"metadata": meta, "status": {"conditions": entries}})
+
+
+def pod(index, code=None, message="", reason="Error", ended=5.0, phase=None):
+    state = {"running": {}} if code is None else {
+        "terminated": {"exitCode": code, "message": message, "reason": reason, "finishedAt": make.stamp(ended)}
+    }  # fmt: skip
+    phase = phase or ("Running" if code is None else "Succeeded" if code == 0 else "Failed")
+    meta = {
+        "name": f"sentiment-1-{index}-x", "namespace": "ml", "uid": f"p{index}",
+        "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+        "ownerReferences": [{"uid": "j", "controller": True}],
+    }  # fmt: skip
+    return PodView.of(
+        {"metadata": meta, "status": {"phase": phase, "containerStatuses": [{"name": "trainer", "state": state}]}}
+    )
+
+
+def judged(child, *pods, **spec):
+    raw = make.finetunejob(**spec)
+    raw["metadata"]["uid"] = "u"
+    observed = Observed(job=FineTuneJob.model_validate(raw), jobs=(child,), pods=pods)
+    return verdict(family(observed), observed.job.spec)
+
+
+COMPLETE = ("Complete", "SuccessPolicy", "")
+POLICY = ("FailureTarget", "PodFailurePolicy", "")
+BACKOFF = ("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+
+
+def test_a_job_without_a_verdict_has_none():
+    assert judged(job(), pod(0), pod(1)) is None
+
+
+def test_success_is_told_as_soon_as_it_is_certain_and_explained():
+    done = pod(0, 0, make.succeeded().to_json())
+    assert judged(job(), done) is None, "the Job controller has the last word"
+    found = judged(job(("SuccessCriteriaMet", "SuccessPolicy", "")), done, pod(1))
+    assert found.succeeded
+    assert found.report.model.digest == make.DIGEST
+
+
+def test_success_whose_report_is_gone_is_still_success():
+    assert judged(job(("SuccessCriteriaMet", "SuccessPolicy", "")), pod(1)) is None
+    found = judged(job(COMPLETE))
+    assert found.succeeded
+    assert "output.uri" in found.message
+
+
+def test_a_users_error_is_told_in_the_trainers_words_by_whichever_worker_it_was():
+    found = judged(job(POLICY), pod(0), pod(1, 40, make.failed().to_json()))
+    assert (found.succeeded, found.reason) == (False, Reason.DATASET_INVALID)
+    assert "line 3" in found.message
+    assert "worker 1" in found.message
+    assert "kubectl logs -n ml sentiment-1-1-x" in found.message
+
+
+def test_of_several_errors_the_first_counts():
+    late = pod(0, 43, make.failed(Reason.DIVERGED).to_json(), ended=7)
+    early = pod(1, 41, make.failed(Reason.STORAGE_UNWRITABLE).to_json(), ended=6)
+    assert judged(job(POLICY), late, early).reason == Reason.STORAGE_UNWRITABLE
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(40, "InvalidSpec"), (41, "StorageUnreadable"), (42, "OutOfMemory"), (43, "Diverged")]
+)
+def test_an_exit_code_without_a_report_still_has_its_meaning(code, reason):
+    found = judged(job(POLICY), pod(0, code, "Traceback\nBoom"))
+    assert found.reason == reason
+    assert "Boom" in found.message
+
+
+def test_failure_without_an_explanation_waits_until_the_pods_have_ended():
+    assert judged(job(("FailureTarget", "BackoffLimitExceeded", "")), pod(0)) is None
+
+
+def test_crashes_beyond_the_limit_name_the_last_one_its_code_and_its_log():
+    found = judged(job(BACKOFF), pod(0, 1, "starting\nSegmentation fault", ended=8), pod(1, 137, "", ended=3))
+    assert found.reason == Reason.BACKOFF_LIMIT_EXCEEDED
+    for word in ("3 retries", "exit code 1", "Segmentation fault", "kubectl logs -n ml sentiment-1-0-x"):
+        assert word in found.message
+
+
+def test_a_pod_killed_for_memory_is_told_so_with_the_remedy():
+    found = judged(job(BACKOFF), pod(1, 137, "", reason="OOMKilled"))
+    assert found.reason == Reason.OUT_OF_MEMORY
+    assert "workers.resources.memory (1Gi)" in found.message
+
+
+def test_a_deadline_tells_how_to_go_on():
+    found = judged(job(("Failed", "DeadlineExceeded", "")), pod(0, 75, ""), activeDeadlineSeconds=3600)
+    assert found.reason == Reason.DEADLINE_EXCEEDED
+    assert "activeDeadlineSeconds (1h)" in found.message
+
+
+def test_a_report_that_is_none_is_treated_as_log():
+    found = judged(job(BACKOFF), pod(0, 1, '{"not": "a report"}'))
+    assert found.reason == Reason.BACKOFF_LIMIT_EXCEEDED
+    assert "exit code 1" in found.message

@@ -1,0 +1,198 @@
+"""Small pure pieces: text, conditions, manifests, plans, children, policies, revisions' templates."""
+
+import json
+
+import pytest
+from support import make
+
+from tunesmith_api import keys
+from tunesmith_api.keys import Reason
+from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, ModelDeployment, Storage
+from tunesmith_operator.core import text
+from tunesmith_operator.core.conditions import FALSE, TRUE, UNKNOWN, Finding, merge
+from tunesmith_operator.core.finetunejob.children import build
+from tunesmith_operator.core.finetunejob.plan import training_plan
+from tunesmith_operator.core.finetunejob.policies import violation
+from tunesmith_operator.core.modeldeployment.children import server_deployment
+from tunesmith_operator.core.modeldeployment.plan import template
+from tunesmith_operator.core.source import SourceAbsent, SourceModel, of_finetunejob
+from tunesmith_operator.core.transitions import differs, is_urgent, transitions, with_apply_failure
+
+
+def job(**spec):
+    raw = make.finetunejob(**spec)
+    raw["metadata"]["uid"] = "0123456789"
+    return FineTuneJob.model_validate(raw)
+
+
+def deployment(**spec):
+    return ModelDeployment.model_validate(make.modeldeployment(**spec))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0s"), (45, "45s"), (59.6, "1m"), (185, "3m"), (3600, "1h"), (3900, "1h5m"), (90000, "1d1h"), (-5, "0s")],
+)
+def test_durations_are_short(seconds, shown):
+    assert text.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.41234, "0.412"), (12.5, "12.500"), (2.1e-5, "2.1e-05"), (0.0, "0.000")])
+def test_losses_fit_a_column(value, shown):
+    assert text.loss(value) == shown
+
+
+@pytest.mark.parametrize(("quantity", "value"), [("500m", 0.5), ("2", 2.0), ("1.5", 1.5), ("3Gi", 3 * 2**30), ("1k", 1000)])
+def test_quantities_are_numbers(quantity, value):
+    assert text.cores(quantity) == value
+
+
+def test_a_condition_keeps_its_time_until_its_status_changes():
+    first = merge([], [Finding("A", TRUE, Reason.VALID, "x")], make.at(0), 1)
+    second = merge(first, [Finding("A", TRUE, Reason.APPLIED, "y")], make.at(10), 2)
+    third = merge(second, [Finding("A", FALSE, Reason.APPLIED, "y")], make.at(20), 2)
+    assert [it[0].last_transition_time for it in (first, second, third)] == [make.stamp(0), make.stamp(0), make.stamp(20)]
+    assert second[0].reason == "Applied"
+    assert second[0].observed_generation == 2
+
+
+def test_a_condition_of_another_type_stays_and_a_long_message_is_cut():
+    first = merge([], [Finding("A", TRUE, Reason.VALID)], make.at(0), 1)
+    second = merge(first, [Finding("B", TRUE, Reason.VALID, "x" * 9999)], make.at(1), 1)
+    assert [it.type for it in second] == ["A", "B"]
+    assert len(second[1].message) == 2048
+
+
+def test_events_tell_transitions_only():
+    old = merge([], [Finding("S", UNKNOWN, Reason.TRAINING, "a")], make.at(0), 1)
+    same = merge(old, [Finding("S", UNKNOWN, Reason.TRAINING, "b")], make.at(1), 1)
+    moved = merge(old, [Finding("S", UNKNOWN, Reason.RESTARTING, "c")], make.at(1), 1)
+    assert transitions("S", old, same, ()) == ()
+    (note,) = transitions("S", old, moved, ())
+    assert (note.type, note.reason, note.message) == ("Warning", "Restarting", "c")
+    assert transitions("S", old, moved, {Reason.RESTARTING}) == ()
+
+
+def test_a_heartbeat_is_no_difference_and_a_step_is_one_that_can_wait():
+    def status(**progress):
+        return FineTuneJobStatus.model_validate({"phase": "Training", "progress": progress})
+
+    assert not differs(status(lastHeartbeatTime=make.stamp(0)), status(lastHeartbeatTime=make.stamp(9)))
+    assert differs(status(globalStep=1), status(globalStep=2))
+    assert not is_urgent(status(globalStep=1), status(globalStep=2))
+    assert is_urgent(status(), FineTuneJobStatus.model_validate({"phase": "Saving"}))
+
+
+def test_a_refused_child_keeps_the_generation_and_of_a_start_nothing():
+    before = FineTuneJobStatus(observed_generation=3)
+    planned = FineTuneJobStatus(observed_generation=4, start_time=make.stamp(0), restarts=2)
+    starting = with_apply_failure(before, planned, True, "Succeeded", "Job x: no", make.at(0), 4)
+    assert (starting.observed_generation, starting.start_time, starting.restarts) == (3, None, 0)
+    assert {it.type: it.reason for it in starting.conditions} == {"ChildrenApplied": "ApplyFailed", "Succeeded": "ApplyFailed"}
+    running = with_apply_failure(before, planned, False, "Succeeded", "Service x: no", make.at(0), 4)
+    assert (running.observed_generation, running.restarts) == (3, 2)
+
+
+def test_a_plan_has_every_number_resolved():
+    plan = training_plan(job(training={"learningRate": "2e-5", "warmupRatio": "0.1"}), 1)
+    assert plan.training.learning_rate == 2e-5
+    assert plan.training.warmup_ratio == 0.1
+    assert plan.lora.r == 16
+    assert plan.cpus_per_worker == 1.0
+    assert plan.head_host == "sentiment-1-0.sentiment-workers"
+    assert training_plan(job(method={"type": "Full"}), 1).lora is None
+
+
+def test_workloads_pass_the_restricted_standard_and_hold_no_secrets_in_plain_text():
+    children = build(job(), make.CONFIG, 1)
+    made = template(deployment(), SourceModel("s3://models/sentiment", "", Storage()), make.CONFIG)
+    for manifest in (children.job, server_deployment(made, 1, make.CONFIG)):
+        pod = manifest.body["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        for box in pod["containers"]:
+            assert box["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert box["securityContext"]["readOnlyRootFilesystem"]
+            assert not box["securityContext"]["allowPrivilegeEscalation"]
+            secret = [it for it in box["env"] if it["name"].startswith(("AWS_", "RAY_AUTH_TOKEN"))]
+            assert all("value" not in it for it in secret)
+    assert "data" not in children.secret.body
+
+
+def test_placement_reaches_the_pods():
+    spec = {
+        "workers": {
+            "nodeSelector": {"gpu": "l4"}, "tolerations": [{"key": "gpu", "operator": "Exists"}], "gpusPerWorker": 1,
+            "priorityClassName": "batch", "image": "mine:1",
+        }
+    }  # fmt: skip
+    pod = build(job(**spec), make.CONFIG, 1).job.body["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"gpu": "l4"}
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert pod["priorityClassName"] == "batch"
+    assert pod["containers"][0]["image"] == "mine:1"
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_progress_is_open_to_the_operators_namespace_only():
+    policy = build(job(), make.CONFIG, 1).network_policy.body["spec"]
+    siblings, operator = policy["ingress"]
+    assert siblings["from"][0]["podSelector"]["matchLabels"] == {keys.LABEL_FINETUNEJOB: "sentiment"}
+    home = {"kubernetes.io/metadata.name": "tunesmith-system"}
+    assert operator["from"] == [{"namespaceSelector": {"matchLabels": home}}]
+    assert operator["ports"][0]["port"] == keys.PORT_PROGRESS
+
+
+def test_a_manifest_has_the_same_hash_until_something_in_it_changes():
+    first, again = build(job(), make.CONFIG, 1), build(job(), make.CONFIG, 1)
+    other = build(job(training={"seed": 7}), make.CONFIG, 1)
+    assert first.config_map.hash == again.config_map.hash
+    assert first.config_map.hash != other.config_map.hash
+    assert first.service.hash == other.service.hash
+    assert first.job.body["metadata"]["annotations"][keys.ANNOTATION_SPEC_HASH] == first.job.hash
+    json.dumps(first.job.body)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"output": {"uri": "s3://checkpoints/sentiment/out"}}, "spec.checkpoint.uri"),
+        ({"checkpoint": {"uri": "s3://models/base/ckpt"}}, "spec.model.uri"),
+        ({"dataset": {"train": {"uri": "s3://checkpoints/sentiment/t.jsonl"}}}, "spec.dataset.train.uri"),
+        ({"training": {"evalSteps": 5}}, "spec.training.evalSteps"),
+    ],
+)
+def test_policies_name_the_field(spec, words):
+    assert words in violation(job(**spec))
+
+
+def test_neighbouring_folders_are_fine():
+    assert violation(job(checkpoint={"uri": "s3://models/sentiment-checkpoints"})) is None
+
+
+MODEL = SourceModel("s3://models/sentiment", "abc", Storage())
+
+
+def test_revisions_differ_by_what_the_pods_are_made_of_and_not_by_replicas_or_patience():
+    first = template(deployment(), MODEL, make.CONFIG)
+    assert template(deployment(replicas=5, rollout={"progressDeadlineSeconds": 99}), MODEL, make.CONFIG).hash == first.hash
+    for spec in ({"resources": {"cpu": "2"}}, {"quantization": {"method": "None"}}, {"image": "x:2"}, {"engine": {"contextLength": 99}}):
+        assert template(deployment(**spec), MODEL, make.CONFIG).hash != first.hash
+    assert template(deployment(), SourceModel(MODEL.uri, "other", Storage()), make.CONFIG).hash != first.hash
+
+
+def test_revisions_of_the_same_bytes_share_the_artefact():
+    first = template(deployment(), MODEL, make.CONFIG)
+    assert template(deployment(resources={"cpu": "2"}), MODEL, make.CONFIG).artifact_uri == first.artifact_uri
+    assert template(deployment(quantization={"method": "None"}), MODEL, make.CONFIG).artifact_uri != first.artifact_uri
+    assert template(deployment(artifactsURI="s3://art/x/"), MODEL, make.CONFIG).artifact_uri.startswith("s3://art/x/q8_0-")
+
+
+def test_a_source_is_what_a_finetunejob_has_made():
+    assert of_finetunejob("a", "ml", None, None).reason == Reason.SOURCE_NOT_FOUND
+    assert isinstance(of_finetunejob("a", "ml", job(), None), SourceAbsent)
+    failed = [Finding("Succeeded", FALSE, Reason.DIVERGED)]
+    status = FineTuneJobStatus(conditions=merge([], failed, make.at(0), 1))
+    absent = of_finetunejob("a", "ml", job().model_copy(update={"status": status}), None)
+    assert "has failed (Diverged)" in absent.message

@@ -1,0 +1,157 @@
+"""Reading one's own writes, snapshots and the poller."""
+
+import asyncio
+import contextlib
+from datetime import timedelta
+
+from support import make
+
+from tunesmith_api.reports import ProgressReport
+from tunesmith_operator.core.decision import PollTarget
+from tunesmith_operator.core.resources import JOB, Key
+from tunesmith_operator.core.unreadable import Unreadable
+from tunesmith_operator.core.views import JobView
+from tunesmith_operator.engine.poller import Poller
+from tunesmith_operator.engine.recent import RecentWrites
+from tunesmith_operator.engine.store import Indexes, Store, owner_key
+
+KEY = Key("FineTuneJob", "ml", "sentiment")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def view(version, uid="u1", name="job"):
+    return JobView(namespace="ml", name=name, uid=uid, version=version)
+
+
+def test_a_write_counts_as_observed_until_the_watch_delivers_it():
+    recent = RecentWrites(Clock())
+    recent.wrote(KEY, JOB, view(10))
+    assert recent.merge(KEY, JOB, ()) == (view(10),)
+    assert recent.merge(KEY, JOB, (view(9),)) == (view(10),)
+    assert recent.merge(KEY, JOB, (view(11),)) == (view(11),)
+    assert recent.merge(KEY, JOB, ()) == (), "the watch has seen it: its absence is real now"
+
+
+def test_a_write_that_the_watch_never_delivers_is_forgotten():
+    clock = Clock()
+    recent = RecentWrites(clock)
+    recent.wrote(KEY, JOB, view(10))
+    clock.now = 31
+    assert recent.merge(KEY, JOB, ()) == ()
+
+
+def test_a_deleted_object_is_gone_at_once_and_its_successor_is_not():
+    recent = RecentWrites(Clock())
+    recent.wrote(KEY, JOB, view(10))
+    recent.deleted("u1")
+    assert recent.merge(KEY, JOB, (view(10),)) == ()
+    assert recent.merge(KEY, JOB, (view(12, uid="u2"),)) == (view(12, uid="u2"),)
+
+
+def test_writes_of_one_owner_are_nothing_to_another():
+    recent = RecentWrites(Clock())
+    recent.wrote(KEY, JOB, view(10))
+    assert recent.merge(Key("FineTuneJob", "ml", "other"), JOB, ()) == ()
+    recent.forget(KEY)
+    assert recent.merge(KEY, JOB, ()) == ()
+
+
+def custom(version, uid="u1", **status):
+    raw = make.finetunejob()
+    raw["metadata"] |= {"uid": uid, "resourceVersion": str(version)}
+    return raw | {"status": status}
+
+
+def store(*raws):
+    return Store(Indexes(finetunejobs={KEY: raws} if raws else {}), RecentWrites(Clock()), lambda key: None)
+
+
+def test_a_status_just_written_is_observed_before_the_watch_delivers_it():
+    known = store(custom(5))
+    known.wrote_status(KEY, custom(7, phase="Training"))
+    assert known.finetunejob(KEY).job.status.phase == "Training"
+
+
+def test_a_status_written_to_a_predecessor_is_not_observed_on_its_namesake():
+    known = store(custom(5, uid="new"))
+    known.wrote_status(KEY, custom(7, uid="old", phase="Training"))
+    assert known.finetunejob(KEY).job.status.phase == "Pending"
+
+
+def test_what_is_not_indexed_is_absent():
+    assert store().finetunejob(KEY) is None
+
+
+def test_an_unreadable_spec_is_described_and_keeps_its_status():
+    raw = custom(5, phase="Training")
+    raw["spec"]["training"] = {"learningRate": 3}
+    found = store(raw).finetunejob(KEY)
+    assert isinstance(found, Unreadable)
+    assert "spec.training.learningRate" in found.message
+    assert found.status.phase == "Training"
+
+
+def test_the_owner_is_told_by_the_labels():
+    assert owner_key("ml", {"tunesmith.dev/finetunejob": "a"}) == Key("FineTuneJob", "ml", "a")
+    assert owner_key("ml", {"tunesmith.dev/modeldeployment": "b"}) == Key("ModelDeployment", "ml", "b")
+    assert owner_key("ml", {"app": "x"}) is None
+
+
+async def rounds(poller, count):
+    task = asyncio.create_task(poller.run())
+    await asyncio.sleep(0.02 * count)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+class Pod:
+    def __init__(self, *reports):
+        self.reports, self.asked = list(reports), 0
+
+    async def __call__(self, host, port):
+        self.asked += 1
+        return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
+
+
+async def test_news_wakes_the_controller_and_no_news_does_not():
+    news = []
+    pod = Pod(ProgressReport(global_step=1), ProgressReport(global_step=1), ProgressReport(global_step=2))
+    poller = Poller(pod, news.append, make.at, 0.001)
+    poller.follow(KEY, PollTarget("u1", "10.0.0.1", 8080))
+    await rounds(poller, 3)
+    assert pod.asked > 3
+    assert news == [KEY, KEY]
+    assert poller.sample(KEY).report.global_step == 2
+
+
+async def test_a_silent_heartbeat_keeps_the_time_of_the_last_sign_of_life():
+    moments = iter(range(1000))
+    pod = Pod(
+        ProgressReport(heartbeat_unix=5.0), ProgressReport(heartbeat_unix=6.0), ProgressReport(heartbeat_unix=6.0, global_step=1)
+    )
+    poller = Poller(pod, lambda key: None, lambda: make.NOW + timedelta(seconds=next(moments)), 0.001)
+    poller.follow(KEY, PollTarget("u1", "10.0.0.1", 8080))
+    await rounds(poller, 3)
+    assert poller.sample(KEY).report.global_step == 1
+    assert poller.sample(KEY).alive_at == make.at(1)
+
+
+async def test_a_pod_that_does_not_answer_is_no_news_and_an_unfollowed_one_is_forgotten():
+    news = []
+    pod = Pod(None)
+    poller = Poller(pod, news.append, make.at, 0.001)
+    poller.follow(KEY, PollTarget("u1", "10.0.0.1", 8080))
+    await rounds(poller, 2)
+    assert news == []
+    poller.follow(KEY, None)
+    asked = pod.asked
+    await rounds(poller, 2)
+    assert pod.asked == asked
+    assert poller.sample(KEY) is None

@@ -1,0 +1,187 @@
+"""The work queue: who is worked on when. Time is the event loop's, and it is virtual: nobody sleeps."""
+
+import asyncio
+import random
+import selectors
+
+import pytest
+
+from tunesmith_operator.engine.workqueue import TokenBucket, WorkQueue
+
+
+class VirtualSelector(selectors.DefaultSelector):
+    """Instead of waiting for the next timer, moves the clock there."""
+
+    now = 0.0
+
+    def select(self, timeout=None):
+        if timeout:
+            self.now += timeout
+        assert timeout is not None, "the test waits for something that never happens"
+        return super().select(0)
+
+
+def virtually(coroutine):
+    selector = VirtualSelector()
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.time = lambda: selector.now
+    try:
+        return loop.run_until_complete(asyncio.wait_for(coroutine, 100_000))
+    finally:
+        loop.close()
+
+
+def queue(**settings):
+    return WorkQueue(**{"rate": 1000.0, "burst": 1000, "jitter": 0.0, **settings})
+
+
+def now():
+    return asyncio.get_running_loop().time()
+
+
+def test_keys_come_out_in_the_order_in_which_they_were_added_and_once():
+    async def scenario():
+        work = queue()
+        for key in ("a", "b", "a", "c", "b"):
+            work.add(key)
+        assert len(work) == 3
+        return [await work.get() for _ in range(3)]
+
+    assert virtually(scenario()) == ["a", "b", "c"]
+
+
+def test_a_key_in_work_is_not_given_out_twice_but_once_more_afterwards():
+    async def scenario():
+        work = queue()
+        work.add("a")
+        assert await work.get() == "a"
+        work.add("a")
+        work.add("a")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work.get(), 5)
+        work.done("a")
+        assert await work.get() == "a"
+        work.done("a")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work.get(), 5)
+
+    virtually(scenario())
+
+
+def test_a_waiting_worker_is_woken_by_an_add():
+    async def scenario():
+        work = queue()
+        asyncio.get_running_loop().call_later(7, work.add, "a")
+        assert await work.get() == "a"
+        return now()
+
+    assert virtually(scenario()) == pytest.approx(7, abs=0.01)
+
+
+def test_of_several_delays_the_shortest_counts():
+    async def scenario():
+        work = queue()
+        work.add_after("a", 60)
+        work.add_after("a", 10)
+        work.add_after("a", 30)
+        assert await work.get() == "a"
+        first = now()
+        work.done("a")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work.get(), 100)
+        return first
+
+    assert virtually(scenario()) == pytest.approx(10, abs=0.01)
+
+
+def test_a_shorter_delay_wakes_a_worker_that_waits_for_a_longer_one():
+    async def scenario():
+        work = queue()
+        work.add_after("late", 60)
+        asyncio.get_running_loop().call_later(1, work.add_after, "early", 2)
+        assert await work.get() == "early"
+        return now()
+
+    assert virtually(scenario()) == pytest.approx(3, abs=0.01)
+
+
+def test_failures_back_off_twice_as_long_each_time_up_to_a_cap_and_success_resets():
+    async def scenario():
+        work = queue(backoff_base=1, backoff_cap=5)
+        delays = [work.backoff("a") for _ in range(4)]
+        work.forget("a")
+        return [*delays, work.backoff("a"), work.backoff("b")]
+
+    assert virtually(scenario()) == [1, 2, 4, 5, 1, 1]
+
+
+def test_a_backed_off_key_comes_back_after_its_delay():
+    async def scenario():
+        work = queue(backoff_base=4)
+        work.add("a")
+        await work.get()
+        work.backoff("a")
+        work.done("a")
+        await work.get()
+        return now()
+
+    assert virtually(scenario()) == pytest.approx(4, abs=0.01)
+
+
+def test_backoff_is_jittered_and_never_shorter_than_the_server_asks():
+    async def scenario():
+        work = queue(jitter=0.2, chance=random.Random(7))
+        delays = [work.backoff(number) for number in range(50)]
+        return delays, work.backoff("patient", at_least=30)
+
+    delays, patient = virtually(scenario())
+    assert len(set(delays)) == 50
+    assert all(0.8 <= delay <= 1.2 for delay in delays)
+    assert patient == 30
+
+
+def test_the_whole_is_paced_after_a_burst():
+    async def scenario():
+        work = queue(rate=2, burst=3)
+        times = []
+        for number in range(7):
+            work.add(number)
+        for _ in range(7):
+            work.done(await work.get())
+            times.append(round(now(), 2))
+        return times
+
+    assert virtually(scenario()) == [0, 0, 0, 0.5, 1, 1.5, 2]
+
+
+def test_a_cancelled_worker_loses_no_key():
+    async def scenario():
+        work = queue(rate=0.1, burst=1)
+        work.add("a")
+        await work.get()
+        work.add("b")
+        task = asyncio.create_task(work.get())
+        await asyncio.sleep(1)
+        work.add("b")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return await work.get()
+
+    assert virtually(scenario()) == "b"
+
+
+def test_the_longest_work_under_way_is_known():
+    async def scenario():
+        work = queue()
+        assert work.longest_work() == 0
+        work.add("a")
+        await work.get()
+        await asyncio.sleep(30)
+        return work.longest_work()
+
+    assert virtually(scenario()) == pytest.approx(30, abs=0.01)
+
+
+def test_a_bucket_refills_no_further_than_its_burst():
+    bucket = TokenBucket(rate=1, burst=2)
+    assert [bucket.reserve(1000), bucket.reserve(1000), bucket.reserve(1000)] == [0, 0, 1]
