@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fakekubelet import FakeKubelet, running
-from support.operatorprocess import OperatorProcess
 
 from devcluster import Cluster, ClusterSpec, UnsupportedMachine
+from support.fakekubelet import FakeKubelet, running
+from support.operatorprocess import OperatorProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"

@@ -3,15 +3,16 @@
 import contextlib
 import http.server
 import json
+import re
 import threading
 import time
 from datetime import UTC, datetime
 
 import pytest
-from support import make
-from support.fakekubelet import ended, index_of, running, waiting
 
 from devcluster import CommandFailed
+from support import make
+from support.fakekubelet import ended, index_of, running, waiting
 from tunesmith_api import keys
 from tunesmith_api.reports import CheckpointRef, ProgressReport, TrainerState
 
@@ -106,7 +107,9 @@ def test_the_children_are_what_the_plan_says(stage):
     assert plan["headHost"] == "sentiment-1-0.sentiment-workers"
     assert service["clusterIP"] == "None"
     assert service["publishNotReadyAddresses"]
-    token = stage.get("secret", f"sentiment-1-ray-{stage.get('ftj', 'sentiment')['metadata']['uid'][:5]}")["data"]["token"]
+    token = stage.get("secret", f"sentiment-1-ray-{stage.get('ftj', 'sentiment')['metadata']['uid'][:5]}")["data"][
+        "token"
+    ]
     assert len(token) >= 64
     stage.wait("two pods", lambda: len(stage.items("pods")) == 2)
     pods = stage.items("pods")
@@ -120,6 +123,9 @@ def test_ten_finished_jobs_cost_no_write_in_a_minute(stage):
     stage.apply(*(job(stage, name, output={"uri": f"s3://models/{name}"}) for name in names))
     for name in names:
         stage.wait_condition("ftj", name, "Succeeded", "True", "Completed", 60)
+    others = f"op-.*(?<!{stage.namespace})$"
+    spaces = lambda: stage.cluster.kubectl("get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}").split()  # noqa: E731
+    stage.wait("earlier tests' namespaces to go", lambda: not [it for it in spaces() if re.match(others, it)], 60)
     time.sleep(3)
     since = datetime.now(UTC)
     time.sleep(60)

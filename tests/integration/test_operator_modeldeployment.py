@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from support import make
-from support.fakekubelet import container_of, ended, running, waiting
 
 from devcluster import CommandFailed
+from support import make
+from support.fakekubelet import container_of, ended, running, waiting
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
@@ -118,5 +118,5 @@ def test_a_broken_revision_is_given_up_and_the_old_one_goes_on(stage):
 
 
 def test_a_source_without_storage_is_refused_with_the_remedy(stage):
-    with pytest.raises(CommandFailed, match="source.uri needs storage"):
+    with pytest.raises(CommandFailed, match=r"source\.uri needs storage"):
         stage.apply(deployment(stage, storage=None))

@@ -9,13 +9,12 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from support.make import merged
 from tunesmith_operator.adapters.errors import Gone, Rejected
 from tunesmith_operator.core.manifest import Manifest
 from tunesmith_operator.core.resources import Key, Resource
 from tunesmith_operator.core.views import ChildView
 from tunesmith_operator.engine.store import owner_key
-
-from support.make import merged
 
 Name = tuple[str, str, str]
 
@@ -45,7 +44,9 @@ class FakeCluster:
             raise Rejected("an object of this name exists already and belongs to somebody else")
         if found is not None and manifest.resource.kind == "Job":
             raise AssertionError("a Job's template can't be applied twice")
-        stored = self._store(name, {**manifest.body, **({"status": found["status"]} if found and "status" in found else {})})
+        stored = self._store(
+            name, {**manifest.body, **({"status": found["status"]} if found and "status" in found else {})}
+        )
         self._done(f"apply {manifest.resource.kind} {manifest.name}")
         return stored
 
@@ -69,7 +70,9 @@ class FakeCluster:
             self.remove(resource.kind, namespace, name)
         self._done(f"delete {resource.kind} {name}")
 
-    async def apply_status(self, resource: Resource, namespace: str, name: str, uid: str, status: Any) -> dict[str, Any]:
+    async def apply_status(
+        self, resource: Resource, namespace: str, name: str, uid: str, status: Any
+    ) -> dict[str, Any]:
         self._check(f"status {resource.kind} {name}")
         found = self._get(resource.kind, namespace, name)
         if found["metadata"]["uid"] != uid:

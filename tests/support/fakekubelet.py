@@ -37,7 +37,9 @@ def index_of(pod: dict[str, Any]) -> int:
     return int(pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0))
 
 
-def status_of(pod: dict[str, Any], state: dict[str, Any], phase: str, ready: bool = False, ip: str = "") -> dict[str, Any]:
+def status_of(
+    pod: dict[str, Any], state: dict[str, Any], phase: str, ready: bool = False, ip: str = ""
+) -> dict[str, Any]:
     """A pod status with one container in that state."""
     box = container_of(pod)
     running = "running" in state
@@ -98,7 +100,9 @@ class FakeKubelet:
 
     def _call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> dict[str, Any]:
         headers = {"Accept": "application/json", "Content-Type": kind}
-        request = self._api.param_serialize(method, path, header_params=headers, body=body, auth_settings=["BearerToken"])
+        request = self._api.param_serialize(
+            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
         response = self._api.call_api(*request)
         parsed: dict[str, Any] = json.loads(response.read() or b"{}")
         if response.status >= 300:
@@ -106,7 +110,11 @@ class FakeKubelet:
         return parsed
 
     def _register(self) -> None:
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}}}
+        node = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}},
+        }
         self._call("POST", "/api/v1/nodes", node)
         amounts = {"cpu": "500", "memory": "2000Gi", "pods": "1000", "ephemeral-storage": "1000Gi"}
         ready = {"type": "Ready", "status": "True", "reason": "Imagined", "lastHeartbeatTime": _now()}

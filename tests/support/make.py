@@ -11,7 +11,9 @@ from tunesmith_api.reports import CheckpointRef, ModelRef, Outcome, TerminationR
 from tunesmith_operator.core.config import Config
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
-CONFIG = Config(trainer_image="localhost/trainer:1", server_image="localhost/server:1", operator_namespace="tunesmith-system")
+CONFIG = Config(
+    trainer_image="localhost/trainer:1", server_image="localhost/server:1", operator_namespace="tunesmith-system"
+)
 DIGEST = "d" * 64
 
 

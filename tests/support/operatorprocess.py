@@ -92,6 +92,11 @@ class OperatorProcess:
                 and event.get("userAgent", "").startswith(AGENTS)
                 and namespace in (None, target.get("namespace"))
             ):
-                parts = [event["verb"], target.get("resource", ""), target.get("subresource", ""), target.get("name", "")]
+                parts = [
+                    event["verb"],
+                    target.get("resource", ""),
+                    target.get("subresource", ""),
+                    target.get("name", ""),
+                ]
                 found.append(" ".join(part for part in parts if part))
         return found

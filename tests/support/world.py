@@ -7,6 +7,8 @@ import random
 from datetime import timedelta
 from typing import Any
 
+from support.fakecluster import Crash, FakeCluster, LiveIndex
+from support.make import CONFIG, NOW, stamp
 from tunesmith_api import keys
 from tunesmith_api.reports import ProgressReport, TerminationReport
 from tunesmith_operator.adapters.metrics import Metrics
@@ -18,9 +20,6 @@ from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.recent import RecentWrites
 from tunesmith_operator.engine.store import VIEWS, Indexes, Store
 from tunesmith_operator.engine.workqueue import WorkQueue
-
-from support.fakecluster import Crash, FakeCluster, LiveIndex
-from support.make import CONFIG, NOW, stamp
 
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
@@ -95,7 +94,11 @@ class World:
         assert job is not None, f"no Job {job_name}"
         name = f"{job_name}-{index}-x{suffix}"
         container = job["spec"]["template"]["spec"]["containers"][0]
-        running = {"name": container["name"], "image": container["image"], "state": {"running": {"startedAt": self.stamp()}}}
+        running = {
+            "name": container["name"],
+            "image": container["image"],
+            "state": {"running": {"startedAt": self.stamp()}},
+        }
         conditions = [
             {"type": "PodScheduled", "status": "True", "lastTransitionTime": self.stamp()},
             {"type": "Ready", "status": "True" if ready else "False"},

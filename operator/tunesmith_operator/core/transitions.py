@@ -14,6 +14,11 @@ from tunesmith_operator.core.manifest import JSON
 
 __all__ = ["differs", "is_urgent", "status_document", "transitions", "with_apply_failure"]
 
+_COUNTING: Final = frozenset({JobCondition.WORKERS_READY, JobCondition.CHECKPOINT_AVAILABLE})
+_NUMBERS: Final = frozenset(
+    {"phase", "progress", "display", "checkpoint", "workers", "restarts", "replicas", "readyReplicas"}
+)
+_BEGINNING: Final = frozenset({Reason.PENDING, Reason.STARTING})
 _GOOD: Final = frozenset(
     {
         Reason.TRAINING,
@@ -54,15 +59,17 @@ def differs(before: Status, after: Status) -> bool:
 
 
 def is_urgent(before: Status, after: Status) -> bool:
-    """Whether more than running numbers has changed, so that the write can't wait for the next one."""
+    """Whether a verdict, a cause or a refusal has changed, which can't wait for the next write as numbers can."""
     return _outline(before) != _outline(after)
 
 
 def _outline(status: Status) -> JSON:
-    document = status_document(status)
-    for name in ("progress", "display", "checkpoint"):
-        document.pop(name, None)
-    document["conditions"] = [(it.type, it.status, it.reason) for it in status.conditions]
+    document = {name: value for name, value in status_document(status).items() if name not in _NUMBERS}
+    document["conditions"] = [
+        (it.type, it.status, "" if it.reason in _BEGINNING else it.reason)
+        for it in status.conditions
+        if it.type not in _COUNTING
+    ]
     return document
 
 

@@ -81,8 +81,8 @@ def _of_pod(pod: PodView, now: datetime, patience: timedelta) -> Trouble | None:
             return None
         return Trouble(
             Reason.UNSCHEDULABLE,
-            f"pod {pod.name} finds no node: {pod.unschedulable.rstrip('.')}. It waits for room: free or add nodes, or ask for less "
-            "(resources, GPUs, nodeSelector).",
+            f"pod {pod.name} finds no node: {pod.unschedulable.rstrip('.')}. It waits for room: free or add nodes, or "
+            "ask for less (resources, GPUs, nodeSelector).",
             None,
         )
     box = pod.container

@@ -251,6 +251,8 @@ class Controller:
         for note in events:
             try:
                 await self._recorder.record(case.resource, key, meta.uid, note, now)
+            except Gone:
+                log.debug("no event for what is being deleted", extra={"key": str(key)})
             except ClusterError as error:
                 log.warning("event not recorded: %s", error, extra={"key": str(key)})
 

@@ -65,7 +65,7 @@ def test_from_start_to_finish_people_see_progress_and_the_model():
     world = started()
     head = world.pod("sentiment-1", 0, ready=True)
     world.pod("sentiment-1", 1, ready=True)
-    world.settle()
+    world.wait(5)
     assert world.status()["phase"] == "Starting"
     assert world.status()["display"]["workers"] == "2/2"
     report(world, head)
@@ -215,7 +215,9 @@ def test_a_child_that_is_refused_is_named_and_the_rest_is_not_started():
 
 def test_somebody_elses_service_of_that_name_is_not_taken_over():
     world = World()
-    world.cluster.put({"kind": "Service", "metadata": {"name": "sentiment-workers", "namespace": "ml"}, "spec": {"mine": 1}})
+    world.cluster.put(
+        {"kind": "Service", "metadata": {"name": "sentiment-workers", "namespace": "ml"}, "spec": {"mine": 1}}
+    )
     started(world)
     assert world.cluster.get("Service", "sentiment-workers")["spec"] == {"mine": 1}
     assert "Service sentiment-workers" in world.condition("ChildrenApplied")[2]

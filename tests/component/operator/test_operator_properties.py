@@ -5,9 +5,9 @@ import logging
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from support import make
 from support.world import World
-
 from tunesmith_api.keys import FINETUNEJOB_KIND, Reason
 from tunesmith_operator.core.finetunejob.decide import decide
 from tunesmith_operator.core.resources import Key

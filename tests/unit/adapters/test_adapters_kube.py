@@ -7,8 +7,8 @@ import urllib.parse
 
 import kubernetes.client
 import pytest
-from support import make
 
+from support import make
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_operator.adapters.errors import Gone, Rejected, Transient, classify
 from tunesmith_operator.adapters.events import EventRecorder
@@ -137,7 +137,9 @@ async def test_a_kind_is_served_or_not(server, cluster):
 
 async def test_an_event_names_its_object_reason_and_reporter(server, cluster):
     note = EventNote("Warning", "Diverged", "x" * 2000)
-    await EventRecorder(cluster, "pod-1").record(FINETUNEJOB, Key("FineTuneJob", "ml", "sentiment"), "u1", note, make.at(0))
+    await EventRecorder(cluster, "pod-1").record(
+        FINETUNEJOB, Key("FineTuneJob", "ml", "sentiment"), "u1", note, make.at(0)
+    )
     body = server.body()
     assert server.requests[-1][1] == "/apis/events.k8s.io/v1/namespaces/ml/events"
     assert (body["type"], body["reason"], body["reportingInstance"]) == ("Warning", "Diverged", "pod-1")
@@ -145,7 +147,11 @@ async def test_an_event_names_its_object_reason_and_reporter(server, cluster):
     assert len(body["note"]) <= 1024
 
 
-TERMINATING = {"message": "terminating", "reason": "Forbidden", "details": {"causes": [{"reason": "NamespaceTerminating"}]}}
+TERMINATING = {
+    "message": "terminating",
+    "reason": "Forbidden",
+    "details": {"causes": [{"reason": "NamespaceTerminating"}]},
+}
 CONFLICT = {"message": 'Apply failed with 1 conflict: conflict with "kubectl"', "reason": "Conflict"}
 
 

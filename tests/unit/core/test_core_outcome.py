@@ -1,8 +1,8 @@
 """How a Job ended: the controller's verdict, in the words of the pod that decided it."""
 
 import pytest
-from support import make
 
+from support import make
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_operator.core.finetunejob.observed import Observed, family

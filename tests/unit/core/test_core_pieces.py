@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from support import make
 
+from support import make
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, ModelDeployment, Storage
@@ -37,12 +37,16 @@ def test_durations_are_short(seconds, shown):
     assert text.duration(seconds) == shown
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.41234, "0.412"), (12.5, "12.500"), (2.1e-5, "2.1e-05"), (0.0, "0.000")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.41234, "0.412"), (12.5, "12.500"), (2.1e-5, "2.1e-05"), (0.0, "0.000")]
+)
 def test_losses_fit_a_column(value, shown):
     assert text.loss(value) == shown
 
 
-@pytest.mark.parametrize(("quantity", "value"), [("500m", 0.5), ("2", 2.0), ("1.5", 1.5), ("3Gi", 3 * 2**30), ("1k", 1000)])
+@pytest.mark.parametrize(
+    ("quantity", "value"), [("500m", 0.5), ("2", 2.0), ("1.5", 1.5), ("3Gi", 3 * 2**30), ("1k", 1000)]
+)
 def test_quantities_are_numbers(quantity, value):
     assert text.cores(quantity) == value
 
@@ -51,7 +55,11 @@ def test_a_condition_keeps_its_time_until_its_status_changes():
     first = merge([], [Finding("A", TRUE, Reason.VALID, "x")], make.at(0), 1)
     second = merge(first, [Finding("A", TRUE, Reason.APPLIED, "y")], make.at(10), 2)
     third = merge(second, [Finding("A", FALSE, Reason.APPLIED, "y")], make.at(20), 2)
-    assert [it[0].last_transition_time for it in (first, second, third)] == [make.stamp(0), make.stamp(0), make.stamp(20)]
+    assert [it[0].last_transition_time for it in (first, second, third)] == [
+        make.stamp(0),
+        make.stamp(0),
+        make.stamp(20),
+    ]
     assert second[0].reason == "Applied"
     assert second[0].observed_generation == 2
 
@@ -80,7 +88,15 @@ def test_a_heartbeat_is_no_difference_and_a_step_is_one_that_can_wait():
     assert not differs(status(lastHeartbeatTime=make.stamp(0)), status(lastHeartbeatTime=make.stamp(9)))
     assert differs(status(globalStep=1), status(globalStep=2))
     assert not is_urgent(status(globalStep=1), status(globalStep=2))
-    assert is_urgent(status(), FineTuneJobStatus.model_validate({"phase": "Saving"}))
+    known = [Finding("Succeeded", UNKNOWN, Reason.STARTING), Finding("WorkersReady", FALSE, Reason.WORKERS_MISSING)]
+    before = FineTuneJobStatus(conditions=merge([], known, make.at(0), 1))
+
+    def after(finding):
+        return FineTuneJobStatus(conditions=merge(before.conditions, [finding], make.at(1), 1))
+
+    assert not is_urgent(before, after(Finding("WorkersReady", TRUE, Reason.WORKERS_READY)))
+    assert not is_urgent(before, after(Finding("Succeeded", UNKNOWN, Reason.PENDING)))
+    assert is_urgent(before, after(Finding("Succeeded", UNKNOWN, Reason.TRAINING)))
 
 
 def test_a_refused_child_keeps_the_generation_and_of_a_start_nothing():
@@ -88,7 +104,10 @@ def test_a_refused_child_keeps_the_generation_and_of_a_start_nothing():
     planned = FineTuneJobStatus(observed_generation=4, start_time=make.stamp(0), restarts=2)
     starting = with_apply_failure(before, planned, True, "Succeeded", "Job x: no", make.at(0), 4)
     assert (starting.observed_generation, starting.start_time, starting.restarts) == (3, None, 0)
-    assert {it.type: it.reason for it in starting.conditions} == {"ChildrenApplied": "ApplyFailed", "Succeeded": "ApplyFailed"}
+    assert {it.type: it.reason for it in starting.conditions} == {
+        "ChildrenApplied": "ApplyFailed",
+        "Succeeded": "ApplyFailed",
+    }
     running = with_apply_failure(before, planned, False, "Succeeded", "Service x: no", make.at(0), 4)
     assert (running.observed_generation, running.restarts) == (3, 2)
 
@@ -176,8 +195,15 @@ MODEL = SourceModel("s3://models/sentiment", "abc", Storage())
 
 def test_revisions_differ_by_what_the_pods_are_made_of_and_not_by_replicas_or_patience():
     first = template(deployment(), MODEL, make.CONFIG)
-    assert template(deployment(replicas=5, rollout={"progressDeadlineSeconds": 99}), MODEL, make.CONFIG).hash == first.hash
-    for spec in ({"resources": {"cpu": "2"}}, {"quantization": {"method": "None"}}, {"image": "x:2"}, {"engine": {"contextLength": 99}}):
+    assert (
+        template(deployment(replicas=5, rollout={"progressDeadlineSeconds": 99}), MODEL, make.CONFIG).hash == first.hash
+    )
+    for spec in (
+        {"resources": {"cpu": "2"}},
+        {"quantization": {"method": "None"}},
+        {"image": "x:2"},
+        {"engine": {"contextLength": 99}},
+    ):
         assert template(deployment(**spec), MODEL, make.CONFIG).hash != first.hash
     assert template(deployment(), SourceModel(MODEL.uri, "other", Storage()), make.CONFIG).hash != first.hash
 
@@ -186,7 +212,9 @@ def test_revisions_of_the_same_bytes_share_the_artefact():
     first = template(deployment(), MODEL, make.CONFIG)
     assert template(deployment(resources={"cpu": "2"}), MODEL, make.CONFIG).artifact_uri == first.artifact_uri
     assert template(deployment(quantization={"method": "None"}), MODEL, make.CONFIG).artifact_uri != first.artifact_uri
-    assert template(deployment(artifactsURI="s3://art/x/"), MODEL, make.CONFIG).artifact_uri.startswith("s3://art/x/q8_0-")
+    assert template(deployment(artifactsURI="s3://art/x/"), MODEL, make.CONFIG).artifact_uri.startswith(
+        "s3://art/x/q8_0-"
+    )
 
 
 def test_a_source_is_what_a_finetunejob_has_made():

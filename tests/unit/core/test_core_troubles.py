@@ -3,8 +3,8 @@
 from datetime import timedelta
 
 import pytest
-from support import make
 
+from support import make
 from tunesmith_operator.core.troubles import examine
 from tunesmith_operator.core.views import PodView, RejectionView
 
@@ -82,7 +82,9 @@ def test_a_pod_that_cannot_start_has_a_reason_a_remedy_and_a_bound(case):
 
 def test_the_kubelets_two_wordings_of_a_failed_pull_give_one_message():
     first = pod(waiting("ErrImagePull", "rpc error: not found"))
-    second = pod(waiting("ImagePullBackOff", 'Back-off pulling image "registry/trainer:1": ErrImagePull: rpc error: not found'))
+    second = pod(
+        waiting("ImagePullBackOff", 'Back-off pulling image "registry/trainer:1": ErrImagePull: rpc error: not found')
+    )
     messages = {examine([view], (), PATIENCE, make.at(1)).trouble.message for view in (first, second)}
     assert len(messages) == 1
 

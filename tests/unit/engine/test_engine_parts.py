@@ -5,7 +5,6 @@ import contextlib
 from datetime import timedelta
 
 from support import make
-
 from tunesmith_api.reports import ProgressReport
 from tunesmith_operator.core.decision import PollTarget
 from tunesmith_operator.core.resources import JOB, Key
@@ -134,7 +133,9 @@ async def test_news_wakes_the_controller_and_no_news_does_not():
 async def test_a_silent_heartbeat_keeps_the_time_of_the_last_sign_of_life():
     moments = iter(range(1000))
     pod = Pod(
-        ProgressReport(heartbeat_unix=5.0), ProgressReport(heartbeat_unix=6.0), ProgressReport(heartbeat_unix=6.0, global_step=1)
+        ProgressReport(heartbeat_unix=5.0),
+        ProgressReport(heartbeat_unix=6.0),
+        ProgressReport(heartbeat_unix=6.0, global_step=1),
     )
     poller = Poller(pod, lambda key: None, lambda: make.NOW + timedelta(seconds=next(moments)), 0.001)
     poller.follow(KEY, PollTarget("u1", "10.0.0.1", 8080))

@@ -21,7 +21,13 @@ def test_one_image_is_enough():
 
 def test_everything_can_be_set():
     config = config_from(
-        BASE | {"TUNESMITH_NAMESPACES": "a, b,", "TUNESMITH_SERVER_IMAGE": "s:2", "TUNESMITH_QPS": "5", "TUNESMITH_WORKERS": "2"}
+        BASE
+        | {
+            "TUNESMITH_NAMESPACES": "a, b,",
+            "TUNESMITH_SERVER_IMAGE": "s:2",
+            "TUNESMITH_QPS": "5",
+            "TUNESMITH_WORKERS": "2",
+        }
     )
     assert config.namespaces == ("a", "b")
     assert (config.server_image, config.qps, config.workers) == ("s:2", 5.0, 2)
