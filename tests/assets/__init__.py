@@ -4,6 +4,6 @@
 """
 
 from assets.model import smollm2, smollm2_gguf
-from assets.tweets import LABELS, Tweets, tweets
+from assets.tweets import LABELS, Tweets, question, tweets
 
-__all__ = ["LABELS", "Tweets", "smollm2", "smollm2_gguf", "tweets"]
+__all__ = ["LABELS", "Tweets", "question", "smollm2", "smollm2_gguf", "tweets"]

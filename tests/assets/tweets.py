@@ -12,7 +12,7 @@ from pathlib import Path
 
 LABELS = ("negative", "neutral", "positive")
 MIN_CONFIDENCE = 0.65
-INSTRUCTION = "Is the sentiment of this tweet positive, negative or neutral?"
+INSTRUCTION = "Sentiment of the tweet: positive, negative or neutral?"
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,12 @@ def tweets(folder: Path, train: int, eval_per_class: int, seed: int = 0) -> Twee
 
 def example(text: str, label: str) -> dict[str, object]:
     """One conversation: the question, the tweet, and the label as the answer."""
-    question = {"role": "user", "content": f"{INSTRUCTION}\n{text}"}
-    return {"messages": [question, {"role": "assistant", "content": label}]}
+    return {"messages": [*question(text), {"role": "assistant", "content": label}]}
+
+
+def question(text: str) -> list[dict[str, str]]:
+    """What the model is asked about a tweet, in training and after."""
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
 
 
 def _write(path: Path, rows: list[dict[str, object]]) -> Path:

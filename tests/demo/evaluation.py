@@ -28,20 +28,20 @@ def accuracy(base_url: str, model: str, rows: Path, tick: Callable[[], None] = l
     examples = [json.loads(line)["messages"] for line in rows.read_text().splitlines()]
 
     def right(messages: list[dict[str, str]]) -> bool:
-        answer = chat(base_url, model, messages[0]["content"])
+        answer = chat(base_url, model, messages[:-1])
         tick()
-        return label_of(answer) == messages[1]["content"]
+        return label_of(answer) == messages[-1]["content"]
 
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         correct = sum(pool.map(right, examples))
     return correct / len(examples), len(examples)
 
 
-def chat(base_url: str, model: str, content: str, max_tokens: int = ANSWER_TOKENS) -> str:
-    """Ask one question through the OpenAI-compatible API and return the answer."""
+def chat(base_url: str, model: str, messages: list[dict[str, str]], max_tokens: int = ANSWER_TOKENS) -> str:
+    """Continue one conversation through the OpenAI-compatible API and return the answer."""
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": content}],
+        "messages": messages,
         "max_tokens": max_tokens,
         "temperature": 0,
     }

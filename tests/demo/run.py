@@ -25,10 +25,10 @@ TRAIN_EXAMPLES = 1200
 HELD_OUT_PER_LABEL = 67
 MIN_GAIN = 0.15
 MAX_QUANTIZATION_LOSS = 0.03
-QUESTIONS = (
-    "Is the sentiment of this tweet positive, negative or neutral?\nThe crew was wonderful, best flight of my life!",
-    "Is the sentiment of this tweet positive, negative or neutral?\nThree hours late and they lost my bag. Never again.",
-    "Is the sentiment of this tweet positive, negative or neutral?\nThe new phone goes on sale on Friday.",
+TWEETS = (
+    "The crew was wonderful, best flight of my life!",
+    "Three hours late and they lost my bag. Never again.",
+    "The new phone goes on sale on Friday.",
 )
 
 
@@ -163,9 +163,9 @@ def _show(screen: Screen, bed: Testbed, kind: str) -> None:
 
 def _tell(screen: Screen, bed: Testbed, url: str, accuracies: tuple[float, float, float], examples: int) -> None:
     screen.line()
-    for question in QUESTIONS:
-        screen.line(f"? {question.splitlines()[-1]}")
-        screen.line(f"> {chat(url, NAME, question)}")
+    for text in TWEETS:
+        screen.line(f"? {text}")
+        screen.line(f"> {chat(url, NAME, assets.question(text))}")
     screen.line()
     for title, value in zip(
         ("before tuning", "after tuning", "quantized, through the service"), accuracies, strict=True
