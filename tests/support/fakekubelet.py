@@ -19,6 +19,7 @@ from devcluster import Cluster
 from tunesmith_api.reports import TerminationReport
 
 NODE = "imaginary"
+_ENDS: dict[str, str] = {}
 Script = Callable[[dict[str, Any]], "dict[str, Any] | None"]
 
 
@@ -74,8 +75,10 @@ def waiting(pod: dict[str, Any], reason: str, message: str) -> dict[str, Any]:
 def ended(pod: dict[str, Any], code: int, report: TerminationReport | None = None) -> dict[str, Any]:
     """The container has ended and left a report."""
     stamp = pod["metadata"]["creationTimestamp"]
+    # one time per pod, so that the status stays the same from look to look
+    end = _ENDS.setdefault(pod["metadata"]["uid"], _now()[:19] + "Z")
     state = {
-        "exitCode": code, "reason": "Completed" if code == 0 else "Error", "startedAt": stamp, "finishedAt": stamp,
+        "exitCode": code, "reason": "Completed" if code == 0 else "Error", "startedAt": stamp, "finishedAt": end,
         "message": report.to_bounded_json() if report is not None else "",
     }  # fmt: skip
     return status_of(pod, {"terminated": state}, "Succeeded" if code == 0 else "Failed")

@@ -42,7 +42,7 @@ class OperatorProcess:
             "TUNESMITH_LOG_FORMAT": "text",
             "TUNESMITH_HEALTH_PORT": str(self.health_port),
             "TUNESMITH_METRICS_PORT": "0",
-            "TUNESMITH_POLL_INTERVAL_SECONDS": "1",
+            "TUNESMITH_POLL_INTERVAL_SECONDS": "2",
             "TUNESMITH_RETIRE_DELAY_SECONDS": "2",
             **self._environment,
         }

@@ -10,9 +10,11 @@ from tunesmith_api.keys import PORT_PROGRESS, JobCondition, Reason
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from tunesmith_operator.core.conditions import UNKNOWN, find
 from tunesmith_operator.core.config import Config
+from tunesmith_operator.core.crashes import ended_at
 from tunesmith_operator.core.decision import Action, Apply, Create, Decision, Delete, Patch, PollTarget
 from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE, Children, build
 from tunesmith_operator.core.finetunejob.observed import Family, Observed, attempt_number, family
+from tunesmith_operator.core.finetunejob.outcome import culprit
 from tunesmith_operator.core.finetunejob.outcome import verdict as verdict_of
 from tunesmith_operator.core.finetunejob.policies import violation
 from tunesmith_operator.core.finetunejob.status import (
@@ -31,6 +33,7 @@ from tunesmith_operator.core.views import ChildView
 
 __all__ = ["decide"]
 
+VERDICT_SECONDS = 10.0
 _QUIET = frozenset({Reason.PENDING, Reason.STARTING})
 
 
@@ -117,6 +120,8 @@ def _follow(job: FineTuneJob, kin: Family, deleting: bool, now: datetime, config
     decided = verdict_of(kin, job.spec)
     if decided is not None:
         return _settle(job, (), ended_status(job, kin, decided, restarts, now))
+    if _verdict_is_near(kin, now):
+        return Decision(requeue_after=VERDICT_SECONDS)
     patience = timedelta(seconds=job.spec.failure_policy.startup_timeout_seconds)
     startup = Startup()
     if not kin.job.suspended and not deleting and not kin.job.ending:
@@ -131,6 +136,14 @@ def _follow(job: FineTuneJob, kin: Family, deleting: bool, now: datetime, config
         actions.append(Patch(JOB, kin.job.namespace, kin.job.name, {"spec": {"suspend": job.spec.suspend}}))
     decision = _settle(job, actions, running_status(job, kin, startup.trouble, restarts, now, config))
     return replace(decision, requeue_after=_next_look(kin, startup, now, config), poll=_poll_target(kin))
+
+
+def _verdict_is_near(kin: Family, now: datetime) -> bool:
+    """A pod has just ended in the way that ends the Job: the Job controller says so in a moment, so nothing is told."""
+    decisive = [pod for pod in kin.pods if pod.index == 0 and pod.phase == "Succeeded"]
+    guilty = culprit(kin.pods)
+    decisive += [guilty] if guilty is not None else []
+    return any(0.0 <= now.timestamp() - ended_at(pod) < VERDICT_SECONDS for pod in decisive)
 
 
 def _short_of_pods(job: FineTuneJob, kin: Family) -> bool:
