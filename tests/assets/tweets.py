@@ -12,7 +12,8 @@ from pathlib import Path
 
 LABELS = ("negative", "neutral", "positive")
 MIN_CONFIDENCE = 0.65
-INSTRUCTION = "Sentiment of the tweet: positive, negative or neutral?"
+ROLE = "You classify tweets."
+INSTRUCTION = "Is the sentiment of this tweet positive, negative or neutral?"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def example(text: str, label: str) -> dict[str, object]:
 
 def question(text: str) -> list[dict[str, str]]:
     """What the model is asked about a tweet, in training and after."""
-    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
+    return [{"role": "system", "content": ROLE}, {"role": "user", "content": f"{INSTRUCTION}\n{text}"}]
 
 
 def _write(path: Path, rows: list[dict[str, object]]) -> Path:

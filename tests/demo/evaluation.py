@@ -11,8 +11,8 @@ from pathlib import Path
 
 from assets import LABELS
 
-# an untuned model answers in a sentence: it gets room for one
-ANSWER_TOKENS = 16
+# an untuned model answers "The sentiment of this tweet is neutral": it gets room for that
+ANSWER_TOKENS = 12
 PARALLEL_REQUESTS = 2
 LABEL = re.compile(r"\b(" + "|".join(LABELS) + r")\b", re.IGNORECASE)
 

@@ -18,6 +18,7 @@ __all__ = ["LlamaEngine"]
 
 log = logging.getLogger("tunesmith.server")
 
+LOG_WARNINGS = 2  # llama.cpp's levels: 1 error, 2 warning, 3 a line or more for every request
 BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred) (\S+)$", re.MULTILINE)
 
 
@@ -47,6 +48,7 @@ class LlamaEngine:
         parameters.endpoint_metrics = True
         parameters.endpoint_slots = False  # it shows other people's prompts
         parameters.ui = False
+        parameters.verbosity = LOG_WARNINGS
         try:
             self._server: Any = xllamacpp.Server(parameters)
         except RuntimeError as error:
