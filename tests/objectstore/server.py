@@ -203,7 +203,7 @@ class ObjectStore:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(timeout=30)
         for part, port in self.ports.items():  # weed puts these there whatever it is told
-            Path(f"/tmp/seaweedfs-{part}-grpc-{port + GRPC_OFFSET}.sock").unlink(missing_ok=True)  # noqa: S108
+            Path(f"/tmp/seaweedfs-{part}-grpc-{port + GRPC_OFFSET}.sock").unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,20 +35,20 @@ ROOT = HERE.parents[3]
 
 
 def optimization(**changes) -> OptimizationPlan:
-    values = dict(
-        num_train_epochs=1, learning_rate=1e-2, lr_scheduler_type=LrSchedulerType.COSINE, warmup_ratio=0.1, weight_decay=0.01,
-        adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, max_grad_norm=1.0, global_batch_size=8, micro_batch_size=2,
-        max_length=64, precision=Precision.FP32, seed=7,
-    )  # fmt: skip
+    values = {
+        "num_train_epochs": 1, "learning_rate": 1e-2, "lr_scheduler_type": LrSchedulerType.COSINE, "warmup_ratio": 0.1, "weight_decay": 0.01,
+        "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "global_batch_size": 8, "micro_batch_size": 2,
+        "max_length": 64, "precision": Precision.FP32, "seed": 7,
+    }  # fmt: skip
     return OptimizationPlan(**(values | changes))
 
 
 def training_plan(base: str, **changes) -> TrainingPlan:
-    values = dict(
-        name="job", namespace="ml", uid="u-1", task=Task.CHAT_SFT, model_uri=f"{base}/model", train_uri=f"{base}/train.jsonl",
-        eval_uri=f"{base}/eval.jsonl", method=MethodType.FULL, training=optimization(), replicas=1, head_host=IPS[0],
-        checkpoint_uri=f"{base}/checkpoints", checkpoint_every_steps=4, checkpoint_keep_last=2, output_uri=f"{base}/tuned",
-    )  # fmt: skip
+    values = {
+        "name": "job", "namespace": "ml", "uid": "u-1", "task": Task.CHAT_SFT, "model_uri": f"{base}/model", "train_uri": f"{base}/train.jsonl",
+        "eval_uri": f"{base}/eval.jsonl", "method": MethodType.FULL, "training": optimization(), "replicas": 1, "head_host": IPS[0],
+        "checkpoint_uri": f"{base}/checkpoints", "checkpoint_every_steps": 4, "checkpoint_keep_last": 2, "output_uri": f"{base}/tuned",
+    }  # fmt: skip
     if changes.get("method") is MethodType.LORA:
         values["lora"] = LoraPlan(r=4, alpha=8, dropout=0.0, target_modules=("all-linear",))
     return TrainingPlan(**(values | changes))
@@ -141,10 +141,8 @@ class Pod:
     def kill(self) -> None:
         """The whole pod at once, as when its node is lost."""
         for pid in [*self.descendants(), self.process.pid]:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self.process.wait(timeout=20)
 
     def descendants(self) -> list[int]:

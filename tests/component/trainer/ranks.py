@@ -2,7 +2,6 @@
 
 import os
 import socket
-from multiprocessing import get_context
 from pathlib import Path
 
 from tunesmith_api.plan import TrainingPlan
@@ -55,29 +54,14 @@ def run_rank(
             torch.distributed.destroy_process_group()
 
 
-def _child(queue, *arguments):
-    queue.put((arguments[2], run_rank(*arguments)))
-
-
-def run_ranks(plan: TrainingPlan, folder: Path, world_size: int, environment: dict, **options):
+def run_ranks(pool, plan: TrainingPlan, folder: Path, world_size: int, environment: dict, **options):
     """Train on several ranks, each a process of its own; return rank 0's outcome and state."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    arguments = (options.get("crash_after"), options.get("stop_after"), options.get("digest", "digest"), environment)
-    if world_size == 1:
-        return run_rank(plan, folder, 0, 1, address, *arguments)
-    context = get_context("spawn")
-    queue = context.Queue()
-    children = [
-        context.Process(target=_child, args=(queue, plan, folder, rank, world_size, address, *arguments))
+    ranks = [
+        pool.submit(run_rank, plan, folder, rank, world_size, address, environment=environment, **options)
         for rank in range(world_size)
     ]
-    for child in children:
-        child.start()
-    try:
-        return dict(queue.get(timeout=120) for _ in children)[0]
-    finally:
-        for child in children:
-            child.join(20)
-            child.kill()
+    results = [rank.result(timeout=120) for rank in ranks]
+    return results[0]

@@ -1,5 +1,8 @@
 """Resuming continues the very same loss curve: on one rank, on two, and on another number than before."""
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import pytest
 from ranks import Stopped, run_ranks
 
@@ -8,6 +11,13 @@ from tunesmith_api.v1alpha1.finetunejob import MethodType
 from tunesmith_trainer.errors import Interrupted
 
 STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Two processes that import everything once."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        yield processes
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +52,23 @@ def steps(state):
 
 @pytest.mark.parametrize("method", [MethodType.FULL, MethodType.LORA])
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 2)])
-def test_resumed_loss_equals_uninterrupted_loss(plan_of, object_store, tmp_path, uninterrupted, method, before, after):
+def test_resumed_loss_equals_uninterrupted_loss(
+    pool, plan_of, object_store, tmp_path, uninterrupted, method, before, after
+):
     environment = object_store.environment()
     plan = plan_of(method=method)
     if method not in uninterrupted:
         whole = plan.model_copy(
             update={"checkpoint_uri": plan.checkpoint_uri + "-whole", "output_uri": plan.output_uri + "-whole"}
         )
-        result, state = run_ranks(whole, tmp_path / "whole", 1, environment)
+        result, state = run_ranks(pool, whole, tmp_path / "whole", 1, environment)
         assert not isinstance(result, Exception), result
         uninterrupted[method] = losses(state), result.metrics
     expected, metrics = uninterrupted[method]
     # checkpoints at 4 and 8; the crash at 10 loses steps 9 and 10
-    crashed, _ = run_ranks(plan, tmp_path / "first", before, environment, crash_after=10)
+    crashed, _ = run_ranks(pool, plan, tmp_path / "first", before, environment, crash_after=10)
     assert isinstance(crashed, Stopped)
-    result, state = run_ranks(plan, tmp_path / "second", after, environment)
+    result, state = run_ranks(pool, plan, tmp_path / "second", after, environment)
     assert not isinstance(result, Exception), result
     assert steps(state) == list(range(1, STEPS + 1))
     assert losses(state) == pytest.approx(expected, abs=1e-5)
@@ -67,14 +79,16 @@ def test_resumed_loss_equals_uninterrupted_loss(plan_of, object_store, tmp_path,
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_sigterm_saves_the_very_step_and_the_next_pod_goes_on_from_it(plan_of, object_store, tmp_path, world_size):
+def test_sigterm_saves_the_very_step_and_the_next_pod_goes_on_from_it(
+    pool, plan_of, object_store, tmp_path, world_size
+):
     environment = object_store.environment()
     plan = plan_of(checkpoint_every_steps=100)
-    stopped, _ = run_ranks(plan, tmp_path / "first", world_size, environment, stop_after=5)
+    stopped, _ = run_ranks(pool, plan, tmp_path / "first", world_size, environment, stop_after=5)
     assert isinstance(stopped, Interrupted), stopped
     assert stopped.checkpoint.step == 5
     assert (tmp_path / "first" / "interrupted.json").exists()
-    result, state = run_ranks(plan, tmp_path / "second", world_size, environment)
+    result, state = run_ranks(pool, plan, tmp_path / "second", world_size, environment)
     assert not isinstance(result, Exception), result
     assert steps(state) == list(range(1, STEPS + 1))
     assert result.restarts == 1
@@ -82,16 +96,20 @@ def test_sigterm_saves_the_very_step_and_the_next_pod_goes_on_from_it(plan_of, o
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 1), (2, 3)])
 def test_the_curve_depends_neither_on_workers_nor_on_the_micro_batch(
-    plan_of, object_store, tmp_path, uninterrupted, make_training, world_size, micro
+    pool, plan_of, object_store, tmp_path, uninterrupted, make_training, world_size, micro
 ):
     training = make_training(micro_batch_size=micro)
     plan = plan_of(training=training)
-    result, state = run_ranks(plan, tmp_path, world_size, object_store.environment())
+    result, state = run_ranks(pool, plan, tmp_path, world_size, object_store.environment())
     assert not isinstance(result, Exception), result
     if MethodType.FULL in uninterrupted:
         assert losses(state) == pytest.approx(uninterrupted[MethodType.FULL][0], abs=1e-5)
     else:
-        reference, other = run_ranks(
-            plan_of(checkpoint_uri=plan.checkpoint_uri + "-reference"), tmp_path / "r", 1, object_store.environment()
+        _reference, other = run_ranks(
+            pool,
+            plan_of(checkpoint_uri=plan.checkpoint_uri + "-reference"),
+            tmp_path / "r",
+            1,
+            object_store.environment(),
         )
         assert losses(state) == pytest.approx(losses(other), abs=1e-5)

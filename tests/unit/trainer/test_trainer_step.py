@@ -108,7 +108,7 @@ def test_a_micro_batch_without_targets_is_harmless():
     idle.labels.fill_(IGNORE)
     model, batches = TwoLayers(), [collate(EXAMPLES, 0, CPU), idle]
     optimizer = make_optimizer(model.named_parameters(), weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8)
-    options = dict(global_tokens=TOKENS, world_size=1, learning_rate=0.1, max_grad_norm=0.0, keep=True)
+    options = {"global_tokens": TOKENS, "world_size": 1, "learning_rate": 0.1, "max_grad_norm": 0.0, "keep": True}
     train_step(model, optimizer, batches, **options)
     expected, _ = stepped([EXAMPLES])
     for one, other in zip(model.parameters(), expected.parameters(), strict=True):
@@ -122,7 +122,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
     before = copy.deepcopy(model.state_dict())
     optimizer = make_optimizer(model.named_parameters(), weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8)
     batches = [collate(EXAMPLES, 0, CPU)]
-    options = dict(global_tokens=TOKENS, world_size=1, learning_rate=0.1, max_grad_norm=1.0, keep=True)
+    options = {"global_tokens": TOKENS, "world_size": 1, "learning_rate": 0.1, "max_grad_norm": 1.0, "keep": True}
     with pytest.raises(UserError) as caught:
         train_step(model, optimizer, batches, **options)
     assert (caught.value.reason, caught.value.exit_code) == (Reason.DIVERGED, ExitCode.DIVERGED)
@@ -149,7 +149,7 @@ def test_keeps_logits_looks_at_the_signature():
 
 def test_evaluation_counts_what_the_model_gets_right():
     model = TwoLayers()
-    options = dict(group=Group(), numerics=Numerics(CPU, False), pad_id=0, keep=True)
+    options = {"group": Group(), "numerics": Numerics(CPU, False), "pad_id": 0, "keep": True}
     result = evaluate(model, EXAMPLES, micro_batch_size=2, **options)
     assert result.loss == pytest.approx(by_hand(model).item(), abs=1e-6)
     assert result.examples == len(EXAMPLES)
