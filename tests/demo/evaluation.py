@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from assets import LABELS
+from testbed import chat
 
 # an untuned model answers "The sentiment of this tweet is neutral": it gets room for that
 ANSWER_TOKENS = 12
@@ -28,25 +28,10 @@ def accuracy(base_url: str, model: str, rows: Path, tick: Callable[[], None] = l
     examples = [json.loads(line)["messages"] for line in rows.read_text().splitlines()]
 
     def right(messages: list[dict[str, str]]) -> bool:
-        answer = chat(base_url, model, messages[:-1])
+        answer = chat(base_url, model, messages[:-1], ANSWER_TOKENS)
         tick()
         return label_of(answer) == messages[-1]["content"]
 
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         correct = sum(pool.map(right, examples))
     return correct / len(examples), len(examples)
-
-
-def chat(base_url: str, model: str, messages: list[dict[str, str]], max_tokens: int = ANSWER_TOKENS) -> str:
-    """Continue one conversation through the OpenAI-compatible API and return the answer."""
-    body = {
-        "model": model,
-        "messages": messages,
-        "max_tokens": max_tokens,
-        "temperature": 0,
-    }
-    url = f"{base_url}/v1/chat/completions"
-    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as response:
-        answer: str = json.load(response)["choices"][0]["message"]["content"]
-    return answer

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import assets
-from demo.evaluation import accuracy, chat
+from demo.evaluation import accuracy
 from demo.models import base_gguf, local_accuracy, tuned_gguf
 from demo.screen import Phase, Screen
 from devcluster import Cluster, ClusterSpec, binaries, reaper
 from images import build_images
-from testbed import Testbed
+from testbed import Testbed, chat
 
 CLUSTER = "demo"
 NAMESPACE = "ml"

@@ -2,7 +2,7 @@
 
 import json
 
-from testbed import Testbed
+from testbed import Testbed, chat
 from testbed.jobs import condition, describe, fine_tune_job, history, model_deployment, wait_finished, wait_for_step
 from tunesmith_api import keys
 
@@ -40,5 +40,7 @@ def test_a_job_trains_and_its_model_answers(testbed: Testbed, user_namespace: st
     assert "tweet-r1" in line
     assert "Q8_0" in line
     assert f"http://tweet.{user_namespace}.svc" in line
-    answer = testbed.chat(testbed.url(user_namespace, "tweet"), "tweet", "Say one word.", max_tokens=4)
+    answer = chat(
+        testbed.url(user_namespace, "tweet"), "tweet", [{"role": "user", "content": "Say one word."}], max_tokens=4
+    )
     assert answer.strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -129,23 +128,6 @@ class Testbed:
         if target not in self.forwards:
             self.forwards[target] = self.cluster.forward(target)
         return f"http://127.0.0.1:{self.forwards[target]}"
-
-    def chat(self, base_url: str, model: str, content: str, max_tokens: int = 16) -> str:
-        """Ask a deployed model one question, greedily, and return the answer."""
-        body = {
-            "model": model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": max_tokens,
-            "temperature": 0,
-        }
-        request = urllib.request.Request(
-            f"{base_url}/v1/chat/completions",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=120) as response:
-            answer: str = json.load(response)["choices"][0]["message"]["content"]
-        return answer
 
 
 def _load(cluster: Cluster, images: Images) -> None:
