@@ -12,7 +12,7 @@ from assets import LABELS
 from testbed import chat
 
 # an untuned model answers "The sentiment of this tweet is neutral": it gets room for that
-ANSWER_TOKENS = 12
+ANSWER_TOKENS = 10
 PARALLEL_REQUESTS = 2
 LABEL = re.compile(r"\b(" + "|".join(LABELS) + r")\b", re.IGNORECASE)
 

@@ -57,6 +57,5 @@ def local_accuracy(gguf: Path, rows: Path, tick: Callable[[], None]) -> tuple[fl
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    # one core stays free: llama.cpp's threads wait for each other in a busy loop and collapse where they share one
-    engine = LlamaEngine(plan, gguf, threads=max(1, len(os.sched_getaffinity(0)) - 1), port=port)
+    engine = LlamaEngine(plan, gguf, threads=len(os.sched_getaffinity(0)), port=port)
     return accuracy(engine.url, plan.name, rows, tick)
