@@ -223,10 +223,9 @@ def test_containers_outlive_their_kubelet(cluster, namespace):
 def test_a_killed_owner_of_nodes_and_pods_leaves_nothing(cluster):
     program = (
         "import time; from devcluster import Cluster, ClusterSpec, images\n"
-        "from devcluster.processes import wait_until\n"
         "cluster = Cluster.start(ClusterSpec(name='orphan-nodes', nodes=1))\n"
         "cluster.kubectl('run', 'p', '--image=' + images.PROBE, '--', 'sleep')\n"
-        "assert wait_until(lambda: bool(cluster.pod_pids('default', 'p')), 60)\n"
+        "cluster.kubectl('wait', '--for=condition=Ready', 'pod/p', '--timeout=60s')\n"
         "print(cluster.id, cluster.pod_pids('default', 'p')[0].pid, flush=True); time.sleep(600)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -277,6 +276,7 @@ def test_images_are_imported_once_and_kept_between_boots(cluster, tmp_path, monk
         assert not second.node(1).load_image(archive)
         write(b"changed")
         assert second.node(1).load_image(archive)
-        second.kubectl("run", "fresh", "--image=localhost/mine:1", "--image-pull-policy=Never", "--", "exit", "0")
-        assert wait_until(lambda: get(second, "default", "pod", "fresh")["status"]["phase"] != "Pending", SECONDS)
+        never = ("--image-pull-policy=Never", "--restart=Never")
+        second.kubectl("run", "fresh", "--image=localhost/mine:1", *never, "--", "exit", "0")
+        wait_phase(second, "default", "fresh", "Succeeded")
         assert len(second.node(1).container_ids()) == 2, "the first cluster's containers are still there"

@@ -171,7 +171,7 @@ class Pod:
                 return pid
         raise LookupError("no driver")
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 240) -> int:
         return self.process.wait(timeout=timeout)
 
     def output(self) -> str:
