@@ -200,6 +200,16 @@ class Supervisor:
         pids = [int(path.name) for path in folder.iterdir()] if folder.is_dir() else []
         return [pid for pid in pids if self.children.is_alive(pid)]
 
+    def _saved_or_finished(self) -> bool:
+        return self.pod.interrupted_file.exists() or self.pod.result_file.exists()
+
+    def _finished(self) -> TerminationReport | None:
+        """Return the driver's result if the job has succeeded; a failure would come again in the next pod."""
+        if not self.pod.result_file.exists():
+            return None
+        report = TerminationReport.from_json(self.pod.result_file.read_bytes())
+        return report if report.outcome is Outcome.SUCCEEDED else None
+
     def _stop(self) -> int:
         """SIGTERM: let the training processes of this pod save a checkpoint, then end."""
         ranks = self._live_ranks()
@@ -207,11 +217,11 @@ class Supervisor:
             say("told to stop: saving a checkpoint first")
             self.pod.stop_file.touch()
         deadline = time.monotonic() + STOP_GRACE_SECONDS
-        while ranks and time.monotonic() < deadline and not self.pod.interrupted_file.exists():
-            if self.pod.is_head and self.pod.result_file.exists():  # it finished instead
-                return self._end(TerminationReport.from_json(self.pod.result_file.read_bytes()), ExitCode.SUCCESS)
+        while ranks and time.monotonic() < deadline and not self._saved_or_finished():
             time.sleep(TICK_SECONDS)
             ranks = self._live_ranks()
+        if (finished := self._finished()) is not None:
+            return self._end(finished, ExitCode.SUCCESS)
         saved = self.pod.interrupted_file.read_text() if self.pod.interrupted_file.exists() else ""
         checkpoint = CheckpointRef.from_json(saved) if saved else None
         text = f"told to stop; saved step {checkpoint.step}" if checkpoint else "told to stop"
