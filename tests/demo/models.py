@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import assets
+from demo import evaluation
 from demo.evaluation import accuracy
 from objectstore import ObjectStore
 from tunesmith_api.plan import ServingPlan
@@ -25,6 +28,21 @@ def base_gguf() -> Path:
         to_gguf(folder, scratch, QuantizationMethod.NONE)
         scratch.rename(output)
     return output
+
+
+def base_accuracy(rows: Path, tick: Callable[[], None]) -> tuple[float, int]:
+    """Accuracy before tuning, measured once for this model, these tweets and this way of asking: it can't change."""
+    gguf = base_gguf()
+    digest = hashlib.sha256(rows.read_bytes() + Path(evaluation.__file__).read_bytes())
+    digest.update(f"{gguf.name} {gguf.stat().st_size}".encode())
+    known = gguf.with_name(f"{gguf.stem}-accuracy-{digest.hexdigest()[:16]}.json")
+    if not known.exists():
+        share, examples = local_accuracy(gguf, rows, tick)
+        scratch = known.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps({"accuracy": share, "examples": examples}))
+        scratch.rename(known)
+    record = json.loads(known.read_text())
+    return float(record["accuracy"]), int(record["examples"])
 
 
 def tuned_gguf(store: ObjectStore, uri: str, folder: Path) -> Path:
