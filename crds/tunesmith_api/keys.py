@@ -53,6 +53,11 @@ ENV_CPU_LIMIT: Final = "TUNESMITH_CPU_MILLICORES"
 # keys of the Secret that storage.secretRef names, and the environment variables that they become
 STORAGE_SECRET_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 STORAGE_SECRET_OPTIONAL_KEYS: Final = ("AWS_SESSION_TOKEN",)
+HUB_SECRET_KEYS: Final = ("HF_TOKEN",)
+MLFLOW_SECRET_OPTIONAL_KEYS: Final = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+# a PersistentVolumeClaim of a pvc:// URI is mounted below this folder, by its name
+VOLUMES_DIRECTORY: Final = "/mnt/tunesmith"
+ENV_VOLUMES: Final = "TUNESMITH_VOLUMES"
 
 PORT_PROGRESS: Final = 8080
 PORT_SERVER: Final = 8000
@@ -81,7 +86,8 @@ class ExitCode(IntEnum):
     INVALID_INPUT = 40  # the user's spec, data or model: a retry can't help
     STORAGE_DENIED = 41  # a bucket is missing, unreadable or unwritable
     OUT_OF_MEMORY = 42  # accelerator or host memory: a retry needs a smaller micro-batch
-    DIVERGED = 43  # loss or gradients are not finite
+    DIVERGED = 43  # loss or gradients are not finite, or spiked more often than may be rolled back
+    COLLECTIVE_TIMEOUT = 45  # a worker hung in a collective operation more often than may be restarted; retried
     INTERRUPTED = 75  # SIGTERM: a checkpoint was saved; run me again
 
 
@@ -149,6 +155,8 @@ class Reason(StrEnum):
     STORAGE_UNWRITABLE = "StorageUnwritable"
     OUT_OF_MEMORY = "OutOfMemory"
     DIVERGED = "Diverged"
+    COLLECTIVE_TIMEOUT = "CollectiveTimeout"
+    DISK_FULL = "DiskFull"
     WORKER_CRASHED = "WorkerCrashed"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     DEADLINE_EXCEEDED = "DeadlineExceeded"

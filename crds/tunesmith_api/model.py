@@ -18,6 +18,8 @@ __all__ = [
     "S3Uri",
     "SpecModel",
     "StatusModel",
+    "Uri",
+    "WritableUri",
     "cel",
     "digest_of",
 ]
@@ -88,5 +90,12 @@ DnsLabel = Annotated[str, Field(pattern=DNS_LABEL_PATTERN, min_length=1, max_len
 S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=+@-]+)*/?$"
 S3Uri = Annotated[str, Field(pattern=S3_URI_PATTERN, max_length=512)]
 """`s3://bucket/key`: a bucket, and a key of the characters that every S3 store accepts."""
+
+_HF = r"hf://(datasets/)?[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+(/[A-Za-z0-9!_.*'()=+@-]+)*/?"
+_PVC = r"pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?(/[A-Za-z0-9!_.*'()=+@-]+)*/?"
+WritableUri = Annotated[str, Field(pattern=f"^({S3_URI_PATTERN[1:-1]}|{_PVC})$", max_length=512)]
+"""A place that can be written: `s3://bucket/key`, or `pvc://claim/path` in a PersistentVolumeClaim of the namespace."""
+Uri = Annotated[str, Field(pattern=f"^({S3_URI_PATTERN[1:-1]}|{_PVC}|{_HF})$", max_length=512)]
+"""A place that can be read: also `hf://owner/name` of the Hugging Face Hub."""
 
 EndpointURL = Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$", max_length=253)]

@@ -11,10 +11,14 @@ from typing import Literal
 from pydantic import Field
 
 from tunesmith_api.model import Contract, digest_of
-from tunesmith_api.v1alpha1.finetunejob import LrSchedulerType, MethodType, Precision, Task
+from tunesmith_api.v1alpha1.dataset import Dataset
+from tunesmith_api.v1alpha1.finetunejob import Init, SaveMode, Tracking
+from tunesmith_api.v1alpha1.method import Method
 from tunesmith_api.v1alpha1.modeldeployment import EngineType, QuantizationMethod
+from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
+from tunesmith_api.v1alpha1.training import EarlyStopping, LrSchedulerType, Optim, Precision, Strategy
 
-__all__ = ["LoraPlan", "OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
+__all__ = ["OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
 
 
 class StoragePlan(Contract):
@@ -24,35 +28,64 @@ class StoragePlan(Contract):
     region: str = "us-east-1"
 
 
-class LoraPlan(Contract):
-    """Low-rank adapters."""
-
-    r: int
-    alpha: int
-    dropout: float
-    target_modules: tuple[str, ...]
-
-
 class OptimizationPlan(Contract):
-    """The optimization, numbers resolved."""
+    """The optimization, numbers resolved. Fields mean what they mean in `spec.training`."""
 
     num_train_epochs: int
     max_steps: int | None = None
     learning_rate: float
     lr_scheduler_type: LrSchedulerType
+    num_cycles: int = 1
+    decay_ratio: float = 0.1
     warmup_ratio: float
+    optim: Optim = Optim.ADAMW_TORCH
     weight_decay: float
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
     max_grad_norm: float
+    label_smoothing_factor: float = 0.0
+    dropout: float | None = None
     global_batch_size: int
     micro_batch_size: int
     max_length: int
+    packing: bool = True
+    group_by_length: bool = True
+    gradient_checkpointing: bool = False
     precision: Precision
     eval_steps: int | None = None
+    max_eval_samples: int | None = None
+    metric_for_best_model: str = "loss"
+    load_best_model_at_end: bool = False
+    early_stopping: EarlyStopping | None = None
     logging_steps: int = 1
     seed: int
+
+
+_CURVE = {
+    "task",
+    "model_uri",
+    "model_revision",
+    "model_init",
+    "dataset",
+    "method",
+    "classification",
+    "preference",
+    "masked_lm",
+    "training",
+}
+_NOT_CURVE = (
+    "microBatchSize",
+    "loggingSteps",
+    "evalSteps",
+    "maxEvalSamples",
+    "packing",
+    "groupByLength",
+    "gradientCheckpointing",
+    "metricForBestModel",
+    "loadBestModelAtEnd",
+    "earlyStopping",
+)
 
 
 class TrainingPlan(Contract):
@@ -65,22 +98,34 @@ class TrainingPlan(Contract):
     attempt: int = 1
     task: Task
     model_uri: str
-    train_uri: str
-    eval_uri: str | None = None
-    messages_column: str = "messages"
-    method: MethodType
-    lora: LoraPlan | None = None
+    model_revision: str | None = None
+    model_init: Init = Init.PRETRAINED
+    dataset: Dataset
+    method: Method
+    classification: Classification = Field(default_factory=Classification)
+    preference: Preference = Field(default_factory=Preference)
+    masked_lm: MaskedLanguageModel = Field(default_factory=MaskedLanguageModel)
+    generation: Generation = Field(default_factory=Generation)
     training: OptimizationPlan
+    strategy: Strategy = Strategy.AUTO
+    tensor_parallel: int = 1
     replicas: int
     gpus_per_worker: int = 0
     cpus_per_worker: float = 1.0
     max_restarts: int = 10
+    max_rollbacks: int = 3
+    loss_spike_factor: float = 4.0
+    collective_timeout_seconds: int = 600
     head_host: str
     checkpoint_uri: str
     checkpoint_every_steps: int
     checkpoint_keep_last: int
+    checkpoint_keep_best: bool = True
     output_uri: str
+    save: SaveMode = SaveMode.MERGED
+    tracking: Tracking = Field(default_factory=Tracking)
     storage: StoragePlan = Field(default_factory=StoragePlan)
+    hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")
 
     @property
     def digest(self) -> str:
@@ -89,15 +134,16 @@ class TrainingPlan(Contract):
         Placement, worker count, micro-batch, restarts, retention and the attempt number are left out: the curve does
         not depend on them.
         """
-        document = self.model_dump(
-            mode="json",
-            by_alias=True,
-            include={"task", "model_uri", "train_uri", "messages_column", "method", "lora", "training"},
-        )
-        document["training"].pop("microBatchSize")
-        document["training"].pop("loggingSteps")
-        document["training"].pop("evalSteps")
+        document = self.model_dump(mode="json", by_alias=True, include=_CURVE, exclude_none=True)
+        for name in _NOT_CURVE:
+            document["training"].pop(name, None)
+        document["dataset"].pop("cacheUri", None)
         return digest_of(document)
+
+    @property
+    def tokens_uri(self) -> str:
+        """Folder for tokenized data."""
+        return (self.dataset.cache_uri or f"{self.checkpoint_uri.rstrip('/')}/tokens").rstrip("/")
 
 
 class ServingPlan(Contract):

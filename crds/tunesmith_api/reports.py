@@ -13,6 +13,8 @@ from tunesmith_api.model import Contract
 __all__ = [
     "MAX_TERMINATION_BYTES",
     "CheckpointRef",
+    "DatasetFacts",
+    "MemoryFacts",
     "ModelRef",
     "Outcome",
     "ProgressReport",
@@ -51,6 +53,26 @@ class ModelRef(Contract):
     size_bytes: int
 
 
+class DatasetFacts(Contract):
+    """What the data turned out to hold; the same fields as `status.dataset`."""
+
+    train_examples: int = 0
+    eval_examples: int = 0
+    bad_rows: int = 0
+    first_bad_row: str = ""
+    duplicates: int = 0
+
+
+class MemoryFacts(Contract):
+    """What halving the micro-batch needs to know after running out of memory."""
+
+    micro_batch_size: int
+    peak_bytes: int
+    limit_bytes: int = Field(
+        default=0, description="Memory of the GPU, or the container's limit; 0 where there is none."
+    )
+
+
 class ProgressReport(Contract):
     """Served as JSON by the supervisor of worker 0 at PATH_PROGRESS, polled by the operator."""
 
@@ -68,7 +90,9 @@ class ProgressReport(Contract):
     tokens_per_second: float | None = None
     eta_seconds: int | None = None
     restarts: int = 0
+    rollbacks: int = 0
     workers_joined: int = 0
+    dataset: DatasetFacts | None = None
     checkpoint: CheckpointRef | None = None
     heartbeat_unix: float = Field(default=0.0, description="Unix time of the trainer's last sign of life.")
     phase_seconds: dict[str, float] = Field(
@@ -97,6 +121,8 @@ class TerminationReport(Contract):
     restarts: int = 0
     checkpoint: CheckpointRef | None = None
     model: ModelRef | None = None
+    dataset: DatasetFacts | None = None
+    memory: MemoryFacts | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     phase_seconds: dict[str, float] = Field(default_factory=dict)
 

@@ -17,7 +17,7 @@ from tunesmith_api import keys
 from tunesmith_api.artifacts import ModelManifest, files_digest
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import ModelRef
-from tunesmith_api.v1alpha1.finetunejob import MethodType
+from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_store.files import entries_below
 from tunesmith_store.store import NotFound, ObjectStore
 

@@ -18,7 +18,7 @@ from torch import nn
 from tunesmith_api.artifacts import CheckpointManifest
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, ModelRef, TrainerState
-from tunesmith_api.v1alpha1.finetunejob import MethodType
+from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_store.errors import Retryable
 from tunesmith_store.files import fetch_file, fetch_model
 from tunesmith_store.store import ObjectStore

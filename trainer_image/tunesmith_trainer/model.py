@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from tunesmith_api.keys import Reason
-from tunesmith_api.v1alpha1.finetunejob import MethodType, Precision
+from tunesmith_api.v1alpha1.method import MethodType
+from tunesmith_api.v1alpha1.training import Precision
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.chat import ensure_chat_template
 

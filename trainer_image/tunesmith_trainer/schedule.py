@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tunesmith_api.v1alpha1.finetunejob import LrSchedulerType
+from tunesmith_api.v1alpha1.training import LrSchedulerType
 
 __all__ = ["lr_at", "warmup_steps"]
 

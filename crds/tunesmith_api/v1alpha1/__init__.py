@@ -9,7 +9,8 @@ from tunesmith_api.v1alpha1.common import (
     Storage,
     Toleration,
 )
-from tunesmith_api.v1alpha1.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
+from tunesmith_api.v1alpha1.finetunejob import FineTuneJob, FineTuneJobSpec
+from tunesmith_api.v1alpha1.jobstatus import FineTuneJobStatus
 from tunesmith_api.v1alpha1.modeldeployment import ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus
 
 __all__ = [

@@ -24,7 +24,9 @@ from objectstore import ObjectStore
 from tunesmith_api import keys
 from tunesmith_api.plan import LoraPlan, OptimizationPlan, StoragePlan, TrainingPlan
 from tunesmith_api.reports import ProgressReport, TerminationReport
-from tunesmith_api.v1alpha1.finetunejob import LrSchedulerType, MethodType, Precision, Task
+from tunesmith_api.v1alpha1.method import MethodType
+from tunesmith_api.v1alpha1.task import Task
+from tunesmith_api.v1alpha1.training import LrSchedulerType, Precision
 
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)

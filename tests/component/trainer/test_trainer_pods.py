@@ -8,7 +8,7 @@ import pytest
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.reports import Outcome
-from tunesmith_api.v1alpha1.finetunejob import MethodType
+from tunesmith_api.v1alpha1.method import MethodType
 
 STEPS = 1200
 

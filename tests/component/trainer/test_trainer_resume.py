@@ -7,7 +7,7 @@ import pytest
 from ranks import Stopped, run_ranks
 
 from tunesmith_api.plan import StoragePlan
-from tunesmith_api.v1alpha1.finetunejob import MethodType
+from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_trainer.errors import Interrupted
 
 STEPS = 12

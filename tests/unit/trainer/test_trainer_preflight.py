@@ -6,7 +6,9 @@ import pytest
 
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import OptimizationPlan, TrainingPlan
-from tunesmith_api.v1alpha1.finetunejob import LrSchedulerType, MethodType, Precision, Task
+from tunesmith_api.v1alpha1.method import MethodType
+from tunesmith_api.v1alpha1.task import Task
+from tunesmith_api.v1alpha1.training import LrSchedulerType, Precision
 from tunesmith_store.errors import UserError
 from tunesmith_store.store import LocalStore
 from tunesmith_trainer import preflight

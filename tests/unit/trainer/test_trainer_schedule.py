@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith_api.v1alpha1.finetunejob import LrSchedulerType
+from tunesmith_api.v1alpha1.training import LrSchedulerType
 from tunesmith_trainer.schedule import lr_at, warmup_steps
 
 KINDS = list(LrSchedulerType)

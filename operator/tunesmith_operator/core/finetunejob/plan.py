@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tunesmith_api.plan import LoraPlan, OptimizationPlan, StoragePlan, TrainingPlan
+from tunesmith_api.plan import OptimizationPlan, StoragePlan, TrainingPlan
 from tunesmith_api.v1alpha1 import FineTuneJob, Storage
-from tunesmith_api.v1alpha1.finetunejob import LoraConfig, MethodType, Training
+from tunesmith_api.v1alpha1.task import Classification, MaskedLanguageModel, Preference
+from tunesmith_api.v1alpha1.training import Training
 from tunesmith_operator.core.finetunejob.observed import child_name, service_name
 from tunesmith_operator.core.text import cores
 
@@ -17,37 +18,13 @@ def storage_plan(storage: Storage) -> StoragePlan:
 
 
 def _optimization(training: Training) -> OptimizationPlan:
-    return OptimizationPlan(
-        num_train_epochs=training.num_train_epochs,
-        max_steps=training.max_steps,
-        learning_rate=float(training.learning_rate),
-        lr_scheduler_type=training.lr_scheduler_type,
-        warmup_ratio=float(training.warmup_ratio),
-        weight_decay=float(training.weight_decay),
-        adam_beta1=float(training.adam_beta1),
-        adam_beta2=float(training.adam_beta2),
-        adam_epsilon=float(training.adam_epsilon),
-        max_grad_norm=float(training.max_grad_norm),
-        global_batch_size=training.global_batch_size,
-        micro_batch_size=training.micro_batch_size,
-        max_length=training.max_length,
-        precision=training.precision,
-        eval_steps=training.eval_steps,
-        logging_steps=training.logging_steps,
-        seed=training.seed,
-    )
-
-
-def _lora(job: FineTuneJob) -> LoraPlan | None:
-    if job.spec.method.type is not MethodType.LORA:
-        return None
-    lora = job.spec.method.lora or LoraConfig()
-    return LoraPlan(r=lora.r, alpha=lora.alpha, dropout=float(lora.dropout), target_modules=tuple(lora.target_modules))
+    """The same fields; pydantic turns the decimals' text into numbers."""
+    return OptimizationPlan.model_validate({name: getattr(training, name) for name in OptimizationPlan.model_fields})
 
 
 def training_plan(job: FineTuneJob, attempt: int) -> TrainingPlan:
     """Everything that the pods of one attempt need to know."""
-    spec, meta = job.spec, job.metadata
+    spec, meta, failure = job.spec, job.metadata, job.spec.failure_policy
     return TrainingPlan(
         name=meta.name,
         namespace=meta.namespace,
@@ -55,20 +32,32 @@ def training_plan(job: FineTuneJob, attempt: int) -> TrainingPlan:
         attempt=attempt,
         task=spec.task,
         model_uri=spec.model.uri.rstrip("/"),
-        train_uri=spec.dataset.train.uri,
-        eval_uri=spec.dataset.eval.uri if spec.dataset.eval is not None else None,
-        messages_column=spec.dataset.columns.messages,
-        method=spec.method.type,
-        lora=_lora(job),
+        model_revision=spec.model.revision,
+        model_init=spec.model.init,
+        dataset=spec.dataset,
+        method=spec.method,
+        classification=spec.classification or Classification(),
+        preference=spec.preference or Preference(),
+        masked_lm=spec.masked_lm or MaskedLanguageModel(),
+        generation=spec.generation,
         training=_optimization(spec.training),
+        strategy=spec.parallelism.strategy,
+        tensor_parallel=spec.parallelism.tensor_parallel,
         replicas=spec.workers.replicas,
         gpus_per_worker=spec.workers.gpus_per_worker,
         cpus_per_worker=cores(spec.workers.resources.cpu),
-        max_restarts=spec.failure_policy.max_restarts,
+        max_restarts=failure.max_restarts,
+        max_rollbacks=failure.max_rollbacks,
+        loss_spike_factor=float(failure.loss_spike_factor),
+        collective_timeout_seconds=failure.collective_timeout_seconds,
         head_host=f"{child_name(job, attempt)}-0.{service_name(job)}",
         checkpoint_uri=spec.checkpoint.uri.rstrip("/"),
         checkpoint_every_steps=spec.checkpoint.every_steps,
         checkpoint_keep_last=spec.checkpoint.keep_last,
+        checkpoint_keep_best=spec.checkpoint.keep_best,
         output_uri=spec.output.uri.rstrip("/"),
+        save=spec.output.save,
+        tracking=spec.tracking,
         storage=storage_plan(spec.storage),
+        hub_endpoint_url=spec.hugging_face.endpoint_url,
     )

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.reports import ProgressReport, TerminationReport, TrainerState
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
-from tunesmith_api.v1alpha1.finetunejob import (
+from tunesmith_api.v1alpha1.jobstatus import (
     Attempt,
     CheckpointStatus,
     JobDisplay,

@@ -1,0 +1,191 @@
+"""What a task is: from a row to an example, from examples to a batch, from a batch to a loss and to metrics.
+
+One module of this package per family of tasks; `tasks.task_for` finds the one of a plan. `data` calls `check_row` and
+`encode`, `step` calls `loss`, `evaluate` calls `assess` and `metrics`, `model` calls `load_model`. A task knows nothing
+of ranks, stores, Ray or the optimizer.
+
+Every loss is a SUM over units (tokens, examples, pairs). `step` divides by the number of units of the whole step over
+all ranks and micro-batches: so the result depends neither on how many workers share a batch nor on how it is cut.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith_api.plan import TrainingPlan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["IGNORE", "Assessment", "Batch", "BadRow", "DataSummary", "Example", "Outcome", "Prediction", "Row", "Task"]
+
+IGNORE = -100
+"""Label of a position that is no part of the loss."""
+
+Row = Mapping[str, Any]
+"""One row as it was read: field name → plain JSON data."""
+
+
+class BadRow(ValueError):
+    """A row can't be used. The message goes behind "FILE line N " and says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded example. Features are lists of int or float, or nested lists; names are the model's argument names."""
+
+    features: Mapping[str, Any]
+    length: int
+    """Tokens that it costs to compute."""
+    units: float
+    """What its loss is divided by: learned tokens, or 1 (its class weight) for a class. 0 means: nothing to learn."""
+    truncated: bool = False
+    """Whether maxLength cut something off."""
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a task has to know of the training data before it encodes: collected over all rows by `observe_row`."""
+
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """How often each class occurs, by its name."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on its device. `inputs` are the model's arguments; what only the loss needs is in `extras`."""
+
+    inputs: Mapping[str, torch.Tensor]
+    labels: torch.Tensor
+    units: float
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Logits where they count, and what they should be.
+
+    logits: [positions, classes] float32. targets: [positions] class numbers (IGNORE allowed), or [positions, classes]
+    for multi-label and regression. weights: [positions], how much each counts; None for 1 each. examples: [positions],
+    which example of the batch a position belongs to; None where there is one position per example, in order.
+    """
+
+    logits: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor | None = None
+    examples: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the model did on one held-out example: for the report's table of worst examples. Short texts."""
+
+    index: int
+    loss: float
+    expected: str
+    predicted: str
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What an evaluation adds up over batches and ranks."""
+
+    sums: Mapping[str, Sequence[float]]
+    """Name → additive numbers, of equal length on all ranks: counts, summed losses, a flattened confusion matrix."""
+    outcomes: Sequence[Outcome] = ()
+    texts: Sequence[tuple[str, str]] = ()
+    """(produced, expected) texts, where the metric needs them all together (BLEU, ROUGE)."""
+
+
+class Task(ABC):
+    """One task of one plan. Made by `tasks.task_for`; `prepare` is called once before anything is encoded."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.plan = plan
+        self.processor: Any = None
+
+    # ---- rows (no torch: the driver's preflight uses these before any worker runs)
+
+    @abstractmethod
+    def check_row(self, row: Row) -> None:
+        """Check that a row has what this task needs, by the columns of the plan.
+
+        Raises:
+            BadRow: it hasn't.
+        """
+
+    def labels_of(self, row: Row) -> Sequence[str]:
+        """Return the class names that a checked row mentions; empty for tasks without classes."""
+        return ()
+
+    def texts_of(self, row: Row) -> Mapping[str, str]:
+        """Return the free texts of a checked row that augmentation may change: column → text. Empty: none."""
+        return {}
+
+    # ---- setting up
+
+    @abstractmethod
+    def load_processor(self, folder: Path) -> Any:
+        """Load tokenizer or image processor from the model's folder; also kept as `self.processor`.
+
+        Raises:
+            UserError: it can't be loaded.
+        """
+
+    def prepare(self, summary: DataSummary) -> None:
+        """Take note of what the training data holds, for example its classes."""
+        return None
+
+    @abstractmethod
+    def encode(self, row: Row) -> list[Example]:
+        """Turn a checked row into examples: usually one; several where a long text is cut; none where nothing is left.
+
+        Raises:
+            BadRow: it can't be encoded.
+        """
+
+    @abstractmethod
+    def load_model(self, folder: Path, **options: Any) -> nn.Module:
+        """Load the model with this task's head. `options` go to `from_pretrained` (dtype, quantization, attention).
+
+        Raises:
+            UserError: transformers can't load it.
+        """
+
+    # ---- computing
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], device: torch.device, packed: bool) -> Batch:
+        """Make a micro-batch. `packed`: without padding (only where `supports_packing`)."""
+
+    supports_packing = False
+    """Whether `collate` can lay examples end to end."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        """Run the model forward and return logits where they count. Tasks without such leave it out."""
+        raise NotImplementedError(f"{self.plan.task} has no logits to predict")
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the loss summed over the batch's units, with its graph."""
+
+    @abstractmethod
+    def assess(self, model: nn.Module, batch: Batch) -> Assessment:
+        """Evaluate one batch without gradients. Sums always hold `loss` and `units`."""
+
+    @abstractmethod
+    def metrics(self, assessment: Assessment) -> dict[str, float]:
+        """Turn the sums over all held-out data into metrics. Always holds `loss` (mean per unit)."""
+
+    higher_is_better: frozenset[str] = frozenset()
+    """The metrics of which more is better; of all others less is."""
+
+    # ---- the end
+
+    pipeline_tag = "text-generation"
+    """What the model card calls it, by the Hub's names."""
