@@ -42,5 +42,7 @@ class UserError(Failure):
 class Retryable(Failure):
     """A peer, a network or a store was lost: training goes on from the newest checkpoint."""
 
-    def __init__(self, message: str, reason: Reason = Reason.WORKER_CRASHED) -> None:
-        super().__init__(reason, message, ExitCode.CRASHED)
+    def __init__(
+        self, message: str, reason: Reason = Reason.WORKER_CRASHED, exit_code: ExitCode = ExitCode.CRASHED
+    ) -> None:
+        super().__init__(reason, message, exit_code)

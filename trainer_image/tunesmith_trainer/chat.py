@@ -1,4 +1,4 @@
-"""Conversations as tokens: the chat template, and which tokens the assistant said. Used by `data`.
+"""Conversations as tokens: the chat template, and which tokens the assistant said. Used by `tasks`.
 
 The loss counts an assistant turn's content and its end-of-turn token, so that the model learns to stop; it does not
 count what the template puts in front of the turn, nor white space behind the end-of-turn token.
@@ -13,11 +13,9 @@ from typing import Any
 
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
+from tunesmith_trainer.tasks.base import IGNORE
 
-__all__ = ["IGNORE", "EncodedChat", "TemplateError", "assistant_spans", "encode_chat", "ensure_chat_template"]
-
-IGNORE = -100
-"""Label of a token that is no part of the loss."""
+__all__ = ["EncodedChat", "TemplateError", "assistant_spans", "encode_chat", "ensure_chat_template"]
 
 Message = dict[str, Any]
 Span = tuple[int, int]
@@ -39,6 +37,7 @@ class EncodedChat:
 
     input_ids: list[int]
     labels: list[int]
+    truncated: bool = False
 
     @property
     def trained_tokens(self) -> int:
@@ -137,4 +136,4 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], max_length: int) ->
             for start, end in out["offset_mapping"]
         ]
     labels = [token if spoken else IGNORE for token, spoken in zip(ids, mask, strict=True)]
-    return EncodedChat(ids[:max_length], labels[:max_length])
+    return EncodedChat(ids[:max_length], labels[:max_length], truncated=len(ids) > max_length)

@@ -14,12 +14,12 @@ from typing import Any
 
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_api.reports import CheckpointRef, ModelRef, Outcome, TerminationReport, TrainerState
+from tunesmith_api.reports import CheckpointRef, DatasetFacts, ModelRef, Outcome, TerminationReport, TrainerState
 from tunesmith_store.errors import Failure, Retryable, UserError
-from tunesmith_store.store import S3Store
+from tunesmith_store.router import open_store
 from tunesmith_trainer import preflight
 from tunesmith_trainer.environment import PodEnvironment
-from tunesmith_trainer.errors import Interrupted
+from tunesmith_trainer.errors import Interrupted, OutOfMemory
 from tunesmith_trainer.export import finished_model
 from tunesmith_trainer.progress import ProgressPusher
 
@@ -50,7 +50,7 @@ def main() -> int:
         pusher.close()
         return ExitCode.CRASHED
     except Failure as error:
-        report, code = _failed(plan, error.reason, error.message), error.exit_code
+        report, code = _failed(plan, error), error.exit_code
     if not pod.stop_file.exists() or code == ExitCode.SUCCESS:
         pod.result_file.with_suffix(".new").write_text(report.to_json())
         pod.result_file.with_suffix(".new").rename(pod.result_file)
@@ -61,12 +61,18 @@ def main() -> int:
     return code
 
 
-def _failed(plan: TrainingPlan, reason: Reason, message: str) -> TerminationReport:
-    return TerminationReport(outcome=Outcome.FAILED, reason=reason, message=message, attempt=plan.attempt)
+def _failed(plan: TrainingPlan, error: Failure) -> TerminationReport:
+    return TerminationReport(
+        outcome=Outcome.FAILED,
+        reason=error.reason,
+        message=error.message,
+        attempt=plan.attempt,
+        memory=error.memory if isinstance(error, OutOfMemory) else None,
+    )
 
 
 def _run(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restarts: int) -> TerminationReport:
-    store = S3Store(plan.storage)
+    store = open_store(plan)
     pusher.update(state=TrainerState.PREPARING, message="checking data, model and buckets")
     run_digest = preflight.check(plan, store, pod.scratch, pusher.log)
     pusher.phase("inputChecked")
@@ -84,6 +90,7 @@ def _run(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
         result["metrics"],
         result["global_step"],
         max(restarts, result["restarts"]),
+        DatasetFacts.from_json(result["dataset"]),
     )
 
 
@@ -94,6 +101,7 @@ def _succeeded(
     metrics: dict[str, float],
     steps: int,
     restarts: int,
+    dataset: DatasetFacts | None = None,
 ) -> TerminationReport:
     return TerminationReport(
         outcome=Outcome.SUCCEEDED,
@@ -105,6 +113,7 @@ def _succeeded(
         restarts=restarts,
         checkpoint=checkpoint,
         model=model,
+        dataset=dataset,
         metrics=metrics,
     )
 
@@ -149,7 +158,9 @@ def _fit(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
         if isinstance(cause, UserError | Interrupted):
             raise cause from error
         lost = f"the training group was lost more than maxRestarts ({plan.max_restarts}) times; the last time: {cause}"
-        if isinstance(cause, Retryable | ray.exceptions.RayError):
+        if isinstance(cause, Retryable):
+            raise Failure(cause.reason, lost, cause.exit_code) from error
+        if isinstance(cause, ray.exceptions.RayError):
             raise Failure(Reason.WORKER_CRASHED, lost, ExitCode.CRASHED) from error
         details = "".join(traceback.format_exception(cause)).strip()
         pusher.log(str(error), details)

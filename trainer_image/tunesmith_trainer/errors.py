@@ -1,12 +1,20 @@
-"""The one way to end that only training has; the others are in `tunesmith_store.errors`."""
+"""The ways to end that only training has; the others are in `tunesmith_store.errors`."""
 
 from __future__ import annotations
 
 from tunesmith_api.keys import ExitCode, Reason
-from tunesmith_api.reports import CheckpointRef
-from tunesmith_store.errors import Failure
+from tunesmith_api.reports import CheckpointRef, MemoryFacts
+from tunesmith_store.errors import Failure, UserError
 
-__all__ = ["Interrupted"]
+__all__ = ["Interrupted", "OutOfMemory"]
+
+
+class OutOfMemory(UserError):
+    """A worker needs more memory than there is; with the numbers that halving the micro-batch needs."""
+
+    def __init__(self, message: str, memory: MemoryFacts) -> None:
+        super().__init__(Reason.OUT_OF_MEMORY, message, ExitCode.OUT_OF_MEMORY)
+        self.memory = memory
 
 
 class Interrupted(Failure):

@@ -1,88 +1,105 @@
-"""Held-out evaluation: loss per token, token accuracy and teacher-forced exact match. Called by `loop`.
+"""Held-out evaluation of any task. Called by `loop`.
 
-The examples are shared over the ranks, longest first, and the sums are added up: the numbers don't depend on how many
-ranks there are.
+The examples are shared over the ranks, and what the task adds up is added up: the numbers don't depend
+on how many ranks there are.
 """
 
 from __future__ import annotations
 
-import math
+import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from tunesmith_trainer.chat import IGNORE, EncodedChat
-from tunesmith_trainer.data import Batch, collate
 from tunesmith_trainer.group import Group
-from tunesmith_trainer.model import Numerics
-from tunesmith_trainer.order import micro_batches, share_of
-from tunesmith_trainer.step import target_logits
+from tunesmith_trainer.order import Examples, micro_batches, share_of
+from tunesmith_trainer.tasks.base import Assessment, Example, Task
 
-__all__ = ["EvalResult", "evaluate"]
+__all__ = ["Evaluation", "evaluate"]
+
+WORST = 16
+"""Examples that the report can show as those the model got most wrong."""
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """Means over the assistant's tokens of all examples."""
+class Evaluation:
+    """An evaluation of all held-out examples."""
 
-    loss: float
-    """Negative log-likelihood per token, in nats."""
-    token_accuracy: float
-    """Part of the tokens that the model puts first, given the true ones before."""
-    exact_match: float
-    """Part of the examples of which that holds for every token."""
+    metrics: dict[str, float]
+    assessment: Assessment
+    """Of all ranks; its outcomes are the WORST ones, worst first."""
     examples: int
 
 
-@torch.no_grad()
-def _sums(model: nn.Module, batch: Batch, keep: bool) -> tuple[float, float, float, float, float]:
-    logits, targets = target_logits(model, batch, keep)
-    counted = targets != IGNORE
-    nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-    right = (logits.argmax(-1) == targets) & counted
-    exact = (right == counted).all(dim=1)
-    return float(nll), float(counted.sum()), float(right.sum()), float(exact.sum()), float(len(targets))
+def _added(left: Assessment, right: Assessment) -> Assessment:
+    if not left.sums:
+        return right
+    sums = {name: [a + b for a, b in zip(values, right.sums[name], strict=True)] for name, values in left.sums.items()}
+    outcomes = heapq.nlargest(WORST, [*left.outcomes, *right.outcomes], key=lambda outcome: outcome.loss)
+    return Assessment(sums, outcomes, [*left.texts, *right.texts])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A held-out example that isn't loaded yet."""
+
+    index: int
+    length: int
+
+
+def _load(examples: Examples, places: Sequence[_Place]) -> list[Example]:
+    found = ((place.index, examples.get(place.index)) for place in places)
+    return [replace(example, features={**example.features, "index": index}) for index, example in found]
 
 
 def evaluate(
+    task: Task,
     model: nn.Module,
-    examples: Sequence[EncodedChat],
+    examples: Examples,
+    lengths: Sequence[int],
     *,
     group: Group,
-    numerics: Numerics,
-    micro_batch_size: int,
-    pad_id: int,
-    keep: bool,
+    autocast: Callable[[], AbstractContextManager[Any] | None],
+    packed: bool,
+    data_rank: int,
+    data_ranks: int,
+    lockstep: bool,
     between: Callable[[float], None] = lambda part: None,
-) -> EvalResult:
-    """Evaluate the bare model (not its DDP wrapper) on all ranks together.
+) -> Evaluation:
+    """Evaluate a model on all ranks together.
 
-    `between` is called on all ranks equally often, after every micro-batch, with the part that is done; it may raise
-    to stop. `keep` is what `step.keeps_logits` said.
+    `lengths` are those of the examples to evaluate, in order from the first. Ranks with the same `data_rank` (of
+    `data_ranks`) share a model's layers and see the same examples. `lockstep`: the ranks share out the model, so all
+    have to run it equally often. `between` is called on all ranks equally often, after every micro-batch, with the
+    part that is done; it may raise to stop.
     """
-    by_length = sorted(examples, key=lambda example: len(example.input_ids), reverse=True)
-    batches = micro_batches(share_of(by_length, group.rank, group.world_size), micro_batch_size)
-    rounds = math.ceil(math.ceil(len(by_length) / group.world_size) / micro_batch_size)  # of rank 0, which has the most
-    totals = [0.0] * 5
-    training = model.training
+    training = task.plan.training
+    places = sorted((_Place(index, length) for index, length in enumerate(lengths)), key=lambda place: place.length)
+    share = share_of(places, data_rank, data_ranks)  # shortest first, as training's micro-batches are cut
+    batches = micro_batches(share, training.micro_batch_size, training.max_length, packed)
+    rounds = int(group.max([float(len(batches))])[0])
+    total = Assessment({})
+    was_training = model.training
     model.eval()
     try:
-        for number in range(rounds):
-            if number < len(batches):
-                batch = collate(batches[number], pad_id, numerics.device)
-                context: Any = numerics.autocast()
-                if context is None:
-                    sums = _sums(model, batch, keep)
-                else:
-                    with context:
-                        sums = _sums(model, batch, keep)
-                totals = [total + new for total, new in zip(totals, sums, strict=True)]
-            between((number + 1) / rounds)
+        with torch.no_grad():
+            for number in range(rounds):
+                idle = number >= len(batches)
+                if not idle or lockstep:
+                    loaded = _load(examples, batches[number] if not idle else places[:1])
+                    with autocast() or nullcontext():
+                        found = task.assess(model, task.collate(loaded, group.device, packed))
+                    total = total if idle else _added(total, found)
+                between((number + 1) / rounds)
     finally:
-        model.train(training)
-    nll, tokens, right, exact, count = group.sum(totals)
-    return EvalResult(nll / max(1.0, tokens), right / max(1.0, tokens), exact / max(1.0, count), int(count))
+        model.train(was_training)
+    whole = Assessment({})
+    # one of those that see the same examples speaks for them
+    parts = group.gather((data_rank, total))
+    for _, part in {rank: (rank, part) for rank, part in parts}.values():
+        whole = _added(whole, part) if part.sums else whole
+    return Evaluation(task.metrics(whole), whole, len(lengths))

@@ -1,4 +1,4 @@
-"""The ranks of one run: how they find each other and what they agree on. Used by `loop` and `evaluate`.
+"""The ranks of one run: how they find each other, what they agree on, and which of them hangs. Used by `loop`.
 
 With one rank there is no process group at all. Ray Train places the ranks and restarts them; tests start them without
 Ray.
@@ -6,20 +6,41 @@ Ray.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
-from torch import nn
 
+from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_store.errors import Retryable
 
-__all__ = ["Group", "join_group", "lost_peer"]
+__all__ = ["Group", "HungCollective", "join_group"]
 
-TIMEOUT = timedelta(minutes=30)
+T = TypeVar("T")
+
+POLL_SECONDS = 0.05
+STORE_TIMEOUT = timedelta(seconds=10)
+ROLL_CALL_SECONDS = 5.0
+
+
+class HungCollective(Retryable):
+    """A rank kept the others waiting in a collective operation for longer than is allowed."""
+
+    def __init__(self, ranks: Sequence[int], seconds: float) -> None:
+        names = ", ".join(f"worker {rank}" for rank in ranks) or "a worker"
+        message = (
+            f"{names} didn't take part in a collective operation for {seconds:.0f} s "
+            "(spec.failurePolicy.collectiveTimeoutSeconds): it hangs, or its node or network is too slow"
+        )
+        super().__init__(message, Reason.COLLECTIVE_TIMEOUT, ExitCode.COLLECTIVE_TIMEOUT)
+        self.ranks = list(ranks)
 
 
 @dataclass(frozen=True)
@@ -29,52 +50,127 @@ class Group:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    timeout_seconds: float = 600.0
+    store: Any = None
+    """The key-value store that rank 0 serves; None with one rank."""
+    _turns: Iterator[int] = field(default_factory=itertools.count)
+
+    def _reduce(self, values: Sequence[float], operation: Any) -> list[float]:
+        if self.world_size == 1:
+            return [float(value) for value in values]
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=operation)
+        return [float(value) for value in tensor.tolist()]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise sums over all ranks, in float64."""
-        if self.world_size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return [float(value) for value in tensor.tolist()]
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise maxima over all ranks, in float64."""
+        return self._reduce(values, dist.ReduceOp.MAX)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         self.sum([0.0])
 
-    def from_first(self, value: Any) -> Any:
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value (any small picklable object), in order of rank, on all ranks."""
+        if self.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value)
+        return found
+
+    def from_first(self, value: T) -> T:
         """Return rank 0's value (any small picklable object) on all ranks."""
         if self.world_size == 1:
             return value
         box = [value if self.rank == 0 else None]
         dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
+        result: Any = box[0]
+        return result  # type: ignore[no-any-return]
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model with its gradients averaged over ranks."""
+    def first(self, work: Callable[[], T]) -> T:
+        """Have rank 0 do a piece of work that may take long, and return its result on all ranks.
+
+        No collective: the others wait in the store, where no timeout takes them for hung.
+
+        Raises:
+            Retryable: rank 0 is gone.
+        """
         if self.world_size == 1:
-            return model
-        from torch.nn.parallel import DistributedDataParallel
+            return work()
+        key = f"first-{next(self._turns)}"
+        if self.rank == 0:
+            result = work()
+            self.store.set(key, pickle.dumps(result))
+            return result
+        while not self.store.check([key]):
+            time.sleep(POLL_SECONDS)
+        value: T = pickle.loads(self.store.get(key))  # noqa: S301 - from rank 0 of this very job
+        return value
 
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn what collectives raise into words.
+
+        Raises:
+            HungCollective: the wait for another rank took too long; names it.
+            Retryable: another rank is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error)
+            if _is_timeout(text):
+                raise HungCollective(self._absent(), self.timeout_seconds) from error
+            if isinstance(error, dist.DistError) or any(sign in text for sign in _SIGNS_OF_LOSS):
+                line = text.splitlines()[0][:200] if text else repr(error)
+                raise Retryable(f"lost contact with another worker: {line}") from error
+            raise
+
+    def _absent(self) -> list[int]:
+        """Call the roll: all that wait in vain say so at about the same time, and who hangs doesn't."""
+        if self.store is None:
+            return []
+        try:
+            self.store.set(f"waited-{self.rank}", b"1")
+            deadline = time.monotonic() + ROLL_CALL_SECONDS
+            missing = set(range(self.world_size))
+            while missing and time.monotonic() < deadline:
+                missing = {rank for rank in missing if not self.store.check([f"waited-{rank}"])}
+                time.sleep(POLL_SECONDS)
+            return sorted(missing)
+        except RuntimeError:  # the store itself doesn't answer, and rank 0 serves it
+            return [0]
 
 
-def join_group(rank: int, world_size: int, address: str, device: torch.device) -> Group:
+# gloo raises plain RuntimeErrors whose text names its own source files
+_SIGNS_OF_LOSS = (
+    "gloo/",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "NCCL",
+    "ncclRemoteError",
+    "TCPStore",
+)
+
+
+def _is_timeout(text: str) -> bool:
+    return "Timed out waiting" in text or "Watchdog caught collective operation timeout" in text
+
+
+def join_group(rank: int, world_size: int, address: str, device: torch.device, timeout_seconds: float = 600.0) -> Group:
     """Join the process group whose rank 0 listens at `address` ("host:port"): NCCL on GPUs, else gloo."""
-    if world_size > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, f"tcp://{address}", rank=rank, world_size=world_size, timeout=TIMEOUT)
-    return Group(rank, world_size, device)
-
-
-def lost_peer(error: RuntimeError) -> Retryable | None:
-    """Return the Retryable that a collective's error means, if it means that a peer is gone.
-
-    gloo raises plain RuntimeErrors whose text names its own source files.
-    """
-    text = str(error)
-    signs = ("gloo/", "Connection closed by peer", "Connection reset by peer", "NCCL", "ncclRemoteError")
-    if isinstance(error, dist.DistError) or any(sign in text for sign in signs):
-        return Retryable(f"lost contact with another worker: {text.splitlines()[0][:200] if text else error!r}")
-    return None
+    if world_size == 1:
+        return Group(device=device)
+    host, _, port = address.rpartition(":")
+    timeout = timedelta(seconds=timeout_seconds)
+    # the wait for slow pods at the start is longer than what a collective may take
+    store = dist.TCPStore(host, int(port), world_size, is_master=rank == 0, timeout=max(timeout, timedelta(minutes=10)))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    signs = dist.PrefixStore("tunesmith", store)
+    signs.set_timeout(STORE_TIMEOUT)
+    return Group(rank, world_size, device, timeout_seconds, signs)

@@ -1,4 +1,4 @@
-"""What every rank does, from top to bottom: set up, resume, train, evaluate, save, export.
+"""What every rank does, from top to bottom: set up, resume, train, evaluate, save, finish.
 
 Ray Train runs it through `worker`; tests run it without Ray. All ranks pass through the same collectives in the same
 order.
@@ -13,27 +13,24 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
-from tunesmith_api.artifacts import CheckpointManifest
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_api.reports import CheckpointRef, ModelRef, TrainerState
-from tunesmith_api.v1alpha1.method import MethodType
-from tunesmith_store.errors import Retryable
-from tunesmith_store.files import fetch_file, fetch_model
+from tunesmith_api.reports import CheckpointRef, DatasetFacts, ModelRef, TrainerState
 from tunesmith_store.store import ObjectStore
-from tunesmith_trainer import export, order
-from tunesmith_trainer.chat import IGNORE
-from tunesmith_trainer.checkpoint import Checkpointer, RunState, load_snapshot, restore, take_snapshot
-from tunesmith_trainer.data import ChatDataset, collate, encode_rows
+from tunesmith_trainer import order
+from tunesmith_trainer.assembly import Assembly, Inputs, assemble, load_inputs
+from tunesmith_trainer.attention import packed_implementation
+from tunesmith_trainer.checkpoint import Checkpointer, RunState
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.errors import Interrupted
-from tunesmith_trainer.evaluate import evaluate
+from tunesmith_trainer.evaluate import Evaluation, evaluate
+from tunesmith_trainer.finish import finish
 from tunesmith_trainer.group import Group
-from tunesmith_trainer.lora import add_adapters
-from tunesmith_trainer.model import Numerics, load_base, load_tokenizer, pad_id, stored_dtype
-from tunesmith_trainer.schedule import lr_at, warmup_steps
-from tunesmith_trainer.step import keeps_logits, make_optimizer, train_step
+from tunesmith_trainer.guards import LossGuard, diverged
+from tunesmith_trainer.schedule import lr_at
+from tunesmith_trainer.step import clipped_norm, compute_gradients, drop_gradients, take_step
+from tunesmith_trainer.tasks.base import Batch
+from tunesmith_trainer.tracking import Tracker
 
 __all__ = ["Reporter", "RunResult", "TrainingRun"]
 
@@ -69,6 +66,7 @@ class RunResult:
     global_step: int
     max_steps: int
     restarts: int
+    dataset: DatasetFacts
 
 
 class _StopRequested(Exception):
@@ -77,6 +75,10 @@ class _StopRequested(Exception):
 
 class TrainingRun:
     """One rank's part in one run. `run()` is the whole story."""
+
+    inputs: Inputs
+    parts: Assembly
+    checkpointer: Checkpointer
 
     def __init__(
         self,
@@ -92,179 +94,192 @@ class TrainingRun:
         self.report: Reporter = reporter if reporter is not None and group.rank == 0 else _Silent()
         self.after_step = after_step
         self.state = RunState()
+        self.guard = LossGuard(plan.loss_spike_factor)
+        self.tracker = Tracker.silent()
+        self.last_evaluation: Evaluation | None = None
         self._recent: list[tuple[float, int]] = []
+        self._stopped_early = False
 
     def run(self) -> RunResult:
         """Train to the end.
 
         Raises:
             UserError: a retry can't help.
-            Retryable: a peer or the store was lost.
+            Retryable: a peer or the store was lost, or a peer hangs.
             Interrupted: a pod was told to stop; the state is saved.
         """
-        self._load()
-        self._build()
-        self._resume()
-        self.wrapped = self.group.wrap(self.model)
-        try:
+        with self.group.explained():
+            self._set_up()
+            self._resume()
+            try:
+                with packed_implementation(self.parts.bare, self.parts.packed):
+                    self._train()
+                    self._choose_model()
+            except _StopRequested:
+                self._save_and_interrupt()
+            return self._finish()
+
+    def _train(self) -> None:
+        self._evaluate_if_due()
+        while not self._is_done():
+            self._step()
             self._evaluate_if_due()
-            while self.state.step < self.max_steps:
-                self._step()
-                self._save_if_due()
-                self._evaluate_if_due()
-        except _StopRequested:
-            self._save_and_interrupt()
-        return self._finish()
+            self._save_if_due()
+
+    def _is_done(self) -> bool:
+        return self._stopped_early or self.state.step >= self.max_steps
 
     # ---- set-up
 
-    def _load(self) -> None:
-        """Fetch model and data (once per pod) and tokenize."""
-        plan, folder = self.plan, self.pod.scratch
+    def _set_up(self) -> None:
+        plan, scratch = self.plan, self.pod.scratch
         self.report.update(state=TrainerState.PREPARING, message="loading model and data")
-        self.base = fetch_model(self.store, plan.model_uri, folder / "model")
-        self.tokenizer = load_tokenizer(self.base)
-        self.train_data = self._encode(plan.train_uri, "train")
-        self.eval_data = self._encode(plan.eval_uri, "eval") if plan.eval_uri else None
-        training = plan.training
-        self.max_steps = order.total_steps(
-            len(self.train_data), training.global_batch_size, training.num_train_epochs, training.max_steps
-        )
+        self.inputs = load_inputs(plan, scratch, self.group, self.store, self.report.log)
+        self.task, self.max_steps = self.inputs.task, self.inputs.max_steps
+        self.report.update(dataset=self.inputs.prepared.facts)
         self.report.phase("dataLoaded")
-
-    def _encode(self, uri: str, name: str) -> ChatDataset:
-        path = fetch_file(self.store, uri, self.pod.scratch / "data" / name)
-        column, longest = self.plan.messages_column, self.plan.training.max_length
-        data = encode_rows(path, self.tokenizer, column=column, uri=uri, max_length=longest)
-        cut = f", {data.truncated} cut at maxLength {longest}" if data.truncated else ""
-        lost = f", {data.skipped} left out (nothing of the assistant left after the cut)" if data.skipped else ""
-        self.report.log(f"{name}: {len(data)} examples from {uri}{cut}{lost}")
-        return data
-
-    def _build(self) -> None:
-        """Make model and optimizer, the same on every rank."""
-        plan, training = self.plan, self.plan.training
-        self.numerics = Numerics.choose(training.precision, plan.gpus_per_worker)
-        torch.manual_seed(training.seed)
-        model = load_base(self.base, self.numerics.weights_dtype(plan.method, stored_dtype(self.base)))
-        self.keep = keeps_logits(model)
-        if plan.method is MethodType.LORA:
-            if plan.lora is None:
-                raise ValueError("plan.lora is missing for method LoRA")
-            model = add_adapters(model, plan.lora, training.seed)
-        self.model: nn.Module = model.to(self.numerics.device).train()
-        self.optimizer = make_optimizer(
-            self.model.named_parameters(),
-            weight_decay=training.weight_decay,
-            betas=(training.adam_beta1, training.adam_beta2),
-            epsilon=training.adam_epsilon,
-        )
-        self.pad = pad_id(self.tokenizer)
-        self.warmup = warmup_steps(self.max_steps, training.warmup_ratio)
-        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        total = sum(parameter.numel() for parameter in self.model.parameters())
-        self.report.log(
-            f"{plan.method}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%}), "
-            f"{'bf16' if self.numerics.bf16 else 'fp32'} on {self.numerics.device}, {self.group.world_size} worker(s)"
-        )
+        self.parts = assemble(plan, self.inputs, self.group, self.store, scratch, self.report.log)
         self.report.phase("modelLoaded")
+        if self.group.rank == 0:
+            self.tracker = Tracker.open(plan, scratch / "tensorboard", self.run_digest, self.report.log)
 
     def _resume(self) -> None:
-        """Go on from the newest complete checkpoint of this run; rank 0 decides which one that is."""
+        """Go on from the newest complete checkpoint of this run."""
         self.checkpointer = Checkpointer(
             store=self.store,
             uri=self.plan.checkpoint_uri,
             folder=self.pod.scratch / "checkpoints" / f"rank-{self.group.rank}-{os.getpid()}",
             run_digest=self.run_digest,
             keep_last=self.plan.checkpoint_keep_last,
+            keep_best=self.plan.checkpoint_keep_best and self.plan.dataset.is_evaluated,
+            higher_is_better=self._higher_is_better,
             describe={
                 "max_steps": self.max_steps,
                 "seed": self.plan.training.seed,
                 "world_size": self.group.world_size,
                 "attempt": self.plan.attempt,
             },
+            group=self.group,
             saved=self._saved,
             log=self.report.log,
         )
-        found = self.checkpointer.fetch_newest() if self.group.rank == 0 else None
-        text = self.group.from_first(found[0].to_json() if found else None)
-        if text is None:
+        if not self.checkpointer.fetch_newest():
             return
-        manifest = CheckpointManifest.from_json(text)
-        folder = found[1] if found else self.checkpointer.fetch(manifest)
-        if folder is None:
-            raise Retryable(f"checkpoint of step {manifest.step} vanished while it was read")
-        snapshot = load_snapshot(folder)
-        restore(snapshot, self.model, self.optimizer)
-        self.state = snapshot.state
+        self._restore()
         self.state.restarts += 1
         reference = self.checkpointer.newest
         self.report.update(restarts=self.state.restarts, global_step=self.state.step, checkpoint=reference)
         self.report.log(f"resumed from step {self.state.step} of {reference.uri if reference else ''}")
 
+    def _restore(self) -> None:
+        """Put what the checkpointer has fetched into model, optimizer and state."""
+        self.state = self.checkpointer.restore(self.parts.bare, self.parts.optimizer)
+        if self.parts.scaler is not None and self.state.scaler:
+            self.parts.scaler.load_state_dict(dict(self.state.scaler))
+
     def _saved(self, reference: CheckpointRef) -> None:
         self.report.update(checkpoint=reference)
         self.report.log(f"checkpoint of step {reference.step} saved to {reference.uri}")
 
+    @property
+    def _higher_is_better(self) -> bool:
+        return self.plan.training.metric_for_best_model in self.task.higher_is_better
+
     # ---- training
 
-    def _step(self) -> None:
-        """Take one optimizer step, unless some pod has been told to stop."""
-        training, group, step = self.plan.training, self.group, self.state.step
-        began = time.monotonic()
-        indices = order.global_batch(
-            step, examples=len(self.train_data), global_batch_size=training.global_batch_size, seed=training.seed
-        )
-        share = [self.train_data.examples[index] for index in order.share_of(indices, group.rank, group.world_size)]
-        own_tokens = sum(example.trained_tokens for example in share)
-        own_inputs = sum(len(example.input_ids) for example in share)
-        tokens, inputs, stop = group.sum([own_tokens, own_inputs, self.pod.stop_file.exists()])
-        if stop:
-            raise _StopRequested
-        share.sort(key=lambda example: len(example.input_ids))  # equal lengths together: less padding
-        parts = order.micro_batches(share, training.micro_batch_size)
-        batches = [collate(part, self.pad, self.numerics.device) for part in parts]
-        if not batches:  # a small last batch may leave this rank without an example, but not out of the reduction
-            idle = collate([self.train_data.examples[0]], self.pad, self.numerics.device)
-            idle.labels.fill_(IGNORE)
-            batches = [idle]
-        torch.manual_seed(order.step_seed(training.seed, step, group.rank))
-        rate = lr_at(
-            step,
-            peak=training.learning_rate,
-            max_steps=self.max_steps,
-            warmup=self.warmup,
-            kind=training.lr_scheduler_type,
-        )
-        result = train_step(
-            self.wrapped,
-            self.optimizer,
-            batches,
-            global_tokens=int(tokens),
-            world_size=group.world_size,
-            learning_rate=rate,
-            max_grad_norm=training.max_grad_norm,
-            keep=self.keep,
-            autocast=self.numerics.autocast(),
-        )
-        self.state.step += 1
-        self.state.tokens += int(inputs)
-        if self.state.step == 1 or self.state.step % training.logging_steps == 0 or self.state.step == self.max_steps:
-            loss = group.sum([result.nll_sum])[0] / tokens
-            self._record(loss, rate, result.grad_norm, int(inputs), time.monotonic() - began)
-        self.state.train_seconds += time.monotonic() - began
-        self.after_step(self.state.step)
+    def _batches(self) -> tuple[list[Batch], int, bool]:
+        """Return this rank's micro-batches of the step, their tokens, and whether they only keep the others company."""
+        training, parts, step = self.plan.training, self.parts, self.state.step
+        share = self.inputs.order.share(step, parts.wrapped.dp_rank, parts.wrapped.dp_size)
+        # what a step draws at random (masks, dropout) is a function of the step and the rank
+        torch.manual_seed(order.step_seed(training.seed, step, parts.wrapped.dp_rank))
+        idle = not share
+        if idle:  # a small last batch may leave this rank without an example, but not out of the reduction
+            share = self.inputs.order.share(step, 0, 1)[:1]
+        if parts.packed or training.group_by_length:
+            share = sorted(share, key=lambda example: example.length)
+        cut = order.micro_batches(share, training.micro_batch_size, training.max_length, parts.packed)
+        batches = [self.task.collate(piece, parts.numerics.device, parts.packed) for piece in cut]
+        return batches, 0 if idle else sum(example.length for example in share), idle
 
-    def _record(self, loss: float, rate: float, grad_norm: float, inputs: int, seconds: float) -> None:
+    def _step(self) -> None:
+        """Take one optimizer step, unless some pod has been told to stop or the step turns out bad."""
+        state, parts = self.state, self.parts
+        if state.step in state.skipped_steps:
+            state.step += 1
+            return
+        began = time.monotonic()
+        batches, tokens, idle = self._batches()
+        units = 0.0 if idle else sum(batch.units for batch in batches)
+        agreed = self.group.sum([units, tokens, self.pod.stop_file.exists(), self.checkpointer.ready])
+        shared = parts.wrapped.ranks_per_replica
+        all_units, all_tokens = agreed[0] / shared, int(agreed[1] / shared)
+        self.checkpointer.settle(agreed[3] == self.group.world_size)
+        if agreed[2]:
+            raise _StopRequested
+        found = compute_gradients(
+            parts.wrapped,
+            batches,
+            (lambda model, batch: parts.loss(model, batch) * 0.0) if idle else parts.loss,
+            global_units=all_units,
+            autocast=parts.numerics.autocast,
+            scaler=parts.scaler,
+        )
+        loss = self.group.sum([found.loss_sum])[0] / shared / max(all_units, 1e-12)
+        norm = clipped_norm(parts.wrapped, parts.optimizer, self.plan.training.max_grad_norm, parts.scaler)
+        trouble = self.guard.trouble(loss, norm if parts.scaler is None else 0.0)
+        if trouble:
+            self._roll_back(trouble)
+            return
+        rate = lr_at(state.step, self.plan.training, self.max_steps)
+        take_step(parts.wrapped, parts.optimizer, learning_rate=rate, scaler=parts.scaler)
+        state.step += 1
+        state.tokens += all_tokens
+        if state.step == 1 or state.step % self.plan.training.logging_steps == 0 or state.step == self.max_steps:
+            self._record(loss, rate, norm, all_tokens, time.monotonic() - began)
+        state.train_seconds += time.monotonic() - began
+        self.after_step(state.step)
+
+    def _roll_back(self, trouble: str) -> None:
+        """Go back to the newest good checkpoint and leave the batch of this step out; bounded."""
+        step, rollbacks = self.state.step, self.state.rollbacks + 1
+        drop_gradients(self.parts.optimizer)
+        if rollbacks > self.plan.max_rollbacks:
+            raise diverged(trouble, step + 1, self.state.rollbacks)
+        skipped = [*self.state.skipped_steps, step]
+        self.checkpointer.wait()
+        # what went wrong again at once was wrong in the checkpoint already
+        found = self.checkpointer.fetch_before(step - 1) if self._just_restored() else self.checkpointer.fetch_newest()
+        if found:
+            self._restore()
+        self.state.rollbacks, self.state.skipped_steps = rollbacks, skipped
+        self.guard.forget()
+        where = f"back to step {self.state.step}" if found else "no checkpoint to go back to yet"
+        text = (
+            f"{trouble} at step {step + 1}: {where}, its batch is left out ({rollbacks} of {self.plan.max_rollbacks})"
+        )
+        self.state.events.append({"step": step + 1, "text": text})
+        self.report.update(rollbacks=rollbacks, global_step=self.state.step)
+        self.report.log(text)
+
+    def _just_restored(self) -> bool:
+        reference = self.checkpointer.newest
+        return bool(self.state.rollbacks) and reference is not None and self.state.step - reference.step <= 1
+
+    def _record(self, loss: float, rate: float, grad_norm: float, tokens: int, seconds: float) -> None:
         """Write a step down and tell about it."""
-        state, training = self.state, self.plan.training
-        self._recent = [*self._recent[-9:], (seconds, inputs)]
+        state = self.state
+        self._recent = [*self._recent[-9:], (seconds, tokens)]
         mean_seconds = sum(item[0] for item in self._recent) / len(self._recent)
         speed = sum(item[1] for item in self._recent) / max(1e-9, sum(item[0] for item in self._recent))
         eta = round(mean_seconds * (self.max_steps - state.step))
-        epoch = state.step / order.steps_per_epoch(len(self.train_data), training.global_batch_size)
-        record = {"step": state.step, "loss": loss, "learningRate": rate, "gradNorm": grad_norm, "tokens": inputs}
-        state.history.append({**record, "seconds": round(seconds, 4)})
+        epoch = state.step / (self.inputs.order.steps_per_epoch or self.max_steps)
+        record = {"step": state.step, "loss": loss, "learningRate": rate, "gradNorm": grad_norm, "tokens": tokens}
+        memory = self.parts.numerics.used_bytes()
+        state.history.append({**record, "seconds": round(seconds, 4), "memoryBytes": memory})
+        self.tracker.record(
+            state.step, {"loss": loss, "learningRate": rate, "gradNorm": grad_norm, "tokensPerSecond": speed}
+        )
         self.report.update(
             state=TrainerState.TRAINING,
             message="",
@@ -283,6 +298,8 @@ class TrainingRun:
             f"grad {grad_norm:.2f}  {speed:,.0f} tok/s  eta {eta // 60}m{eta % 60:02d}s"
         )
 
+    # ---- evaluation
+
     def _check_stop(self, part: float) -> None:
         if self.group.sum([self.pod.stop_file.exists()])[0]:
             raise _StopRequested
@@ -292,95 +309,128 @@ class TrainingRun:
         """Evaluate before the first step, every evalSteps and at the end, unless the state holds that one already."""
         every, step = self.plan.training.eval_steps, self.state.step
         due = step in (0, self.max_steps) or (every is not None and step % every == 0)
-        if self.eval_data is None or not due or any(done["step"] == step for done in self.state.evaluations):
+        if self.inputs.prepared.eval is None or not due or any(done["step"] == step for done in self.state.evaluations):
             return
         self.report.update(state=TrainerState.EVALUATING, max_steps=self.max_steps)
-        result = evaluate(
-            self.model,
-            self.eval_data.examples,
-            group=self.group,
-            numerics=self.numerics,
-            micro_batch_size=self.plan.training.micro_batch_size,
-            pad_id=self.pad,
-            keep=self.keep,
-            between=self._check_stop,
-        )
-        self.state.evaluations.append(
-            {
-                "step": step,
-                "loss": result.loss,
-                "tokenAccuracy": result.token_accuracy,
-                "exactMatch": result.exact_match,
-            }
-        )
-        self.report.update(state=TrainerState.TRAINING, eval_loss=result.loss, message="")
-        self.report.log(
-            f"evaluation at step {step}: loss {result.loss:.4f}, token accuracy {result.token_accuracy:.1%}, "
-            f"exact match {result.exact_match:.1%} of {result.examples} examples"
-        )
+        found = self._evaluate()
+        self.last_evaluation = found
+        self.state.evaluations.append({"step": step, **found.metrics})
+        self.tracker.evaluation(step, found.metrics)
+        self.report.update(state=TrainerState.TRAINING, eval_loss=found.metrics["loss"], message="")
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
+        self.report.log(f"evaluation at step {step}: {numbers} ({found.examples} examples)")
         if step == 0:
             self.report.phase("evaluatedBefore")
+        else:
+            self._note_best(found.metrics)
+
+    def _evaluate(self) -> Evaluation:
+        held_out, parts = self.inputs.prepared.eval, self.parts
+        assert held_out is not None
+        return evaluate(
+            self.task,
+            parts.wrapped.for_evaluation(),
+            held_out,
+            held_out.lengths[: self.plan.training.max_eval_samples].tolist(),
+            group=self.group,
+            autocast=parts.numerics.autocast,
+            packed=parts.packed,
+            data_rank=parts.wrapped.dp_rank,
+            data_ranks=parts.wrapped.dp_size,
+            lockstep=parts.wrapped.is_sharded,
+            between=self._check_stop,
+        )
+
+    def _note_best(self, metrics: dict[str, float]) -> None:
+        """Remember the best evaluation, and stop early where no better one has come for long enough."""
+        training, state = self.plan.training, self.state
+        name = training.metric_for_best_model
+        if name not in metrics:
+            self.report.log(
+                f"warning: spec.training.metricForBestModel {name!r} is none of {', '.join(metrics)}: loss is taken"
+            )
+            name = "loss"
+        value, sign = metrics[name], 1.0 if name in self.task.higher_is_better else -1.0
+        stopping = training.early_stopping
+        least = float(stopping.min_delta) if stopping else 0.0
+        if state.best_metric is None or sign * (value - state.best_metric) > least:
+            state.best_metric, state.best_step, state.evaluations_without_improvement = value, state.step, 0
+            return
+        state.evaluations_without_improvement += 1
+        if stopping and state.evaluations_without_improvement >= stopping.patience and state.step < self.max_steps:
+            self._stopped_early = True
+            self.report.log(
+                f"stopped early: {name} has not improved on {state.best_metric:.4f} (step {state.best_step}) in "
+                f"{stopping.patience} evaluations"
+            )
 
     # ---- saving
 
-    def _save(self) -> None:
-        training = self.plan.training
-        cursor = order.cursor_at(
-            self.state.step, examples=len(self.train_data), global_batch_size=training.global_batch_size
-        )
-        self.checkpointer.save(take_snapshot(self.model, self.optimizer, self.state), cursor)
+    def _save(self, *, must: bool = False) -> None:
+        state = self.state
+        if self.parts.scaler is not None:
+            state.scaler = dict(self.parts.scaler.state_dict())
+        metric = state.best_metric if state.best_step == state.step else None
+        cursor = self.inputs.order.cursor(state.step)
+        self.checkpointer.save(self.parts.bare, self.parts.optimizer, state, cursor, metric, must=must)
 
     def _save_if_due(self) -> None:
-        """Rank 0 alone: the ranks are replicas. The upload goes on beside training."""
-        if self.group.rank != 0:
-            return
+        """Every everySteps, at the end, and where an evaluation was the best so far; the upload goes on beside."""
         self.checkpointer.check()
-        if self.state.step % self.plan.checkpoint_every_steps == 0 or self.state.step == self.max_steps:
-            self._save()
+        state = self.state
+        is_best = self.plan.checkpoint_keep_best and state.best_metric is not None and state.best_step == state.step
+        if state.step % self.plan.checkpoint_every_steps == 0 or self._is_done() or is_best:
+            self._save(must=self._is_done())
 
     def _save_and_interrupt(self) -> None:
         """Save at this very step, tell the supervisors, and end this process's work."""
-        reference = None
-        if self.group.rank == 0:
+        reference = self.checkpointer.wait()
+        if self.state.step and (reference is None or reference.step != self.state.step):
+            self._save(must=True)
             reference = self.checkpointer.wait()
-            if self.state.step and (reference is None or reference.step != self.state.step):
-                self._save()
-                reference = self.checkpointer.wait()
-        reference = self.group.from_first(reference)  # and so all ranks wait until it is saved
         self.pod.interrupted_file.write_text(reference.to_json() if reference else "")
         raise Interrupted(reference)
 
-    def _metrics(self) -> dict[str, float]:
-        """The job's final metrics. trainLoss is the mean of the last ten records."""
+    # ---- the end
+
+    def _choose_model(self) -> None:
+        """Go back to the model of the best evaluation, where that was asked for and it isn't the last."""
+        self.checkpointer.wait()
+        state = self.state
+        if not self.plan.training.load_best_model_at_end or state.best_metric is None or state.best_step == state.step:
+            return
+        if self.checkpointer.fetch_best():
+            self.checkpointer.restore(self.parts.bare, self.parts.optimizer)
+            self.report.log(f"the model of step {state.best_step} is saved: it did best")
+
+    def metrics(self) -> dict[str, float]:
+        """The job's final metrics. trainLoss is the mean of the last ten records; eval… are those of the saved model."""
         state = self.state
         last = [record["loss"] for record in state.history[-10:]]
-        metrics = {
+        found = {
             "steps": float(state.step),
             "trainSeconds": round(state.train_seconds, 1),
             "tokensPerSecond": round(state.tokens / max(1e-9, state.train_seconds), 1),
         }
         if last:
-            metrics["trainLoss"] = sum(last) / len(last)
-        names = {"evalLoss": "loss", "evalTokenAccuracy": "tokenAccuracy", "evalExactMatch": "exactMatch"}
+            found["trainLoss"] = sum(last) / len(last)
+        if state.rollbacks:
+            found["rollbacks"] = float(state.rollbacks)
+        chosen = state.best_step if self.plan.training.load_best_model_at_end and state.best_step else state.step
         for record in state.evaluations:
-            suffix = "Before" if record["step"] == 0 else "" if record["step"] == self.max_steps else None
+            suffix = "Before" if record["step"] == 0 else "" if record["step"] == chosen else None
             if suffix is not None:
-                metrics |= {name + suffix: record[key] for name, key in names.items()}
-        return metrics
+                found |= {
+                    f"eval{name[0].upper()}{name[1:]}{suffix}": value
+                    for name, value in record.items()
+                    if name != "step"
+                }
+        return found
 
     def _finish(self) -> RunResult:
-        """Rank 0 exports while the others wait; all return the same result."""
-        model = None
-        if self.group.rank == 0:
-            self.checkpointer.wait()
-            self.report.update(state=TrainerState.SAVING, message="saving the tuned model", eta_seconds=0)
-            metrics, state = self._metrics(), self.state
-            described = export.Export(self.plan, self.run_digest, self.base, metrics, state.history, state.evaluations)
-            folder = self.pod.scratch / "export"
-            export.write_model(self.model, self.tokenizer, folder, described)
-            model = export.publish(self.store, folder, described)
-            self.report.log(f"model saved to {model.uri} ({model.size_bytes / 1e6:.0f} MB)")
-        model = self.group.from_first(model)
-        return RunResult(
-            model, self.checkpointer.newest, self._metrics(), self.state.step, self.max_steps, self.state.restarts
-        )
+        self.report.update(state=TrainerState.SAVING, message="saving the tuned model", eta_seconds=0)
+        metrics = self.metrics()
+        model = finish(self, metrics)
+        facts = self.inputs.prepared.facts
+        steps = self.state.step
+        return RunResult(model, self.checkpointer.newest, metrics, steps, steps, self.state.restarts, facts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["memory_limit", "oom_kills"]
+__all__ = ["memory_limit", "memory_limit_bytes", "oom_kills"]
 
 EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -28,9 +28,13 @@ def oom_kills() -> int:
     return 0
 
 
+def memory_limit_bytes() -> int:
+    """Return the container's memory limit in bytes; 0 where there is none."""
+    text = _read(LIMITS).strip()
+    return int(text) if text.isdigit() and int(text) <= 1 << 60 else 0
+
+
 def memory_limit() -> str:
     """Return the container's memory limit for people, "unlimited" where there is none."""
-    text = _read(LIMITS).strip()
-    if not text.isdigit() or int(text) > 1 << 60:
-        return "unlimited"
-    return f"{int(text) / 2**30:.2f} GiB"
+    limit = memory_limit_bytes()
+    return f"{limit / 2**30:.2f} GiB" if limit else "unlimited"

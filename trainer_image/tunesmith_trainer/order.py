@@ -1,6 +1,7 @@
 """Which examples a step sees: a pure function of (seed, step), so that resuming needs no reader state.
 
-Called by `loop`. The global batch of a step does not depend on how many workers share it.
+Called by `loop`. The global batch of a step does not depend on how many workers share it. `SetOrder` draws from a set
+that is there as a whole; `data.streaming` has the order of one that is read while training.
 """
 
 from __future__ import annotations
@@ -9,13 +10,36 @@ import math
 import random
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tunesmith_api.artifacts import DataCursor
+from tunesmith_trainer.tasks.base import Example
 
-__all__ = ["cursor_at", "global_batch", "micro_batches", "share_of", "step_seed", "steps_per_epoch", "total_steps"]
+__all__ = [
+    "Examples",
+    "SetOrder",
+    "TrainingOrder",
+    "cursor_at",
+    "global_batch",
+    "micro_batches",
+    "share_of",
+    "step_seed",
+    "steps_per_epoch",
+    "total_steps",
+]
 
 T = TypeVar("T")
+
+
+class HasLength(Protocol):
+    """Whatever costs a number of tokens."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that it costs to compute."""
+
+
+Sized = TypeVar("Sized", bound=HasLength)
 
 
 def steps_per_epoch(examples: int, global_batch_size: int) -> int:
@@ -48,9 +72,23 @@ def share_of(batch: Sequence[T], rank: int, world_size: int) -> Sequence[T]:
     return batch[rank::world_size]
 
 
-def micro_batches(share: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Cut a rank's share into pieces of at most `size`."""
-    return [share[start : start + size] for start in range(0, len(share), size)]
+def micro_batches(share: Sequence[Sized], size: int, max_length: int, packed: bool) -> list[list[Sized]]:
+    """Cut a rank's share into pieces that need no more memory than `size` examples of `max_length` tokens.
+
+    Short examples share a piece with more of their kind. Without packing each counts as long as the longest beside it.
+    """
+    budget = size * max_length
+    pieces: list[list[Sized]] = []
+    tokens = longest = 0
+    for example in share:
+        longest = max(longest, example.length)
+        needed = tokens + example.length if packed else longest * (len(pieces[-1]) + 1 if pieces else 1)
+        if not pieces or needed > budget:
+            pieces.append([])
+            tokens, longest = 0, example.length
+        pieces[-1].append(example)
+        tokens += example.length
+    return pieces
 
 
 def cursor_at(step: int, *, examples: int, global_batch_size: int) -> DataCursor:
@@ -67,3 +105,45 @@ def cursor_at(step: int, *, examples: int, global_batch_size: int) -> DataCursor
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed from which dropout of one step on one rank draws."""
     return random.Random(f"tunesmith-step:{seed}:{step}:{rank}").getrandbits(63)
+
+
+class Examples(Protocol):
+    """A set of encoded examples; `data.ExampleSet` is one."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def get(self, index: int, epoch: int = 0) -> Example:
+        """Return one; augmentation may make it another in each epoch."""
+
+
+class TrainingOrder(Protocol):
+    """Where a step's examples come from."""
+
+    steps_per_epoch: int | None
+    """None where the data is read while training, and nobody knows how long it is."""
+
+    def share(self, step: int, rank: int, world_size: int) -> list[Example]:
+        """Return one rank's part of the global batch of step `step`, counted from 0."""
+
+    def cursor(self, step: int) -> DataCursor:
+        """Return where in the data training stands once `step` steps are done."""
+
+
+class SetOrder:
+    """A new random order in each epoch."""
+
+    def __init__(self, examples: Examples, global_batch_size: int, seed: int) -> None:
+        self._examples, self._size, self._seed = examples, global_batch_size, seed
+        self.steps_per_epoch: int | None = steps_per_epoch(len(examples), global_batch_size)
+
+    def share(self, step: int, rank: int, world_size: int) -> list[Example]:
+        """Return one rank's part of the global batch of step `step`, counted from 0."""
+        count = len(self._examples)
+        epoch = step // steps_per_epoch(count, self._size)
+        indices = global_batch(step, examples=count, global_batch_size=self._size, seed=self._seed)
+        return [self._examples.get(index, epoch) for index in share_of(indices, rank, world_size)]
+
+    def cursor(self, step: int) -> DataCursor:
+        """Return where in the data training stands once `step` steps are done."""
+        return cursor_at(step, examples=len(self._examples), global_batch_size=self._size)

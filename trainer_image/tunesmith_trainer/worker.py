@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_store.errors import UserError
-from tunesmith_store.store import S3Store
-from tunesmith_trainer import rendezvous
+from tunesmith_api.reports import MemoryFacts
+from tunesmith_store.router import open_store
+from tunesmith_trainer import oom, rendezvous
 from tunesmith_trainer.environment import PodEnvironment
-from tunesmith_trainer.group import join_group, lost_peer
+from tunesmith_trainer.errors import OutOfMemory
+from tunesmith_trainer.group import join_group
 from tunesmith_trainer.loop import TrainingRun
 from tunesmith_trainer.progress import ProgressPusher
 
@@ -40,9 +40,9 @@ def run(run_digest: str) -> dict[str, Any]:
     pod.interrupted_file.unlink(missing_ok=True)
     with _announced(pod), _in_words(plan):
         device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
-        group = join_group(rank, world_size, rendezvous.address(), device)
+        group = join_group(rank, world_size, rendezvous.address(), device, plan.collective_timeout_seconds)
         try:
-            result = TrainingRun(plan, pod, group, S3Store(plan.storage), run_digest, pusher).run()
+            result = TrainingRun(plan, pod, group, open_store(plan), run_digest, pusher).run()
         finally:
             if pusher:
                 pusher.close()
@@ -52,6 +52,7 @@ def run(run_digest: str) -> dict[str, Any]:
         **asdict(result),
         "model": result.model.to_json() if result.model else None,
         "checkpoint": result.checkpoint.to_json() if result.checkpoint else None,
+        "dataset": result.dataset.to_json(),
     }
 
 
@@ -69,7 +70,7 @@ def _announced(pod: PodEnvironment) -> Iterator[None]:
 
 @contextmanager
 def _in_words(plan: TrainingPlan) -> Iterator[None]:
-    """Turn running out of memory and lost peers into what helps."""
+    """Turn running out of memory into what helps."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -77,26 +78,25 @@ def _in_words(plan: TrainingPlan) -> Iterator[None]:
     except RuntimeError as error:
         if "can't allocate memory" in str(error):
             raise _out_of_memory(plan, error) from error
-        if lost := lost_peer(error):
-            raise lost from error
         raise
 
 
-def _out_of_memory(plan: TrainingPlan, error: BaseException) -> UserError:
+def _out_of_memory(plan: TrainingPlan, error: BaseException) -> OutOfMemory:
     training = plan.training
+    memory = MemoryFacts(micro_batch_size=training.micro_batch_size, **_memory_numbers())
     where = "GPU memory" if plan.gpus_per_worker else "memory"
+    limit = f" of {memory.limit_bytes / 2**30:.1f}" if memory.limit_bytes else ""
     message = (
-        f"a worker ran out of {where} ({_memory_numbers()}) with microBatchSize {training.micro_batch_size} and "
-        f"maxLength {training.max_length}; halve spec.training.microBatchSize (the result stays the same), lower "
-        f"maxLength or raise spec.workers.resources.memory. {str(error).splitlines()[0][:300] if str(error) else ''}"
+        f"a worker ran out of {where} (at most {memory.peak_bytes / 2**30:.1f}{limit} GiB used) with microBatchSize "
+        f"{training.micro_batch_size} and maxLength {training.max_length}; halve spec.training.microBatchSize (the "
+        "result stays the same), lower maxLength, set gradientCheckpointing, or raise spec.workers.resources.memory. "
+        f"{str(error).splitlines()[0][:300] if str(error) else ''}"
     )
-    return UserError(Reason.OUT_OF_MEMORY, message, ExitCode.OUT_OF_MEMORY)
+    return OutOfMemory(message, memory)
 
 
-def _memory_numbers() -> str:
+def _memory_numbers() -> dict[str, int]:
     if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        peak = torch.cuda.max_memory_allocated()
-        return f"peak {peak / 2**30:.1f} GiB, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        return {"peak_bytes": torch.cuda.max_memory_allocated(), "limit_bytes": torch.cuda.mem_get_info()[1]}
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return f"this process at most {int(status['VmHWM'].split()[0]) / 2**20:.1f} GiB"
+    return {"peak_bytes": int(status["VmHWM"].split()[0]) * 1024, "limit_bytes": oom.memory_limit_bytes()}

@@ -37,7 +37,11 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded example. Features are lists of int or float, or nested lists; names are the model's argument names."""
+    """One encoded example. Features are lists of int or float, or nested lists; names are the model's argument names.
+
+    `evaluate` adds the feature `index` (int), the example's place in its set; `collate` puts it into
+    `Batch.extras["indices"]`, for `Outcome.index`.
+    """
 
     features: Mapping[str, Any]
     length: int
@@ -127,6 +131,10 @@ class Task(ABC):
         """Return the free texts of a checked row that augmentation may change: column → text. Empty: none."""
         return {}
 
+    def with_texts(self, row: Row, texts: Mapping[str, str]) -> Row:
+        """Return the row with the texts of `texts_of` replaced by these."""
+        return {**row, **texts}
+
     # ---- setting up
 
     @abstractmethod
@@ -169,6 +177,23 @@ class Task(ABC):
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """Run the model forward and return logits where they count. Tasks without such leave it out."""
         raise NotImplementedError(f"{self.plan.task} has no logits to predict")
+
+    def loss_of(self, prediction: Prediction) -> torch.Tensor:
+        """Return the loss of a prediction, summed over units: cross entropy with the plan's label smoothing."""
+        from torch.nn import functional
+
+        losses = functional.cross_entropy(
+            prediction.logits,
+            prediction.targets,
+            ignore_index=IGNORE,
+            reduction="none",
+            label_smoothing=self.plan.training.label_smoothing_factor,
+        )
+        return (losses if prediction.weights is None else losses * prediction.weights).sum()
+
+    def attach_reference(self, model: nn.Module) -> None:
+        """Take note of the model as it starts, before anything is restored or trained. DPO keeps a reference."""
+        return None
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:

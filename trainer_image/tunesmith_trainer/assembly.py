@@ -1,0 +1,155 @@
+"""Everything that a rank needs before its first step: task, data, model, optimizer, wrapper. Called by `loop`.
+
+The order matters: methods change the model before it is wrapped, and the reference of DPO and the optimizer are made of
+what methods have left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith_api.plan import TrainingPlan
+from tunesmith_store.files import fetch_model
+from tunesmith_store.store import ObjectStore
+from tunesmith_trainer import data, memory, methods, parallel
+from tunesmith_trainer.attention import packs_exactly
+from tunesmith_trainer.group import Group
+from tunesmith_trainer.methods.distillation import Distiller
+from tunesmith_trainer.model import Numerics, apply_dropout, enable_gradient_checkpointing, load_options, stored_dtype
+from tunesmith_trainer.optimizer import make_optimizer
+from tunesmith_trainer.order import SetOrder, TrainingOrder, total_steps
+from tunesmith_trainer.tasks import task_for
+from tunesmith_trainer.tasks.base import Batch, Task
+
+__all__ = ["Assembly", "Inputs", "assemble", "load_inputs"]
+
+Log = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Model folder and data of a run."""
+
+    base: Path
+    task: Task
+    prepared: data.Prepared
+    order: TrainingOrder
+    max_steps: int
+
+
+def load_inputs(plan: TrainingPlan, scratch: Path, group: Group, store: ObjectStore, log: Log) -> Inputs:
+    """Fetch model and data (once per pod) and encode the data.
+
+    Raises:
+        UserError: the model or the data can't be used.
+        Retryable: the store can't be reached.
+    """
+    base = fetch_model(store, plan.model_uri, scratch / "model")
+    task = task_for(plan, base)
+    task.load_processor(base)
+    prepared = data.prepare(plan, task, store, scratch, writer=group.rank == 0, log=log)
+    training = plan.training
+    if prepared.stream is not None:
+        order: TrainingOrder = prepared.stream
+        assert training.max_steps is not None
+        return Inputs(base, task, prepared, order, training.max_steps)
+    order = SetOrder(prepared.train, training.global_batch_size, training.seed)
+    steps = total_steps(len(prepared.train), training.global_batch_size, training.num_train_epochs, training.max_steps)
+    return Inputs(base, task, prepared, order, steps)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A rank's model, ready to train."""
+
+    numerics: Numerics
+    bare: nn.Module
+    """The model with its adapters, not wrapped: what is evaluated, saved and exported."""
+    wrapped: parallel.Wrapped
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    loss: Callable[[nn.Module, Batch], torch.Tensor]
+    packed: bool
+    prepared: methods.PreparedModel
+    facts: dict[str, Any]
+    """For the report: numbers of parameters, strategy, precision, memory estimate."""
+
+
+def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStore, scratch: Path, log: Log) -> Assembly:
+    """Make model and optimizer, the same on every rank.
+
+    Raises:
+        UserError: the model can't be loaded, or doesn't go with the method.
+    """
+    training, task = plan.training, inputs.task
+    numerics = Numerics.choose(training.precision, plan.gpus_per_worker)
+    stored = stored_dtype(inputs.base)
+    estimate = memory.estimate(memory.ModelFacts.of(inputs.base), plan, numerics.bytes_per_activation)
+    strategy = parallel.choose(plan, estimate, group)
+    mesh = parallel.mesh(plan, group)
+    torch.manual_seed(training.seed)
+    model = task.load_model(inputs.base, **load_options(plan, numerics, stored, mesh))
+    packed = (
+        training.packing and task.supports_packing and packs_exactly(model, _vocabulary(model), torch.device("cpu"))
+    )
+    if training.dropout is not None:
+        apply_dropout(model, training.dropout)
+    if training.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    prepared = methods.apply(model, plan, numerics, task, _some_batches(inputs, packed))
+    bare: nn.Module = prepared.model.to(numerics.device).train()
+    task.attach_reference(bare)
+    wrapped = parallel.wrap(bare, group, strategy, numerics, mesh)
+    optimizer = make_optimizer(bare, training, numerics.device)
+    trained = sum(parameter.numel() for parameter in bare.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in bare.parameters())
+    log(
+        f"{plan.method.type}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%}), "
+        f"{numerics.name} on {numerics.device}, {group.world_size} worker(s), {strategy}, "
+        f"{'without padding' if packed else 'padded'}; memory estimate per worker {estimate}"
+    )
+    facts = {"trainedParameters": trained, "parameters": total, "strategy": str(strategy), "precision": numerics.name}
+    return Assembly(
+        numerics,
+        bare,
+        wrapped,
+        optimizer,
+        numerics.scaler(),
+        _loss(plan, task, store, scratch, numerics),
+        packed,
+        prepared,
+        facts,
+    )
+
+
+def _vocabulary(model: nn.Module) -> int:
+    config: Any = model.config
+    return int(config.get_text_config().vocab_size)
+
+
+def _some_batches(inputs: Inputs, packed: bool) -> Callable[[], Sequence[Batch]]:
+    """Return what makes a few training batches on the CPU: layer pruning measures with them."""
+
+    def make() -> list[Batch]:
+        device = torch.device("cpu")
+        return [inputs.task.collate([example], device, False) for example in inputs.order.share(0, 0, 1)[:8]]
+
+    return make
+
+
+def _loss(
+    plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, numerics: Numerics
+) -> Callable[[nn.Module, Batch], torch.Tensor]:
+    """The task's loss; with a teacher, the distilled one."""
+    if plan.method.distillation is None:
+        return task.loss
+    settings = plan.method.distillation
+    folder = fetch_model(store, settings.teacher_uri, scratch / "teacher", "spec.method.distillation.teacherUri")
+    distiller = Distiller.load(folder, task, settings, numerics)
+    return lambda model, batch: distiller.loss(task, model, batch)
