@@ -50,6 +50,9 @@ class Example:
     """What its loss is divided by: learned tokens, or 1 (its class weight) for a class. 0 means: nothing to learn."""
     truncated: bool = False
     """Whether maxLength cut something off."""
+    epoch: int = 0
+    """Which pass over the data this is: what a task draws at random (MaskedLM's masks) is drawn anew in each.
+    Evaluation stays at 0, so it always draws the same."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,10 @@ class Task(ABC):
         Raises:
             UserError: transformers can't load it.
         """
+
+    def head_modules(self, model: nn.Module) -> Sequence[str]:
+        """Return the names of a loaded model's modules that adapters leave whole: a new head trains all its weights."""
+        return ()
 
     # ---- computing
 

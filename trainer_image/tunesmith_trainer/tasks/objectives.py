@@ -1,14 +1,14 @@
 """What a classifier's outputs mean: one class each, several classes each, or a number.
 
-Called by the tasks with classes. An objective knows targets, their loss and their scores; it knows nothing of what the model reads (texts, words,
-images), which is the task's part. All losses are sums over units; see `tasks.base`.
+Called by the tasks with classes. An objective knows targets, their loss and their scores; it knows nothing of what the
+model reads (texts, words, images), which is the task's part. All losses are sums over units; see `tasks.base`.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["MultiLabel", "Objective", "Regression", "SingleLabel", "load_with_head", "objective_for"]
+__all__ = ["MultiLabel", "Objective", "Regression", "SingleLabel", "head_modules", "load_with_head", "objective_for"]
 
 Target = int | list[float]
 
@@ -304,7 +304,7 @@ def objective_for(plan: TrainingPlan, column: str) -> Objective:
     Raises:
         UserError: settings that don't go together.
     """
-    kinds = {
+    kinds: dict[ProblemType, Callable[[TrainingPlan, str], Objective]] = {
         ProblemType.SINGLE_LABEL: SingleLabel,
         ProblemType.MULTI_LABEL: MultiLabel,
         ProblemType.REGRESSION: Regression,
@@ -328,3 +328,13 @@ def load_with_head(auto_class: Any, folder: Path, seed: int, **options: Any) -> 
         torch.manual_seed(seed)
         model: nn.Module = load_pretrained(auto_class, folder, ignore_mismatched_sizes=True, **options)
     return model
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Return the names of a loaded model's modules outside its body: what turns hidden states into classes.
+
+    Adapters leave them whole and train all of their weights, since a new head has nothing to adapt.
+    """
+    body = getattr(model, "base_model_prefix", "")
+    children = ((name, module) for name, module in model.named_children() if name != body)
+    return [name for name, module in children if any(True for _ in module.parameters())]
