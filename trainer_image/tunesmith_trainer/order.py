@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
@@ -142,7 +143,8 @@ class SetOrder:
         count = len(self._examples)
         epoch = step // steps_per_epoch(count, self._size)
         indices = global_batch(step, examples=count, global_batch_size=self._size, seed=self._seed)
-        return [self._examples.get(index, epoch) for index in share_of(indices, rank, world_size)]
+        mine = share_of(indices, rank, world_size)
+        return [replace(self._examples.get(index, epoch), epoch=epoch) for index in mine]
 
     def cursor(self, step: int) -> DataCursor:
         """Return where in the data training stands once `step` steps are done."""
