@@ -35,6 +35,8 @@ class Workload:
     priority_class_name: str | None = None
     restart_policy: str = "Never"
     env: Sequence[JSON] = ()
+    claims: Mapping[str, bool] = field(default_factory=dict)
+    """PersistentVolumeClaims to mount below VOLUMES_DIRECTORY, and whether they are written to."""
     container_fields: JSON = field(default_factory=dict)
     pod_fields: JSON = field(default_factory=dict)
     shared_memory: bool = False
@@ -100,6 +102,10 @@ def _container(workload: Workload, config: Config) -> JSON:
     ]
     if workload.shared_memory:
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - the pod's, not this process's
+    mounts += [
+        {"name": volume, "mountPath": f"{keys.VOLUMES_DIRECTORY}/{claim}"} | ({} if written else {"readOnly": True})
+        for volume, claim, written in _claims(workload)
+    ]
     return {
         "name": workload.container,
         "image": workload.image,
@@ -119,6 +125,11 @@ def _container(workload: Workload, config: Config) -> JSON:
     }
 
 
+def _claims(workload: Workload) -> list[tuple[str, str, bool]]:
+    # numbered, as a claim's name may be longer than a volume's
+    return [(f"claim-{number}", claim, written) for number, (claim, written) in enumerate(workload.claims.items())]
+
+
 def pod_spec(workload: Workload, config: Config) -> JSON:
     """A pod spec that passes the restricted Pod Security Standard and holds no Kubernetes token."""
     volumes: list[JSON] = [
@@ -127,6 +138,9 @@ def pod_spec(workload: Workload, config: Config) -> JSON:
     ]
     if workload.shared_memory:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    for volume, claim, written in _claims(workload):
+        source: JSON = {"claimName": claim} if written else {"claimName": claim, "readOnly": True}
+        volumes.append({"name": volume, "persistentVolumeClaim": source})
     spec: JSON = {
         "restartPolicy": workload.restart_policy,
         "terminationGracePeriodSeconds": GRACE_SECONDS,

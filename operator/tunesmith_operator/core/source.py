@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.v1alpha1 import ConditionStatus, FineTuneJob, Storage
+from tunesmith_api.v1alpha1.finetunejob import SaveMode
+from tunesmith_api.v1alpha1.task import Task
 from tunesmith_operator.core.conditions import find, holds
 
 __all__ = ["Source", "SourceAbsent", "SourceModel", "of_finetunejob"]
@@ -33,6 +35,9 @@ class SourceAbsent:
 
 Source = SourceModel | SourceAbsent
 
+_GENERATING = frozenset({Task.CHAT_SFT, Task.CAUSAL_LM, Task.DPO})
+"""Tasks whose models go on with a text, which is what the servers do."""
+
 
 def of_finetunejob(name: str, namespace: str, job: FineTuneJob | None, storage: Storage | None) -> Source:
     """The result of a FineTuneJob, once it has succeeded. `storage` overrides the job's own."""
@@ -42,6 +47,8 @@ def of_finetunejob(name: str, namespace: str, job: FineTuneJob | None, storage: 
             f"There is no FineTuneJob {name} in namespace {namespace}: create it, or correct "
             "spec.source.fineTuneJobRef.name.",
         )
+    if (obstacle := _obstacle(name, job)) is not None:
+        return SourceAbsent(Reason.MODEL_INVALID, obstacle)
     if not holds(job.status.conditions, JobCondition.SUCCEEDED) or job.status.model is None:
         summary = find(job.status.conditions, JobCondition.SUCCEEDED)
         if summary is not None and summary.status == ConditionStatus.FALSE:
@@ -50,3 +57,26 @@ def of_finetunejob(name: str, namespace: str, job: FineTuneJob | None, storage: 
             message = f"FineTuneJob {name} hasn't succeeded yet: its model is served as soon as it has."
         return SourceAbsent(Reason.SOURCE_NOT_READY, message)
     return SourceModel(job.status.model.uri, job.status.model.digest, storage or job.spec.storage)
+
+
+def _obstacle(name: str, job: FineTuneJob) -> str | None:
+    """What keeps the job's model from ever being served, known from its spec alone."""
+    spec = job.spec
+    if spec.task not in _GENERATING:
+        return (
+            f"FineTuneJob {name} trains for task {spec.task}, whose models the engine LlamaCpp can't serve; it serves "
+            f"those of {', '.join(sorted(_GENERATING))}. Name another job in spec.source.fineTuneJobRef, and load this "
+            f"one's model from {spec.output.uri} with transformers."
+        )
+    if spec.method.has_adapters and spec.output.save is SaveMode.ADAPTER:
+        return (
+            f"FineTuneJob {name} saves the adapter alone (output.save: Adapter), which is no model to serve. Train "
+            "with output.save: Merged or Both, or merge it (peft: merge_and_unload) and name the result's folder in "
+            "spec.source.uri."
+        )
+    if not spec.output.uri.startswith("s3://"):
+        return (
+            f"FineTuneJob {name} saves its model in {spec.output.uri}, and servers read s3:// only. Train with an "
+            "s3:// output.uri, or copy that folder to one and name it in spec.source.uri."
+        )
+    return None

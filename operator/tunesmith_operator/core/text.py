@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-__all__ = ["cores", "duration", "loss", "number", "parse_time", "rfc3339"]
+__all__ = ["cores", "duration", "loss", "number", "parse_time", "rfc3339", "shortened"]
 
 _SUFFIXES = {
     "m": 1e-3,
@@ -55,6 +55,11 @@ def number(value: float, digits: int = 6) -> str:
 def loss(value: float) -> str:
     """A loss for a table column: 0.412, 2.1e-05."""
     return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, or as much of its beginning as fits."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def cores(quantity: str) -> float:

@@ -16,7 +16,7 @@ __all__ = ["differs", "is_urgent", "status_document", "transitions", "with_apply
 
 _COUNTING: Final = frozenset({JobCondition.WORKERS_READY, JobCondition.CHECKPOINT_AVAILABLE})
 _NUMBERS: Final = frozenset(
-    {"phase", "progress", "display", "checkpoint", "workers", "restarts", "replicas", "readyReplicas"}
+    {"phase", "progress", "display", "dataset", "checkpoint", "workers", "restarts", "replicas", "readyReplicas"}
 )
 _BEGINNING: Final = frozenset({Reason.PENDING, Reason.STARTING})
 _GOOD: Final = frozenset(

@@ -12,13 +12,15 @@ from tunesmith_api.keys import Reason
 from tunesmith_operator.core.text import duration
 from tunesmith_operator.core.views import ContainerView, PodView, RejectionView
 
-__all__ = ["Startup", "Trouble", "examine"]
+__all__ = ["STORAGE_SECRET", "SecretUse", "Startup", "Trouble", "examine"]
 
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
           "RegistryUnavailable", "SignatureValidationFailed")  # fmt: skip
 _CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CreatePodSandboxError")
 _SECRET = re.compile(r'secrets? "(?P<a>[^"]+)" not found|in Secret [^/\s]+/(?P<b>[^\s"]+)')
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"(: \w+: )?')
+_CLAIM = re.compile(r'persistentvolumeclaims? "(?P<claim>[^"]+)" not found')
+_KEY = re.compile(r"couldn't find key (?P<key>\S+) in Secret")
 _POD_NAME = re.compile(r'pods "[^"]+"')
 _ORDER = (
     Reason.SECRET_NOT_FOUND,
@@ -40,6 +42,23 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretUse:
+    """A field of the spec that names a Secret, and the keys that the Secret must have."""
+
+    field: str
+    keys: tuple[str, ...]
+    name: str = ""
+    """Of the Secret; empty stands for any."""
+
+    def explains(self, secret: str, key: str) -> bool:
+        """Whether that key of that Secret is wanted here; an empty key stands for any."""
+        return self.name in ("", secret) and (not key or key in self.keys)
+
+
+STORAGE_SECRET = SecretUse("storage.secretRef", keys.STORAGE_SECRET_KEYS)
+
+
+@dataclass(frozen=True, slots=True)
 class Startup:
     """How the start of all pods stands: the worst trouble, the one that has lasted too long, and when the next will."""
 
@@ -49,15 +68,21 @@ class Startup:
 
 
 def examine(
-    pods: Sequence[PodView], rejections: Sequence[RejectionView], patience: timedelta, now: datetime
+    pods: Sequence[PodView],
+    rejections: Sequence[RejectionView],
+    patience: timedelta,
+    now: datetime,
+    secrets: Sequence[SecretUse] = (STORAGE_SECRET,),
 ) -> Startup:
     """Look at the pods that haven't started, and at those that the API server refuses to create.
+
+    `secrets` are the Secrets that the spec names, for the message about a missing one.
 
     A scheduled pod that is quietly preparing (pulling a large image) is no trouble until its time is up, though it
     counts against it. Pods without a node wait without limit.
     """
     waiting = [pod for pod in pods if not pod.started and not pod.deleting]
-    troubles = [trouble for pod in waiting if (trouble := _of_pod(pod, now, patience)) is not None]
+    troubles = [trouble for pod in waiting if (trouble := _of_pod(pod, now, patience, secrets)) is not None]
     starts = [pod.scheduled_at for pod in waiting if pod.scheduled_at is not None]
     if (rejected := _rejected(pods, rejections)) is not None:
         troubles.append(rejected)
@@ -75,10 +100,18 @@ def _rank(reason: Reason) -> int:
     return _ORDER.index(reason) if reason in _ORDER else len(_ORDER)
 
 
-def _of_pod(pod: PodView, now: datetime, patience: timedelta) -> Trouble | None:
+def _of_pod(pod: PodView, now: datetime, patience: timedelta, secrets: Sequence[SecretUse]) -> Trouble | None:
     if pod.scheduled_at is None:
         if not pod.unschedulable:
             return None
+        if (missing := _CLAIM.search(pod.unschedulable)) is not None:
+            claim = missing["claim"]
+            return Trouble(
+                Reason.UNSCHEDULABLE,
+                f"pod {pod.name} waits for PersistentVolumeClaim {claim}: there is none in namespace {pod.namespace}. "
+                f"Create it, or correct the pvc://{claim} URIs of the spec.",
+                None,
+            )
         return Trouble(
             Reason.UNSCHEDULABLE,
             f"pod {pod.name} finds no node: {pod.unschedulable.rstrip('.')}. It waits for room: free or add nodes, or "
@@ -89,7 +122,7 @@ def _of_pod(pod: PodView, now: datetime, patience: timedelta) -> Trouble | None:
     if box is not None and box.waiting in _IMAGE:
         return Trouble(Reason.IMAGE_PULL_FAILED, _image_message(pod, box), pod.scheduled_at)
     if box is not None and box.waiting in _CONFIG:
-        return _config_trouble(pod, box)
+        return _config_trouble(pod, box, secrets)
     if now - pod.scheduled_at < patience:
         return None
     doing = box.waiting if box is not None and box.waiting else "no container yet"
@@ -110,7 +143,7 @@ def _image_message(pod: PodView, box: ContainerView) -> str:
     )
 
 
-def _config_trouble(pod: PodView, box: ContainerView) -> Trouble:
+def _config_trouble(pod: PodView, box: ContainerView, secrets: Sequence[SecretUse]) -> Trouble:
     named = _SECRET.search(box.waiting_message)
     if named is None:
         return Trouble(
@@ -122,13 +155,20 @@ def _config_trouble(pod: PodView, box: ContainerView) -> Trouble:
     if "-ray-" in secret and secret.startswith(pod.labels.get(keys.LABEL_FINETUNEJOB, "") + "-"):
         remedy = "The operator made it and it is gone: delete the child Job, both are then made again."
     else:
-        wanted = " and ".join(keys.STORAGE_SECRET_KEYS)
-        remedy = (
-            f"Create Secret {secret} in namespace {pod.namespace} with the keys {wanted} (storage.secretRef names "
-            "it); the pod then starts by itself."
-        )
+        lacking = _KEY.search(box.waiting_message)
+        remedy = _secret_remedy(pod, secret, lacking["key"] if lacking is not None else "", secrets)
     return Trouble(
         Reason.SECRET_NOT_FOUND, f"pod {pod.name} can't start: {box.waiting_message}. {remedy}", pod.scheduled_at
+    )
+
+
+def _secret_remedy(pod: PodView, secret: str, key: str, secrets: Sequence[SecretUse]) -> str:
+    uses = [use for use in secrets if use.explains(secret, key)] or [STORAGE_SECRET]
+    wanted = [name for use in uses for name in use.keys]
+    fields = " and ".join(f"spec.{use.field}" for use in uses)
+    return (
+        f"Create Secret {secret} in namespace {pod.namespace} with the key{'s' if len(wanted) > 1 else ''} "
+        f"{' and '.join(wanted)} ({fields} name{'s' if len(uses) == 1 else ''} it); the pod then starts by itself."
     )
 
 

@@ -7,7 +7,7 @@ from support.fakecluster import FakeCluster
 from support.world import World
 from tunesmith_api.keys import FINETUNEJOB_KIND, Reason
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_api.reports import CheckpointRef, ProgressReport, TrainerState
+from tunesmith_api.reports import CheckpointRef, DatasetFacts, ProgressReport, TrainerState
 from tunesmith_operator.core.resources import Key
 from tunesmith_operator.core.views import ProgressSample
 
@@ -86,6 +86,37 @@ def test_from_start_to_finish_people_see_progress_and_the_model():
     assert status["display"]["eta"] == ""
     assert status["attempts"][0]["outcome"] == "Succeeded"
     assert world.cluster.events == [("Normal", "Training"), ("Normal", "Completed")]
+
+
+def test_what_the_data_turned_out_to_hold_stands_in_the_status():
+    world = started(dataset={"onBadRow": "Skip", "splitPercent": 10})
+    head = world.pod("sentiment-1", 0, ready=True)
+    report(world, head)
+    world.wait(5)
+    assert "dataset" not in world.status()
+    facts = DatasetFacts(train_examples=90, eval_examples=10, bad_rows=2, first_bad_row="t.jsonl line 7: " + "x" * 9000)
+    report(world, head, dataset=facts)
+    world.wait(5)
+    found = world.status()["dataset"]
+    assert (found["trainExamples"], found["evalExamples"], found["badRows"]) == (90, 10, 2)
+    assert found["firstBadRow"].startswith("t.jsonl line 7: x")
+    assert len(found["firstBadRow"]) == 500
+    world.ends(head, 0, make.succeeded(dataset=facts.model_copy(update={"duplicates": 3, "first_bad_row": "line 7"})))
+    world.job_is("sentiment-1", "Complete", "SuccessPolicy")
+    world.settle()
+    assert world.status()["dataset"] == {
+        "trainExamples": 90, "evalExamples": 10, "badRows": 2, "firstBadRow": "line 7", "duplicates": 3,
+    }  # fmt: skip
+
+
+def test_facts_of_the_data_outlive_a_trainer_that_starts_again():
+    world = started()
+    head = world.pod("sentiment-1", 0, ready=True)
+    report(world, head, dataset=DatasetFacts(train_examples=90))
+    world.wait(5)
+    report(world, head, state=TrainerState.STARTING)
+    world.wait(5)
+    assert world.status()["dataset"]["trainExamples"] == 90
 
 
 def test_a_job_from_start_to_finish_costs_at_most_twelve_writes():
@@ -243,6 +274,18 @@ def test_a_job_whose_pods_cannot_start_is_stopped_for_good():
     before = len(world.cluster.writes)
     world.wait(600)
     assert len(world.cluster.writes) == before
+
+
+def test_a_missing_secret_for_the_hub_is_told_by_its_field():
+    world = started(huggingFace={"secretRef": {"name": "hub"}})
+    waiting = {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "hub" not found'}}
+    boxes = [{"name": "trainer", "image": "i", "state": waiting}]
+    world.pod("sentiment-1", 0, phase="Pending", containerStatuses=boxes)
+    world.settle()
+    status, reason, message = world.condition("Succeeded")
+    assert (status, reason) == ("Unknown", "SecretNotFound")
+    assert "Secret hub in namespace ml with the key HF_TOKEN (spec.huggingFace.secretRef names it)" in message
+    assert "AWS" not in message
 
 
 def test_the_object_is_deleted_when_its_time_after_the_end_is_over():

@@ -98,6 +98,20 @@ def test_it_waits_for_its_finetunejob_and_takes_its_storage():
     assert condition(world, "Ready")[:2] == ("True", "ReplicasAvailable")
 
 
+def test_a_job_whose_model_cannot_be_served_is_told_at_once_and_an_edit_helps():
+    world = World()
+    world.cluster.put(make.finetunejob(name="tune", suspend=True, task="SequenceClassification"))
+    started(world, source={"uri": None, "fineTuneJobRef": {"name": "tune"}}, storage=None)
+    for type_ in ("Ready", "ArtifactReady"):
+        assert condition(world, type_)[:2] == ("False", "ModelInvalid")
+        assert "task SequenceClassification" in condition(world, type_)[2]
+    assert ("Warning", "ModelInvalid") in world.cluster.events
+    assert not world.cluster.of_kind("Deployment")
+    world.cluster.change(FINETUNEJOB_KIND, "tune", {"spec": {"task": "ChatSFT"}})
+    world.settle()
+    assert condition(world, "Ready")[:2] == ("False", "SourceNotReady")
+
+
 def test_the_service_is_switched_only_when_every_replica_of_the_new_revision_answers():
     world = serving(replicas=2)
     edit(world, resources={"memory": "8Gi"})

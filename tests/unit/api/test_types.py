@@ -31,8 +31,8 @@ def plan(**changes) -> TrainingPlan:
         precision="FP32", seed=1,
     )  # fmt: skip
     values = {
-        "name": "a", "namespace": "b", "uid": "c", "task": "ChatSFT", "model_uri": "s3://models/m", "train_uri": "s3://data/t",
-        "method": "Full", "training": training, "replicas": 2, "head_host": "h", "checkpoint_uri": "s3://ckpt/a",
+        "name": "a", "namespace": "b", "uid": "c", "task": "ChatSFT", "model_uri": "s3://models/m",
+        "dataset": {"train": {"uri": "s3://data/t"}}, "method": {"type": "Full"}, "training": training, "replicas": 2, "head_host": "h", "checkpoint_uri": "s3://ckpt/a",
         "checkpoint_every_steps": 5, "checkpoint_keep_last": 2, "output_uri": "s3://models/o",
     }  # fmt: skip
     return TrainingPlan(**{**values, **changes})
@@ -87,6 +87,16 @@ def test_placement_does_not_change_the_plan_digest_but_the_learning_rate_does():
     assert plan(training=base.training.model_copy(update={"micro_batch_size": 1})).digest == base.digest
     assert plan(training=base.training.model_copy(update={"learning_rate": 1e-3})).digest != base.digest
     assert plan(model_uri="s3://models/other").digest != base.digest
+    assert plan(method={"type": "LoRA"}).digest != base.digest
+    assert plan(dataset={"train": {"uri": "s3://data/t"}, "cacheUri": "s3://data/c"}).digest == base.digest
+    assert plan(dataset={"train": {"uri": "s3://data/t"}, "onBadRow": "Skip"}).digest != base.digest
+
+
+@pytest.mark.parametrize("field", ["packing", "group_by_length", "gradient_checkpointing"])
+def test_what_does_not_change_the_result_does_not_change_the_digest(field):
+    base = plan()
+    turned = base.training.model_copy(update={field: not getattr(base.training, field)})
+    assert plan(training=turned).digest == base.digest
 
 
 def test_a_plan_survives_the_round_trip():

@@ -3,7 +3,8 @@
 import pytest
 
 from support import make
-from tunesmith_api.keys import Reason
+from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.reports import MemoryFacts
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_operator.core.finetunejob.observed import Observed, family
 from tunesmith_operator.core.finetunejob.outcome import verdict
@@ -103,6 +104,31 @@ def test_a_pod_killed_for_memory_is_told_so_with_the_remedy():
     found = judged(job(BACKOFF), pod(1, 137, "", reason="OOMKilled"))
     assert found.reason == Reason.OUT_OF_MEMORY
     assert "workers.resources.memory (1Gi)" in found.message
+
+
+HUNG = make.failed(Reason.COLLECTIVE_TIMEOUT, message="worker 1 didn't take part for 600 s").to_json()
+
+
+@pytest.mark.parametrize("left", [HUNG, ""], ids=["with a report", "without"])
+def test_a_worker_that_hangs_again_and_again_is_named(left):
+    found = judged(job(BACKOFF), pod(0, ExitCode.COLLECTIVE_TIMEOUT, left), failurePolicy={"backoffLimit": 2})
+    assert found.reason == Reason.COLLECTIVE_TIMEOUT
+    assert "gave up after 2 retries" in found.message
+    assert ("worker 1 didn't take part" in found.message) == bool(left)
+    assert "kubectl logs -n ml sentiment-1-0-x" in found.message
+
+
+def test_a_hang_alone_does_not_end_a_job():
+    assert judged(job(), pod(0, ExitCode.COLLECTIVE_TIMEOUT, HUNG), pod(1)) is None
+
+
+@pytest.mark.parametrize(("limit", "words"), [(16 * 2**30, "peak 15.5 GiB of 16.0 GiB]"), (0, "peak 15.5 GiB]")])
+def test_memory_that_ran_out_is_told_with_the_numbers_for_a_smaller_micro_batch(limit, words):
+    facts = MemoryFacts(micro_batch_size=8, peak_bytes=31 * 2**29, limit_bytes=limit)
+    left = make.failed(Reason.OUT_OF_MEMORY, message="halve it", memory=facts)
+    found = judged(job(POLICY), pod(0, ExitCode.OUT_OF_MEMORY, left.to_json()))
+    assert found.reason == Reason.OUT_OF_MEMORY
+    assert "halve it [microBatchSize 8, " + words in found.message
 
 
 def test_a_deadline_tells_how_to_go_on():

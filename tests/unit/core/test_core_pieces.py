@@ -116,10 +116,29 @@ def test_a_plan_has_every_number_resolved():
     plan = training_plan(job(training={"learningRate": "2e-5", "warmupRatio": "0.1"}), 1)
     assert plan.training.learning_rate == 2e-5
     assert plan.training.warmup_ratio == 0.1
-    assert plan.lora.r == 16
+    assert plan.training.early_stopping is None
+    assert plan.loss_spike_factor == 4.0
     assert plan.cpus_per_worker == 1.0
     assert plan.head_host == "sentiment-1-0.sentiment-workers"
-    assert training_plan(job(method={"type": "Full"}), 1).lora is None
+    assert plan.tokens_uri == "s3://checkpoints/sentiment/tokens"
+
+
+def test_a_plan_carries_the_parts_of_the_spec_as_they_are():
+    spec = {
+        "task": "SequenceClassification", "classification": {"labels": ["bad", "good"]},
+        "method": {"type": "DoRA", "lora": {"r": 4}}, "dataset": {"splitPercent": 5, "columns": {"text": "tweet"}},
+        "huggingFace": {"endpointURL": "http://hub.local"}, "output": {"save": "Both"},
+        "parallelism": {"strategy": "FSDP", "tensorParallel": 2}, "tracking": {"tensorBoard": True},
+    }  # fmt: skip
+    wanted = job(**spec)
+    plan = training_plan(wanted, 1)
+    assert (plan.dataset, plan.method, plan.classification) == (
+        wanted.spec.dataset, wanted.spec.method, wanted.spec.classification,
+    )  # fmt: skip
+    assert (plan.strategy, plan.tensor_parallel, plan.save) == ("FSDP", 2, "Both")
+    assert plan.hub_endpoint_url == "http://hub.local"
+    assert plan.tracking.tensor_board
+    assert type(plan).from_json(plan.to_json()) == plan
 
 
 def test_workloads_pass_the_restricted_standard_and_hold_no_secrets_in_plain_text():
@@ -179,11 +198,88 @@ def test_a_manifest_has_the_same_hash_until_something_in_it_changes():
         ({"output": {"uri": "s3://checkpoints/sentiment/out"}}, "spec.checkpoint.uri"),
         ({"checkpoint": {"uri": "s3://models/base/ckpt"}}, "spec.model.uri"),
         ({"dataset": {"train": {"uri": "s3://checkpoints/sentiment/t.jsonl"}}}, "spec.dataset.train.uri"),
-        ({"training": {"evalSteps": 5}}, "spec.training.evalSteps"),
+        ({"dataset": {"train": {"uri": "s3://data"}}, "output": {"uri": "s3://data/out"}}, "spec.dataset.train.uri"),
+        ({"dataset": {"eval": {"uri": "s3://models/sentiment/eval.jsonl"}}}, "spec.dataset.eval.uri"),
+        ({"dataset": {"cacheUri": "s3://models/sentiment/cache"}}, "spec.dataset.cacheUri"),
+        ({"dataset": {"cacheUri": "s3://models/base"}}, "spec.model.uri"),
+        ({"dataset": {"cacheUri": "hf://owner/name"}}, "spec.dataset.cacheUri"),
+        (
+            {"method": {"distillation": {"teacherUri": "s3://models/sentiment/teacher"}}},
+            "spec.method.distillation.teacherUri",
+        ),
+        (
+            {
+                "dataset": {
+                    "augmentation": {
+                        "backTranslation": {"forwardUri": "hf://a/b", "backwardUri": "s3://checkpoints/sentiment/back"}
+                    }
+                }
+            },
+            "spec.dataset.augmentation.backTranslation.backwardUri",
+        ),
+        ({"output": {"uri": "pvc://work"}, "model": {"uri": "pvc://work/base"}}, "spec.model.uri"),
+        ({"output": {"uri": "pvc://work/../models"}}, "spec.output.uri"),
     ],
 )
 def test_policies_name_the_field(spec, words):
     assert words in violation(job(**spec))
+
+
+def test_files_of_a_hub_model_that_is_called_like_a_bucket_are_no_conflict():
+    assert violation(job(model={"uri": "hf://models/sentiment"}, output={"uri": "pvc://models/sentiment"})) is None
+
+
+def mounts(pod):
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"]
+        for volume in pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    (box,) = pod["containers"]
+    return {
+        claims[mount["name"]]["claimName"]: (mount["mountPath"], mount.get("readOnly", False), claims[mount["name"]])
+        for mount in box["volumeMounts"]
+        if mount["name"] in claims
+    }
+
+
+def test_claims_are_mounted_by_their_names_and_written_to_only_where_the_job_writes():
+    long = "c" * 200
+    spec = {
+        "model": {"uri": f"pvc://{long}/base"}, "checkpoint": {"uri": "pvc://work/ckpt"}, "output": {"uri": "pvc://work/out"},
+        "dataset": {
+            "train": {"uri": "pvc://data/train.jsonl"}, "eval": {"uri": "pvc://held-out"}, "cacheUri": "pvc://cache/tokens",
+            "augmentation": {"backTranslation": {"forwardUri": "pvc://mt/there", "backwardUri": "pvc://mt/back"}},
+        },
+        "method": {"distillation": {"teacherUri": "pvc://work/teacher"}},
+    }  # fmt: skip
+    found = mounts(build(job(**spec), make.CONFIG, 1).job.body["spec"]["template"]["spec"])
+    assert {name: (path, read_only) for name, (path, read_only, _) in found.items()} == {
+        name: (f"{keys.VOLUMES_DIRECTORY}/{name}", name not in ("work", "cache"))
+        for name in ("cache", long, "data", "held-out", "mt", "work")
+    }
+    assert found["data"][2]["readOnly"], "a claim that allows reading by many needs this"
+    assert "readOnly" not in found["work"][2]
+
+
+def variables(pod):
+    (box,) = pod["containers"]
+    return {entry["name"]: entry for entry in box["env"]}
+
+
+def test_secrets_of_hub_and_tracking_come_by_reference_and_the_trackings_may_lack_keys():
+    spec = {
+        "huggingFace": {"secretRef": {"name": "hub"}},
+        "tracking": {"mlflow": {"trackingURI": "http://mlflow:5000", "secretRef": {"name": "mlflow"}}},
+    }
+    children = build(job(**spec), make.CONFIG, 1)
+    found = variables(children.job.body["spec"]["template"]["spec"])
+    assert found["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "HF_TOKEN"}
+    for key in keys.MLFLOW_SECRET_OPTIONAL_KEYS:
+        assert found[key]["valueFrom"]["secretKeyRef"] == {"name": "mlflow", "key": key, "optional": True}
+    assert found[keys.ENV_VOLUMES]["value"] == keys.VOLUMES_DIRECTORY
+    without = variables(build(job(), make.CONFIG, 1).job.body["spec"]["template"]["spec"])
+    assert not {"HF_TOKEN", *keys.MLFLOW_SECRET_OPTIONAL_KEYS} & without.keys()
 
 
 def test_neighbouring_folders_are_fine():
@@ -224,3 +320,27 @@ def test_a_source_is_what_a_finetunejob_has_made():
     status = FineTuneJobStatus(conditions=merge([], failed, make.at(0), 1))
     absent = of_finetunejob("a", "ml", job().model_copy(update={"status": status}), None)
     assert "has failed (Diverged)" in absent.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"task": "SequenceClassification"}, "task SequenceClassification"),
+        ({"task": "Seq2Seq"}, "serves those of CausalLM, ChatSFT, DPO"),
+        ({"task": "MaskedLM"}, "task MaskedLM"),
+        ({"output": {"save": "Adapter"}}, "output.save: Merged or Both"),
+        ({"output": {"uri": "pvc://models/sentiment"}}, "servers read s3:// only"),
+    ],
+)
+def test_a_job_whose_model_can_never_be_served_says_so_before_it_has_ended(spec, words):
+    absent = of_finetunejob("a", "ml", job(**spec), None)
+    assert absent.reason == Reason.MODEL_INVALID
+    assert words in absent.message
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{"task": "DPO"}, {"task": "CausalLM"}, {"output": {"save": "Both"}}, {"method": {"type": "Full"}, "output": {"save": "Adapter"}}],
+)  # fmt: skip
+def test_other_models_are_waited_for(spec):
+    assert of_finetunejob("a", "ml", job(**spec), None).reason == Reason.SOURCE_NOT_READY

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from support import make
-from tunesmith_operator.core.troubles import examine
+from tunesmith_operator.core.troubles import STORAGE_SECRET, SecretUse, examine
 from tunesmith_operator.core.views import PodView, RejectionView
 
 PATIENCE = timedelta(seconds=60)
@@ -48,6 +48,22 @@ CASES = {
         pod(waiting("CreateContainerConfigError", "couldn't find key AWS_ACCESS_KEY_ID in Secret ml/s3")),
         "SecretNotFound", ["Secret s3", "AWS_ACCESS_KEY_ID"], True,
     ),
+    "a Secret for the Hub that doesn't exist": (
+        pod(waiting("CreateContainerConfigError", 'secret "hub" not found')),
+        "SecretNotFound", ["Create Secret hub in namespace ml with the key HF_TOKEN (spec.huggingFace.secretRef names it)"], True,
+    ),
+    "one Secret for two things": (
+        pod(waiting("CreateContainerConfigError", 'secret "both" not found')),
+        "SecretNotFound", ["AWS_SECRET_ACCESS_KEY and HF_TOKEN", "spec.storage.secretRef and spec.huggingFace.secretRef name it"], True,
+    ),
+    "one Secret for two things that lacks a key": (
+        pod(waiting("CreateContainerConfigError", "couldn't find key HF_TOKEN in Secret ml/both")),
+        "SecretNotFound", ["with the key HF_TOKEN (spec.huggingFace.secretRef names it)"], True,
+    ),
+    "a claim that doesn't exist": (
+        pod(scheduled=None, why='0/2 nodes are available: persistentvolumeclaim "models" not found.'),
+        "Unschedulable", ["PersistentVolumeClaim models", "none in namespace ml", "pvc://models URIs"], False,
+    ),
     "the operator's own Secret that somebody deleted": (
         pod(waiting("CreateContainerConfigError", 'secret "sentiment-1-ray-abcde" not found')),
         "SecretNotFound", ["delete the child Job"], True,
@@ -65,12 +81,18 @@ CASES = {
         "Unschedulable", ["2 Insufficient nvidia.com/gpu. It waits for room"], False,
     ),
 }  # fmt: skip
+SECRETS = (
+    SecretUse(STORAGE_SECRET.field, STORAGE_SECRET.keys, "s3"),
+    SecretUse(STORAGE_SECRET.field, STORAGE_SECRET.keys, "both"),
+    SecretUse("huggingFace.secretRef", ("HF_TOKEN",), "hub"),
+    SecretUse("huggingFace.secretRef", ("HF_TOKEN",), "both"),
+)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_pod_that_cannot_start_has_a_reason_a_remedy_and_a_bound(case):
     view, reason, words, bounded = CASES[case]
-    found = examine([view], (), PATIENCE, make.at(10))
+    found = examine([view], (), PATIENCE, make.at(10), SECRETS)
     assert found.trouble.reason == reason
     for word in words:
         assert word in found.trouble.message

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunesmith_api import keys
-from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobSpec
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.finetunejob.observed import child_name, owner_of, service_name
+from tunesmith_operator.core.finetunejob.places import claims
 from tunesmith_operator.core.finetunejob.plan import training_plan
 from tunesmith_operator.core.manifest import JSON, Manifest
 from tunesmith_operator.core.podspec import Workload, env, plan_config_map, pod_spec, secret_env
 from tunesmith_operator.core.resources import JOB, NETWORK_POLICY, SECRET, SERVICE
+from tunesmith_operator.core.troubles import STORAGE_SECRET, SecretUse
 
-__all__ = ["ANNOTATION_RESTARTS_BEFORE", "Children", "build"]
+__all__ = ["ANNOTATION_RESTARTS_BEFORE", "Children", "build", "secret_uses"]
 
 ANNOTATION_RESTARTS_BEFORE: Final = f"{keys.GROUP}/restarts-before"
 """On a Job: how often training had been resumed before this Job was made. Keeps the count across a deleted Job."""
@@ -89,6 +91,26 @@ def _pod_failure_policy() -> JSON:
     }
 
 
+def secret_uses(job: FineTuneJob) -> tuple[SecretUse, ...]:
+    """The Secrets without which the pods can't start."""
+    storage, hub = job.spec.storage.secret_ref, job.spec.hugging_face.secret_ref
+    found = [SecretUse(STORAGE_SECRET.field, STORAGE_SECRET.keys, storage.name)] if storage is not None else []
+    found += [SecretUse("huggingFace.secretRef", keys.HUB_SECRET_KEYS, hub.name)] if hub is not None else []
+    return tuple(found)
+
+
+def _account_env(spec: FineTuneJobSpec) -> list[JSON]:
+    """Credentials of the Hub and of the tracking server, by reference."""
+    found: list[JSON] = []
+    if (hub := spec.hugging_face.secret_ref) is not None:
+        found += [secret_env(key, hub.name, key) for key in keys.HUB_SECRET_KEYS]
+    mlflow = spec.tracking.mlflow
+    if mlflow is not None and mlflow.secret_ref is not None:
+        name = mlflow.secret_ref.name
+        found += [secret_env(key, name, key, optional=True) for key in keys.MLFLOW_SECRET_OPTIONAL_KEYS]
+    return found
+
+
 def _workload(job: FineTuneJob, config: Config, attempt: int) -> Workload:
     workers = job.spec.workers
     probe: JSON = {
@@ -113,7 +135,10 @@ def _workload(job: FineTuneJob, config: Config, attempt: int) -> Workload:
             env("RAY_TMPDIR", keys.SCRATCH_DIRECTORY),
             env("RAY_AUTH_MODE", "token"),
             secret_env(keys.ENV_RAY_TOKEN, _secret_name(job, attempt), keys.RAY_TOKEN_KEY),
+            env(keys.ENV_VOLUMES, keys.VOLUMES_DIRECTORY),
+            *_account_env(job.spec),
         ],
+        claims=claims(job.spec),
         container_fields={
             "ports": [
                 {"name": "progress", "containerPort": keys.PORT_PROGRESS, "protocol": "TCP"},

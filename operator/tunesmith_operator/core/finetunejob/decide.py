@@ -12,7 +12,7 @@ from tunesmith_operator.core.conditions import UNKNOWN, find
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.crashes import ended_at
 from tunesmith_operator.core.decision import Action, Apply, Create, Decision, Delete, Patch, PollTarget
-from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE, Children, build
+from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE, Children, build, secret_uses
 from tunesmith_operator.core.finetunejob.observed import Family, Observed, attempt_number, family
 from tunesmith_operator.core.finetunejob.outcome import culprit
 from tunesmith_operator.core.finetunejob.outcome import verdict as verdict_of
@@ -125,7 +125,8 @@ def _follow(job: FineTuneJob, kin: Family, deleting: bool, now: datetime, config
     patience = timedelta(seconds=job.spec.failure_policy.startup_timeout_seconds)
     startup = Startup()
     if not kin.job.suspended and not deleting and not kin.job.ending:
-        startup = examine(kin.pods, kin.rejections if _short_of_pods(job, kin) else (), patience, now)
+        rejections = kin.rejections if _short_of_pods(job, kin) else ()
+        startup = examine(kin.pods, rejections, patience, now, secret_uses(job))
     if startup.expired is not None:
         given_up = stopped(startup.expired, patience.total_seconds())
         return _settle(job, (), ended_status(job, kin, given_up, restarts, now))

@@ -15,6 +15,8 @@ from tunesmith_operator.core.views import ConditionView, JobView, PodView
 
 __all__ = ["Verdict", "culprit", "verdict"]
 
+# crashes that keep their own reason, should they come again until the job is given up
+_NAMED_CRASHES = frozenset({Reason.COLLECTIVE_TIMEOUT, Reason.DISK_FULL})
 _CODE_REASONS = {
     ExitCode.INVALID_INPUT: (Reason.INVALID_SPEC, "the spec, the data or the model is invalid"),
     ExitCode.STORAGE_DENIED: (Reason.STORAGE_UNREADABLE, "a bucket is missing, unreadable or unwritable"),
@@ -81,7 +83,8 @@ def _failure(
     if guilty is not None and guilty.container is not None:
         report = guilty.report
         if report is not None:
-            message = f"{report.message or report.reason.value} (worker {guilty.index}; see: {logs_command(guilty)})"
+            told = f"{report.message or report.reason.value}{_memory(report)}"
+            message = f"{told} (worker {guilty.index}; see: {logs_command(guilty)})"
             return Verdict(False, report.reason, message, report, failing.since)
         reason, meaning = _CODE_REASONS[ExitCode(guilty.container.exit_code or 0)]
         return Verdict(False, reason, f"{meaning}; {crash_message(guilty)}", None, failing.since)
@@ -105,5 +108,23 @@ def _failure(
         return Verdict(False, Reason.OUT_OF_MEMORY, message, report, failing.since)
     message = f"gave up after {spec.failure_policy.backoff_limit} retries (failurePolicy.backoffLimit): "
     return Verdict(
-        False, Reason.BACKOFF_LIMIT_EXCEEDED, message + crash_message(crashed), report or crashed.report, failing.since
+        False, _crash_reason(crashed), message + crash_message(crashed), report or crashed.report, failing.since
     )
+
+
+def _crash_reason(crashed: PodView) -> Reason:
+    """What a job that was retried in vain is said to have failed of."""
+    if crashed.report is not None and crashed.report.reason in _NAMED_CRASHES:
+        return crashed.report.reason
+    if crashed.container is not None and crashed.container.exit_code == ExitCode.COLLECTIVE_TIMEOUT:
+        return Reason.COLLECTIVE_TIMEOUT
+    return Reason.BACKOFF_LIMIT_EXCEEDED
+
+
+def _memory(report: TerminationReport) -> str:
+    """The numbers that choosing a smaller micro-batch needs, where memory ran out."""
+    facts = report.memory
+    if report.reason is not Reason.OUT_OF_MEMORY or facts is None:
+        return ""
+    limit = f" of {facts.limit_bytes / 2**30:.1f} GiB" if facts.limit_bytes else ""
+    return f" [microBatchSize {facts.micro_batch_size}, peak {facts.peak_bytes / 2**30:.1f} GiB{limit}]"

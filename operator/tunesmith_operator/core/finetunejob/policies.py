@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
 from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_operator.core.finetunejob.places import Place, places
 
 __all__ = ["violation"]
 
@@ -13,33 +15,58 @@ def _inside(inner: str, outer: str) -> bool:
     return (inner.rstrip("/") + "/").startswith(outer.rstrip("/") + "/")
 
 
+def _overlap(one: Place, other: Place) -> bool:
+    return _inside(one.uri, other.uri) or _inside(other.uri, one.uri)
+
+
+def paths_are_plain(job: FineTuneJob) -> str | None:
+    """`..` would lead out of a claim's folder, and is an ordinary name to an S3 store."""
+    for place in places(job.spec):
+        if {".", ".."} & set(place.uri.split("/")):
+            return f"spec.{place.field} ({place.uri}) has a part '.' or '..': write the path out"
+    return None
+
+
+def cache_can_be_written(job: FineTuneJob) -> str | None:
+    """The Hub is read only."""
+    uri = job.spec.dataset.cache_uri
+    if uri is not None and uri.startswith("hf://"):
+        return f"spec.dataset.cacheUri ({uri}) is written to: give an s3:// or pvc:// folder"
+    return None
+
+
 def folders_are_apart(job: FineTuneJob) -> str | None:
-    """Retention deletes in the checkpoint folder, export writes into the output folder: neither may hold the other."""
-    spec = job.spec
-    pairs = (
-        ("checkpoint.uri", spec.checkpoint.uri, "output.uri", spec.output.uri),
-        ("checkpoint.uri", spec.checkpoint.uri, "model.uri", spec.model.uri),
-        ("output.uri", spec.output.uri, "model.uri", spec.model.uri),
+    """Retention deletes in the checkpoint folder, export and cache write into theirs: none may hold another."""
+    written = [place for place in places(job.spec) if place.written]
+    for one, other in combinations(written, 2):
+        if _overlap(one, other):
+            return _apart(one, other)
+    return None
+
+
+def inputs_are_apart(job: FineTuneJob) -> str | None:
+    """What is read would change under the job's feet, or fall to retention, where the job writes too."""
+    everything = places(job.spec)
+    for one in (place for place in everything if place.written):
+        for other in (place for place in everything if not place.written):
+            if _overlap(one, other):
+                return _apart(one, other)
+    return None
+
+
+def _apart(one: Place, other: Place) -> str:
+    return (
+        f"spec.{one.field} ({one.uri}) and spec.{other.field} ({other.uri}) lie one in the other: give each a folder "
+        "of its own, for example s3://bucket/checkpoints/NAME and s3://bucket/models/NAME"
     )
-    for left, a, right, b in pairs:
-        if _inside(a, b) or _inside(b, a):
-            return (
-                f"spec.{left} ({a}) and spec.{right} ({b}) lie one in the other: give each a folder of its own, "
-                "for example s3://bucket/checkpoints/NAME and s3://bucket/models/NAME"
-            )
-    return None
 
 
-def data_is_apart(job: FineTuneJob) -> str | None:
-    """A data file inside the checkpoint folder would fall to retention."""
-    sources = {"dataset.train.uri": job.spec.dataset.train, "dataset.eval.uri": job.spec.dataset.eval}
-    for field, source in sources.items():
-        if source is not None and source.uri is not None and _inside(source.uri, job.spec.checkpoint.uri):
-            return f"spec.{field} lies in spec.checkpoint.uri, whose contents the job deletes: move it elsewhere"
-    return None
-
-
-_CHECKS: tuple[Callable[[FineTuneJob], str | None], ...] = (folders_are_apart, data_is_apart)
+_CHECKS: tuple[Callable[[FineTuneJob], str | None], ...] = (
+    paths_are_plain,
+    cache_can_be_written,
+    folders_are_apart,
+    inputs_are_apart,
+)
 
 
 def violation(job: FineTuneJob) -> str | None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tunesmith_api.keys import JobCondition, Reason
-from tunesmith_api.reports import ProgressReport, TerminationReport, TrainerState
+from tunesmith_api.reports import DatasetFacts, ProgressReport, TerminationReport, TrainerState
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from tunesmith_api.v1alpha1.jobstatus import (
     Attempt,
     CheckpointStatus,
+    DatasetStatus,
     JobDisplay,
     JobPhase,
     ModelStatus,
@@ -23,11 +24,12 @@ from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.crashes import crash_message, last_crash
 from tunesmith_operator.core.finetunejob.observed import Family, attempt_number, child_name
 from tunesmith_operator.core.finetunejob.outcome import Verdict, culprit
-from tunesmith_operator.core.text import duration, loss, number, rfc3339
+from tunesmith_operator.core.text import duration, loss, number, rfc3339, shortened
 from tunesmith_operator.core.troubles import Trouble
 
 __all__ = ["ended_status", "refused_status", "running_status", "stopped", "waiting_status"]
 
+MAX_ROW_LENGTH = 500
 _PHASES = {
     TrainerState.STARTING: JobPhase.STARTING,
     TrainerState.PREPARING: JobPhase.STARTING,
@@ -123,6 +125,7 @@ def running_status(
             "workers": WorkerCounts(desired=desired, ready=ready),
             "restarts": restarts,
             "attempts": [*before.attempts[:-1], attempt],
+            "dataset": _dataset(before, report.dataset if report is not None else None),
             "checkpoint": checkpoint,
             "start_time": start_time,
         }
@@ -164,6 +167,7 @@ def ended_status(
             "workers": WorkerCounts(desired=desired, ready=0),
             "restarts": restarts,
             "attempts": [*before.attempts[:-1], attempt],
+            "dataset": _dataset(before, report.dataset if report is not None else None),
             "checkpoint": checkpoint,
             "model": _model(job, verdict),
             "metrics": _metrics(before, report),
@@ -252,6 +256,14 @@ def _checkpoint(before: FineTuneJobStatus, seen: object) -> CheckpointStatus | N
     if seen is None:
         return before.checkpoint
     return CheckpointStatus.model_validate(seen, from_attributes=True)
+
+
+def _dataset(before: FineTuneJobStatus, seen: DatasetFacts | None) -> DatasetStatus | None:
+    if seen is None:
+        return before.dataset
+    # a row can be long, and a custom resource is to stay small
+    facts = DatasetStatus.model_validate(seen, from_attributes=True)
+    return facts.model_copy(update={"first_bad_row": shortened(facts.first_bad_row, MAX_ROW_LENGTH)})
 
 
 def _checkpoint_available(checkpoint: CheckpointStatus | None) -> Finding:
