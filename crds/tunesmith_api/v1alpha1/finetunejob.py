@@ -59,6 +59,9 @@ IMMUTABLE_AFTER_START = (
 )
 
 
+ABSENT_UNLESS_GIVEN = ("classification", "preference", "maskedLM")
+
+
 class Init(StrEnum):
     """Where the weights come from."""
 
@@ -325,10 +328,18 @@ class FineTuneJobSpec(SpecModel):
     )
 
 
+def _unchanged(field: str) -> str:
+    now, before = f"self.spec.{field}", f"oldSelf.spec.{field}"
+    if field not in ABSENT_UNLESS_GIVEN:
+        return f"{now} == {before}"
+    # to read an absent field is an error in CEL, and an error refuses every write, the operator's status too
+    return f"has({now}) == has({before}) && (!has({now}) || {now} == {before})"
+
+
 def _immutable_rules() -> list[dict[str, Any]]:
     return [
         cel(
-            f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec.{field} == oldSelf.spec.{field}",
+            f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({_unchanged(field)})",
             f"spec.{field} can't change once the job has started: create a new FineTuneJob (and point model.uri at this one's output to go on from it)",
         )
         for field in IMMUTABLE_AFTER_START
