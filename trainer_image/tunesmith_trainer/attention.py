@@ -79,12 +79,19 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each example of a packed row to itself.
 
     query: [1, heads, tokens, size]; key, value: [1, key heads, tokens, size]. Returns [1, tokens, heads, size].
+
+    Raises:
+        ValueError: the model caps its attention or gives it a sink, which no fused kernel computes.
     """
+    if softcap is not None or s_aux is not None:
+        raise ValueError("attention with a cap or a sink can't be packed")
     mask = None
     if sliding_window is not None and sliding_window < packed.longest:
         mask = _window_mask(packed.longest, sliding_window, query.device)

@@ -36,9 +36,11 @@ class Evaluation:
 
 
 def _added(left: Assessment, right: Assessment) -> Assessment:
-    if not left.sums:
-        return right
-    sums = {name: [a + b for a, b in zip(values, right.sums[name], strict=True)] for name, values in left.sums.items()}
+    sums = right.sums
+    if left.sums:
+        sums = {
+            name: [a + b for a, b in zip(values, right.sums[name], strict=True)] for name, values in left.sums.items()
+        }
     outcomes = heapq.nlargest(WORST, [*left.outcomes, *right.outcomes], key=lambda outcome: outcome.loss)
     return Assessment(sums, outcomes, [*left.texts, *right.texts])
 

@@ -1,46 +1,46 @@
-"""The loss and its gradient: by hand, however the batch is cut."""
+"""The loss and its gradient: by hand, however the batch is cut, padded or packed."""
 
-import copy
-from types import SimpleNamespace
+import math
+from contextlib import nullcontext
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from tunesmith_api.keys import ExitCode, Reason
-from tunesmith_store.errors import UserError
-from tunesmith_trainer.chat import IGNORE, EncodedChat
-from tunesmith_trainer.data import collate
+from support.plans import training_plan
+from tunesmith_trainer.attention import packed_implementation
 from tunesmith_trainer.evaluate import evaluate
 from tunesmith_trainer.group import Group
-from tunesmith_trainer.model import Numerics
 from tunesmith_trainer.order import micro_batches
-from tunesmith_trainer.step import keeps_logits, make_optimizer, target_logits, train_step
+from tunesmith_trainer.step import clipped_norm, compute_gradients, take_step
+from tunesmith_trainer.tasks.base import IGNORE, Example
+from tunesmith_trainer.tasks.language import ChatSFT, keeps_logits
 
 CPU = torch.device("cpu")
 
 
-class TwoLayers(torch.nn.Module):
-    """The smallest language model: each token predicts the next."""
+class Alone:
+    """One process: what `parallel.wrap` makes of a model without peers."""
 
-    def __init__(self, vocabulary=11, width=6):
-        super().__init__()
-        torch.manual_seed(3)
-        self.embedding = torch.nn.Embedding(vocabulary, width)
-        self.norm = torch.nn.LayerNorm(width)
-        self.head = torch.nn.Linear(width, vocabulary)
+    dp_size = 1
 
-    def forward(self, input_ids, attention_mask, use_cache, logits_to_keep=None):
-        hidden = self.norm(self.embedding(input_ids))
-        if logits_to_keep is not None:
-            hidden = hidden[:, logits_to_keep]
-        return SimpleNamespace(logits=self.head(hidden))
+    def __init__(self, module):
+        self.module = module
+
+    def sync(self, last):
+        return nullcontext()
+
+    def clip_grad_norm(self, max_norm):
+        return float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), max_norm))
 
 
 def example(*tokens, spoken):
-    return EncodedChat(list(tokens), [token if number in spoken else IGNORE for number, token in enumerate(tokens)])
+    labels = [token if number in spoken else IGNORE for number, token in enumerate(tokens)]
+    units = float(sum(label != IGNORE for label in labels[1:]))
+    return Example({"input_ids": list(tokens), "labels": labels}, len(tokens), units)
 
 
 EXAMPLES = [
@@ -50,116 +50,138 @@ EXAMPLES = [
     example(3, 3, 3, spoken={0, 1, 2}),
     example(9, 8, 7, spoken={2}),
 ]
-TOKENS = sum(item.trained_tokens for item in EXAMPLES)
+UNITS = sum(item.units for item in EXAMPLES)
 
 
-def by_hand(model):
+def llama():
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32,
+        initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture
+def task(tokenizer):
+    found = ChatSFT(training_plan())
+    found.processor = tokenizer
+    found._keep = True
+    return found
+
+
+def by_hand(model, smoothing=0.0):
     total = 0
     for item in EXAMPLES:
-        logits = model(torch.tensor([item.input_ids]), None, False).logits[0]
-        for position, label in enumerate(item.labels[1:]):
+        logits = model(torch.tensor([item.features["input_ids"]])).logits[0]
+        for position, label in enumerate(item.features["labels"][1:]):
             if label != IGNORE:
-                total = total - functional.log_softmax(logits[position], -1)[label]
-    return total / TOKENS
+                likelihoods = functional.log_softmax(logits[position], -1)
+                total = total - (1 - smoothing) * likelihoods[label] - smoothing * likelihoods.mean()
+    return total / UNITS
 
 
-def stepped(parts, keep=True, clip=0.0, rate=0.1):
-    model = TwoLayers()
-    optimizer = make_optimizer(model.named_parameters(), weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8)
-    batches = [collate(part, 0, CPU) for part in parts]
-    result = train_step(
-        model, optimizer, batches, global_tokens=TOKENS, world_size=1, learning_rate=rate, max_grad_norm=clip, keep=keep
-    )
-    return model, result
+def gradients(task, parts, packed, model=None):
+    model = llama() if model is None else model
+    with packed_implementation(model, packed):
+        batches = [task.collate(part, CPU, packed) for part in parts]
+        found = compute_gradients(Alone(model), batches, task.loss, global_units=UNITS)
+    return model, found
 
 
-def test_the_loss_is_the_mean_over_the_assistants_tokens():
-    _, result = stepped([EXAMPLES])
-    assert result.nll_sum / TOKENS == pytest.approx(by_hand(TwoLayers()).item(), abs=1e-6)
+def flat(model):
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
-def test_the_gradient_norm_is_that_of_the_mean(keep):
-    model = TwoLayers()
-    by_hand(model).backward()
-    expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
-    _, result = stepped([EXAMPLES], keep=keep)
-    assert result.grad_norm == pytest.approx(float(expected), abs=1e-6)
+def test_loss_and_gradient_are_those_of_the_mean_over_the_assistants_tokens(task, packed, keep):
+    task._keep = keep
+    expected = llama()
+    loss = by_hand(expected)
+    loss.backward()
+    model, found = gradients(task, [EXAMPLES], packed)
+    assert found.loss_sum / UNITS == pytest.approx(loss.item(), abs=1e-5)
+    assert torch.allclose(flat(model), flat(expected), atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
-@given(size=st.integers(1, 6), order=st.permutations(EXAMPLES))
-def test_however_the_batch_is_cut_the_step_is_the_same(size, order):
-    whole, _ = stepped([EXAMPLES], rate=1e-2)
-    parts, _ = stepped(micro_batches(order, size), rate=1e-2)
-    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+def test_label_smoothing_is_torchs(task):
+    task.plan = training_plan(training={"label_smoothing_factor": 0.2})
+    _, found = gradients(task, [EXAMPLES], packed=True)
+    assert found.loss_sum / UNITS == pytest.approx(by_hand(llama(), 0.2).item(), abs=1e-5)
 
 
-def test_only_positions_with_a_target_get_logits():
-    batch = collate([EXAMPLES[0], EXAMPLES[2]], 0, CPU)
-    logits, targets = target_logits(TwoLayers(), batch, keep=True)
-    assert logits.shape == (2, 2, 11)
-    assert targets.tolist() == [[3, 4], [IGNORE, 1]]
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(size=st.integers(1, 4), longest=st.integers(5, 12), order=st.permutations(EXAMPLES), packed=st.booleans())
+def test_however_the_batch_is_cut_the_gradient_is_the_same(task, size, longest, order, packed):
+    whole, _ = gradients(task, [EXAMPLES], packed=False)
+    parts, _ = gradients(task, micro_batches(order, size, longest, packed), packed)
+    assert torch.allclose(flat(whole), flat(parts), atol=1e-5)
 
 
-def test_a_micro_batch_without_targets_is_harmless():
-    idle = collate([EXAMPLES[0]], 0, CPU)
-    idle.labels.fill_(IGNORE)
-    model, batches = TwoLayers(), [collate(EXAMPLES, 0, CPU), idle]
-    optimizer = make_optimizer(model.named_parameters(), weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8)
-    options = {"global_tokens": TOKENS, "world_size": 1, "learning_rate": 0.1, "max_grad_norm": 0.0, "keep": True}
-    train_step(model, optimizer, batches, **options)
-    expected, _ = stepped([EXAMPLES])
-    for one, other in zip(model.parameters(), expected.parameters(), strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+def test_a_micro_batch_without_targets_is_harmless(task):
+    expected, _ = gradients(task, [EXAMPLES], packed=True)
+    model, found = gradients(task, [EXAMPLES, [example(4, 5, 6, spoken=set())]], packed=True)
+    assert torch.allclose(flat(model), flat(expected), atol=1e-6)
+    assert math.isfinite(found.loss_sum)
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_step():
-    model = TwoLayers()
-    with torch.no_grad():
-        model.head.weight[0, 0] = float("nan")
-    before = copy.deepcopy(model.state_dict())
-    optimizer = make_optimizer(model.named_parameters(), weight_decay=0.0, betas=(0.9, 0.999), epsilon=1e-8)
-    batches = [collate(EXAMPLES, 0, CPU)]
-    options = {"global_tokens": TOKENS, "world_size": 1, "learning_rate": 0.1, "max_grad_norm": 1.0, "keep": True}
-    with pytest.raises(UserError) as caught:
-        train_step(model, optimizer, batches, **options)
-    assert (caught.value.reason, caught.value.exit_code) == (Reason.DIVERGED, ExitCode.DIVERGED)
-    assert torch.equal(before["embedding.weight"], model.embedding.weight)
+def test_clipping_bounds_the_gradient_and_returns_the_norm_before(task):
+    model, _ = gradients(task, [EXAMPLES], packed=True)
+    norm = flat(model).norm().item()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert clipped_norm(Alone(model), optimizer, 0.0, None) == pytest.approx(norm, rel=1e-5)
+    assert flat(model).norm().item() == pytest.approx(norm, rel=1e-5), "0 leaves gradients alone"
+    assert clipped_norm(Alone(model), optimizer, 0.01, None) == pytest.approx(norm, rel=1e-5)
+    assert flat(model).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_biases_and_norms_are_not_decayed():
-    model = TwoLayers()
-    optimizer = make_optimizer(model.named_parameters(), weight_decay=0.1, betas=(0.9, 0.999), epsilon=1e-8)
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    assert decayed == {id(model.embedding.weight), id(model.head.weight)}
-
-
-def test_clipping_bounds_the_step_but_reports_the_norm():
-    _, free = stepped([EXAMPLES])
-    _, clipped = stepped([EXAMPLES], clip=0.01)
-    assert clipped.grad_norm == pytest.approx(free.grad_norm)
+def test_the_step_uses_the_rate_it_is_given_and_drops_the_gradient(task):
+    model, _ = gradients(task, [EXAMPLES], packed=True)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    changes = [parameter.grad.clone() for parameter in model.parameters()]
+    take_step(Alone(model), torch.optim.SGD(model.parameters(), 99.0), learning_rate=0.5)
+    for old, change, new in zip(before, changes, model.parameters(), strict=True):
+        assert torch.allclose(new, old - 0.5 * change)
+        assert new.grad is None
 
 
 def test_keeps_logits_looks_at_the_signature():
-    assert keeps_logits(TwoLayers())
+    assert keeps_logits(llama())
     assert not keeps_logits(torch.nn.Linear(1, 1))
 
 
-def test_evaluation_counts_what_the_model_gets_right():
-    model = TwoLayers()
-    options = {"group": Group(), "numerics": Numerics(CPU, False), "pad_id": 0, "keep": True}
-    result = evaluate(model, EXAMPLES, micro_batch_size=2, **options)
-    assert result.loss == pytest.approx(by_hand(model).item(), abs=1e-6)
-    assert result.examples == len(EXAMPLES)
+class Held(list):
+    def get(self, index, epoch=0):
+        return self[index]
+
+
+def evaluated(task, model, examples, packed):
+    with packed_implementation(model, packed):
+        return evaluate(
+            task, model, Held(examples), [item.length for item in examples], group=Group(), autocast=lambda: None, packed=packed,
+            data_rank=0, data_ranks=1, lockstep=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_evaluation_counts_what_the_model_gets_right(task, packed):
+    model = llama()
+    found = evaluated(task, model, EXAMPLES, packed)
+    assert found.metrics["loss"] == pytest.approx(by_hand(model).item(), abs=1e-5)
+    assert found.metrics["perplexity"] == pytest.approx(math.exp(by_hand(model).item()), rel=1e-4)
+    assert found.examples == len(EXAMPLES)
+    losses = [outcome.loss for outcome in found.assessment.outcomes]
+    assert losses == sorted(losses, reverse=True)
+    assert {outcome.index for outcome in found.assessment.outcomes} == set(range(len(EXAMPLES)))
     # teach it one example by heart: that one matches exactly
-    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
     for _ in range(60):
         optimizer.zero_grad()
-        logits, targets = target_logits(model, collate([EXAMPLES[2]], 0, CPU), True)
-        functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE).backward()
+        task.loss(model, task.collate([EXAMPLES[2]], CPU, False)).backward()
         optimizer.step()
-    one = evaluate(model, [EXAMPLES[2]], micro_batch_size=2, **options)
-    assert (one.token_accuracy, one.exact_match) == (1.0, 1.0)
+    one = evaluated(task, model, [EXAMPLES[2]], packed)
+    assert (one.metrics["tokenAccuracy"], one.metrics["exactMatch"]) == (1.0, 1.0)
     assert model.training
