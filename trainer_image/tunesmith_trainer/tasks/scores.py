@@ -18,6 +18,7 @@ __all__ = [
     "class_scores",
     "class_sums",
     "confusion_matrix",
+    "matthews",
     "multi_label_sums",
     "regression_scores",
     "regression_sums",
@@ -87,26 +88,24 @@ def class_scores(sums: Sums) -> dict[str, float]:
     Returns:
         `precision`, `recall`, `f1`: macro, the plain mean over classes (scikit-learn's `average="macro"`; a class that
         occurs neither in the data nor in the answers is left out). `f1Micro`: F1 of the summed counts; with one class
-        per example that is the accuracy. `mcc`: Matthews correlation over all classes (Gorodkin, 2004: R_K); it means
-        something only with one class per example.
+        per example that is the accuracy.
     """
     hits, said, true = sums["hits"], sums["predicted"], sums["actual"]
     classes = [unit_scores(*counts) for counts in zip(hits, said, true, strict=True) if counts[1] or counts[2]]
     means = [_part(math.fsum(scores), len(classes)) for scores in zip(*classes, strict=True)] or [0.0] * 3
-    return {
-        "precision": means[0],
-        "recall": means[1],
-        "f1": means[2],
-        "f1Micro": unit_scores(sum(hits), sum(said), sum(true))[2],
-        "mcc": _matthews(sum(hits), said, true),
-    }
+    micro = unit_scores(sum(hits), sum(said), sum(true))[2]
+    return {"precision": means[0], "recall": means[1], "f1": means[2], "f1Micro": micro}
 
 
-def _matthews(right: float, said: Sequence[float], true: Sequence[float]) -> float:
-    # Gorodkin (2004), "Comparing two K-category assignments by a K-category correlation coefficient": only the margins
-    # of the confusion matrix and its trace are needed
+def matthews(sums: Sums) -> float:
+    """Return the Matthews correlation of examples with one class each, over all classes.
+
+    Only the margins of the confusion matrix and its trace are needed: Gorodkin (2004), "Comparing two K-category
+    assignments by a K-category correlation coefficient", R_K.
+    """
+    said, true = sums["predicted"], sums["actual"]
     examples = sum(true)
-    covariance = right * examples - sum(a * b for a, b in zip(said, true, strict=True))
+    covariance = sum(sums["hits"]) * examples - sum(a * b for a, b in zip(said, true, strict=True))
     spread = (examples**2 - sum(a * a for a in said)) * (examples**2 - sum(b * b for b in true))
     return _part(covariance, math.sqrt(spread))
 
