@@ -20,11 +20,12 @@ from tunesmith_api.reports import ModelRef
 from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_store.files import entries_below
 from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_trainer.report import RunRecord
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Export", "finished_model", "model_card", "publish", "write_model"]
+__all__ = ["Export", "finished_model", "publish", "write_model"]
 
 METRICS = "metrics.json"
 CARD = "README.md"
@@ -40,6 +41,17 @@ class Export:
     metrics: Mapping[str, float]
     history: list[dict[str, float]]
     evaluations: list[dict[str, float]]
+
+    @property
+    def record(self) -> RunRecord:
+        """What the model card is written from."""
+        return RunRecord.of(
+            self.plan,
+            run_digest=self.run_digest,
+            metrics=self.metrics,
+            history=self.history,
+            evaluations=self.evaluations,
+        )
 
 
 def finished_model(store: ObjectStore, uri: str, run_digest: str) -> tuple[ModelRef, dict[str, float]] | None:
@@ -57,6 +69,7 @@ def write_model(model: nn.Module, tokenizer: Any, folder: Path, export: Export) 
     """Write the tuned model to a local folder; adapters are merged in float32, then all is stored as the base was."""
     from tunesmith_trainer.lora import merge_adapters
     from tunesmith_trainer.model import stored_dtype
+    from tunesmith_trainer.report.card import model_card
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -74,7 +87,7 @@ def write_model(model: nn.Module, tokenizer: Any, folder: Path, export: Export) 
     tokenizer.save_pretrained(folder)
     report = {"metrics": dict(export.metrics), "history": export.history, "evaluations": export.evaluations}
     (folder / METRICS).write_text(json.dumps(report, indent=1))
-    (folder / CARD).write_text(model_card(export))
+    (folder / CARD).write_text(model_card(export.record))
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o644)  # save_pretrained leaves 0600: a server of another user couldn't read it
@@ -98,65 +111,3 @@ def publish(store: ObjectStore, folder: Path, export: Export) -> ModelRef:
         store.upload(folder / entry.path, f"{uri}/{entry.path}")
     store.put_bytes(f"{uri}/{keys.MODEL_MANIFEST}", manifest.to_json().encode())
     return ModelRef(uri=export.plan.output_uri, digest=manifest.digest, size_bytes=manifest.size_bytes)
-
-
-LABELS = {
-    "evalLoss": "held-out loss per token",
-    "evalTokenAccuracy": "held-out token accuracy",
-    "evalExactMatch": "held-out exact match (teacher-forced)",
-}
-
-
-def model_card(export: Export) -> str:
-    """Return the model card: what it is made from and how, how well it does, and how to use it."""
-    plan, training, metrics = export.plan, export.plan.training, export.metrics
-    rows = [
-        f"| {label} | {metrics.get(name + 'Before', float('nan')):.4f} | {metrics[name]:.4f} |"
-        for name, label in LABELS.items()
-        if name in metrics
-    ]
-    table = ["| | before | after |", "|---|---|---|", *rows] if rows else ["No held-out data was given."]
-    settings = {
-        "learning rate": f"{training.learning_rate:g}, {training.lr_scheduler_type}, warm-up {training.warmup_ratio:g}",
-        "global batch size": training.global_batch_size,
-        "steps": int(metrics.get("steps", 0)),
-        "max length": training.max_length,
-        "weight decay": f"{training.weight_decay:g}",
-        "seed": training.seed,
-    }
-    if plan.lora:
-        settings["LoRA"] = f"r {plan.lora.r}, alpha {plan.lora.alpha}, {', '.join(plan.lora.target_modules)}; merged"
-    name = plan.name
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [tunesmith, fine-tuned, chat]",
-        "---",
-        f"# {name}",
-        "",
-        f"`{plan.model_uri}` fine-tuned ({plan.task}, {plan.method}) on `{plan.train_uri}` by Tunesmith.",
-        "",
-        "## Results",
-        *table,
-        "",
-        "## Training",
-        *(f"* {key}: {value}" for key, value in settings.items()),
-        "",
-        f"Loss was computed on the assistant's tokens only. The loss curve is in `{METRICS}`.",
-        "",
-        "## Use",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")',
-        'messages = [{"role": "user", "content": "…"}]',
-        'options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
-        "inputs = tokenizer.apply_chat_template(messages, **options)",
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
-        "```",
-        "",
-        "The licence of the base model applies.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -1,0 +1,167 @@
+"""Which words made a text classifier say what it said: integrated gradients on the input embeddings, by captum.
+
+Sundararajan et al. (2017), "Axiomatic Attribution for Deep Networks". A token's score is its part of the difference
+between the class's logit for the text and for the same text with every word blanked out. Called at the end of a run for
+the held-out examples that the model got most wrong. Works for every sequence classifier of transformers that has input
+embeddings (BERT-like and Llama-like), with or without adapters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunesmith_trainer.report.record import WorstExample
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["TokenScore", "attribute", "explained"]
+
+TokenScore = tuple[str, float]
+"""A piece of the text as it stands there, and how much it spoke for the class; below 0: against it."""
+
+STEPS = 16
+"""Points of the path at which gradients are taken."""
+AT_ONCE = 8
+"""Points that are computed together: bounds memory."""
+MOST_TOKENS = 256
+BUDGET_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    ids: torch.Tensor
+    """[1, tokens]"""
+    blank: torch.Tensor
+    """The same with every word replaced by padding; special tokens stay."""
+    others: dict[str, torch.Tensor]
+
+
+def attribute(
+    model: nn.Module,
+    tokenizer: Any,
+    text: str,
+    target: int | None = None,
+    *,
+    pair: str | None = None,
+    steps: int = STEPS,
+    max_length: int = MOST_TOKENS,
+) -> list[TokenScore]:
+    """Score the tokens of one text.
+
+    Args:
+        model: a sequence classifier without a wrapper (DDP), on any device. Its mode and gradients stay as they are.
+        tokenizer: its fast tokenizer.
+        text: the text.
+        target: class number whose logit is explained; None for the one that the model puts first.
+        pair: the second text of a pair.
+        steps: points of the path; the error falls quickly with more.
+        max_length: tokens that are looked at; the text behind them is shown as `…`.
+
+    Returns:
+        (piece, score) in the text's order. The pieces together are the text, of a pair both with a line break between.
+    """
+    import torch
+    from captum.attr import LayerIntegratedGradients  # type: ignore[import-untyped]
+
+    encoding = tokenizer(
+        text, pair, truncation=True, max_length=max_length, return_tensors="pt", return_offsets_mapping=True
+    )
+    inputs = _inputs(model, tokenizer, encoding)
+    names = list(inputs.others)
+
+    def logits(ids: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model(input_ids=ids, **dict(zip(names, others, strict=True))).logits
+        return found.float()
+
+    embeddings: nn.Module = getattr(model, "get_input_embeddings")()  # noqa: B009 - nn.Module's own type hides it
+    was_training = model.training
+    model.eval()
+    try:
+        if target is None:
+            with torch.no_grad():
+                target = int(logits(inputs.ids, *inputs.others.values())[0].argmax())
+        with torch.enable_grad():
+            found = LayerIntegratedGradients(logits, embeddings).attribute(
+                inputs.ids,
+                baselines=inputs.blank,
+                additional_forward_args=tuple(inputs.others.values()),
+                target=target,
+                n_steps=steps,
+                internal_batch_size=AT_ONCE,
+            )
+    finally:
+        model.train(was_training)
+    scores = found[0].detach().float().sum(-1).tolist()
+    return _pieces(encoding, [text] if pair is None else [text, pair], scores)
+
+
+def explained(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[WorstExample],
+    *,
+    budget_seconds: float | None = BUDGET_SECONDS,
+) -> tuple[WorstExample, ...]:
+    """Return the examples with attributions for the class that the model puts first.
+
+    Args:
+        model: as for `attribute`.
+        tokenizer: without a fast tokenizer the examples come back as they are.
+        examples: worst first.
+        budget_seconds: no further example is begun after that; None for no bound. Ranks that share out a model's layers
+            (FSDP, tensor parallel) have to call this together, and without a bound.
+    """
+    began = time.monotonic()
+    done: list[WorstExample] = []
+    for example in examples:
+        late = budget_seconds is not None and time.monotonic() - began > budget_seconds
+        if late or not getattr(tokenizer, "is_fast", False):
+            done.append(example)
+            continue
+        scores = attribute(model, tokenizer, example.text, pair=example.text_pair)
+        done.append(example.model_copy(update={"attributions": tuple(scores)}))
+    return tuple(done)
+
+
+def _inputs(model: nn.Module, tokenizer: Any, encoding: Any) -> _Inputs:
+    import torch
+
+    device = next(model.parameters()).device
+    ids = encoding["input_ids"].to(device)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    special = torch.tensor([[place is None for place in encoding.sequence_ids(0)]], device=device)
+    names = [name for name in ("attention_mask", "token_type_ids") if name in encoding]
+    return _Inputs(
+        ids,
+        torch.where(special, ids, torch.full_like(ids, padding)),
+        {name: encoding[name].to(device) for name in names},
+    )
+
+
+def _pieces(encoding: Any, texts: Sequence[str], scores: Sequence[float]) -> list[TokenScore]:
+    """Give each token the piece of text that it stands for, with the space before it; tokens of one character join."""
+    pieces: list[TokenScore] = []
+    reached = [0] * len(texts)
+    current = 0
+    spans = encoding["offset_mapping"][0].tolist()
+    for place, (_, end), score in zip(encoding.sequence_ids(0), spans, scores, strict=True):
+        if place is None:
+            continue
+        if place != current:
+            pieces.append((texts[current][reached[current] :] + "\n", 0.0))
+            reached[current], current = len(texts[current]), place
+        if end > reached[place]:
+            pieces.append((texts[place][reached[place] : end], score))
+            reached[place] = end
+        elif pieces:
+            text, sum_so_far = pieces[-1]
+            pieces[-1] = (text, sum_so_far + score)
+    if reached[current] < len(texts[current]):
+        rest = texts[current][reached[current] :]
+        pieces.append((rest if len(rest) < 3 else " …", 0.0))
+    return pieces

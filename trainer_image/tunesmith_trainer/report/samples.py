@@ -1,0 +1,187 @@
+"""What the model answers to a few held-out prompts, before and after training. Called by `loop`; pure functions.
+
+Only tasks that generate have answers: ChatSFT, CausalLM, Seq2Seq and DPO. Decoding is greedy (or by the beams of
+`spec.generation`), so that before and after differ by the training alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from tunesmith_api.v1alpha1.task import Task as TaskName
+from tunesmith_trainer.report.record import Sample
+from tunesmith_trainer.tasks.base import Row, Task
+from tunesmith_trainer.tasks.pairs import read_pair
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["MOST_SAMPLES", "sample", "samples"]
+
+MOST_SAMPLES = 4
+MOST_NEW_TOKENS = 128
+BUDGET_SECONDS = 60.0
+PROMPT_TOKENS = 32
+"""How much of a plain text is given, at most half of it."""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    shown: str
+    expected: str
+    ids: Sequence[int]
+
+
+def sample(
+    model: nn.Module,
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    budget_seconds: float | None = BUDGET_SECONDS,
+) -> list[str]:
+    """Answer the prompts of the first MOST_SAMPLES rows.
+
+    Args:
+        model: the model, not wrapped by DDP. Its mode stays as it is.
+        task: a task whose processor is loaded. Where it generates nothing, there are no answers.
+        rows: held-out rows, as they were read.
+        budget_seconds: time for all answers; None for no bound. Ranks that share out a model's layers (FSDP, tensor
+            parallel) have to call this together, and without a bound.
+
+    Returns:
+        Answers in the order of the rows; fewer where time ran out.
+    """
+    import torch
+
+    began = time.monotonic()
+    answers: list[str] = []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for prompt in _prompts(task, rows):
+                left = None if budget_seconds is None else budget_seconds - (time.monotonic() - began)
+                if left is not None and left <= 0:
+                    break
+                answers.append(_answer(model, task, prompt, left))
+    finally:
+        model.train(was_training)
+    return answers
+
+
+def samples(task: Task, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> tuple[Sample, ...]:
+    """Put what `sample` answered for the same rows beside prompts and expected answers."""
+    prompts = _prompts(task, rows)[: max(len(before), len(after))]
+    return tuple(
+        Sample(prompt=prompt.shown, expected=prompt.expected, before=old, after=new)
+        for prompt, old, new in zip_longest(prompts, before, after)
+        if prompt is not None
+    )
+
+
+def _answer(model: nn.Module, task: Task, prompt: _Prompt, seconds: float | None) -> str:
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+    tokenizer, generation = task.processor, task.plan.generation
+    ids = torch.tensor([list(prompt.ids)], device=next(model.parameters()).device)
+    generate = getattr(model, "generate")  # noqa: B009 - nn.Module's own type hides it
+    produced = generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=min(generation.max_new_tokens, MOST_NEW_TOKENS),
+        num_beams=generation.num_beams,
+        do_sample=False,
+        use_cache=True,
+        max_time=seconds,
+        eos_token_id=_ends(model, tokenizer) or None,
+        pad_token_id=_padding(tokenizer),
+        # ranks that share out a model have to run it equally often
+        synced_gpus=isinstance(model, FSDPModule),
+    )[0]
+    answer = produced if task.plan.task is TaskName.SEQ2SEQ else produced[len(prompt.ids) :]
+    return str(tokenizer.decode(answer.tolist(), skip_special_tokens=True)).strip()
+
+
+def _padding(tokenizer: Any) -> int:
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found or 0)
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer: the model's, the tokenizer's, and ChatML's end of a turn."""
+    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    ends.append(tokenizer.eos_token_id)
+    if "<|im_end|>" in tokenizer.get_vocab():
+        ends.append(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    return sorted({int(end) for end in ends if end is not None})
+
+
+def _prompts(task: Task, rows: Sequence[Row]) -> list[_Prompt]:
+    kinds = {
+        TaskName.CHAT_SFT: _chat_prompt,
+        TaskName.CAUSAL_LM: _text_prompt,
+        TaskName.SEQ2SEQ: _source_prompt,
+        TaskName.DPO: _question_prompt,
+    }
+    make = kinds.get(task.plan.task)
+    found = (make(task, row) for row in rows[:MOST_SAMPLES]) if make else ()
+    return [prompt for prompt in found if prompt is not None]
+
+
+def _chat_prompt(task: Task, row: Row) -> _Prompt | None:
+    """The conversation up to the assistant's last turn. Conversations with images have none."""
+    messages = row[task.plan.dataset.columns.messages]
+    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns or any(not isinstance(message["content"], str) for message in messages):
+        return None
+    return _conversation(task, messages[: turns[-1]], messages[turns[-1]]["content"])
+
+
+def _question_prompt(task: Task, row: Row) -> _Prompt | None:
+    """The prompt of a preference; the better answer is the expected one."""
+    pair = read_pair(row, task.plan.dataset.columns)
+    expected = pair.chosen if isinstance(pair.chosen, str) else pair.chosen[0]["content"]
+    if not isinstance(pair.prompt, str):
+        return _conversation(task, pair.prompt, expected) if pair.prompt else None
+    if pair.templated:
+        return _conversation(task, [{"role": "user", "content": pair.prompt}], expected)
+    return _Prompt(pair.prompt, expected, _ids(task, task.processor(pair.prompt, verbose=False)["input_ids"]))
+
+
+def _conversation(task: Task, messages: Sequence[Mapping[str, Any]], expected: str) -> _Prompt:
+    found = task.processor.apply_chat_template(
+        list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    shown = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    return _Prompt(shown, expected, _ids(task, found["input_ids"]))
+
+
+def _text_prompt(task: Task, row: Row) -> _Prompt | None:
+    """The beginning of a plain text; what follows is expected."""
+    ids = list(task.processor(row[task.plan.dataset.columns.text], verbose=False)["input_ids"])
+    if len(ids) < 4:
+        return None
+    given = min(PROMPT_TOKENS, len(ids) // 2)
+    end = given + min(task.plan.generation.max_new_tokens, MOST_NEW_TOKENS)
+    read = task.processor.decode
+    return _Prompt(
+        read(ids[:given], skip_special_tokens=True), read(ids[given:end], skip_special_tokens=True), ids[:given]
+    )
+
+
+def _source_prompt(task: Task, row: Row) -> _Prompt | None:
+    columns = task.plan.dataset.columns
+    source = str(row[columns.source])
+    ids = task.processor(source, verbose=False)["input_ids"]
+    return _Prompt(source, str(row[columns.target]), _ids(task, ids))
+
+
+def _ids(task: Task, ids: Sequence[int]) -> list[int]:
+    """Cut from the left what is longer than maxLength: the end is what is to be answered."""
+    return list(ids)[-task.plan.training.max_length :]
