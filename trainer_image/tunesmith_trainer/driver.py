@@ -41,7 +41,7 @@ def main() -> int:
     pod = PodEnvironment.read()
     plan = pod.plan()
     restarts = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    pusher = ProgressPusher(pod.ip, pod.token)
+    pusher = ProgressPusher(pod.ip, pod.token, pod.progress_port)
     try:
         report = _run(plan, pod, pusher, restarts)
         code = ExitCode.SUCCESS
@@ -169,7 +169,7 @@ def _fit(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
 
 
 def _worker_resources(plan: TrainingPlan) -> dict[str, float]:
-    """One training process per pod: every Ray node offers exactly one CPU slot, whatever its number of cores."""
+    """Every Ray node offers exactly one CPU slot for each of its training processes, whatever its number of cores."""
     return {"CPU": 1.0, "GPU": float(plan.gpus_per_worker)} if plan.gpus_per_worker else {"CPU": 1.0}
 
 
@@ -183,7 +183,7 @@ def _connect(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher) ->
     pusher.phase("rayConnected")
     joined = -1
     while joined < plan.replicas:
-        alive = sum(1 for node in ray.nodes() if node["Alive"])
+        alive = sum(pod.processes for node in ray.nodes() if node["Alive"])
         if alive != joined:
             joined = alive
             message = "" if joined >= plan.replicas else f"waiting for workers: {joined} of {plan.replicas} have joined"

@@ -24,6 +24,11 @@ class PodEnvironment:
     plan_path: Path
     termination_log: Path
     cpu_millicores: int
+    processes: int = 1
+    """Training processes in this pod."""
+    progress_port: int = keys.PORT_PROGRESS
+    ray_port: int = 0
+    """Of Ray's head on a network that is shared with others, where all other ports have to be free ones; else 0."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> PodEnvironment:
@@ -40,12 +45,20 @@ class PodEnvironment:
             plan_path=Path(environ.get(keys.ENV_PLAN, f"{keys.PLAN_DIRECTORY}/{keys.PLAN_FILE}")),
             termination_log=Path(environ.get(keys.ENV_TERMINATION_LOG, keys.TERMINATION_LOG)),
             cpu_millicores=int(environ.get(keys.ENV_CPU_LIMIT) or 0),
+            processes=int(environ.get(keys.ENV_PROCESSES) or 1),
+            progress_port=int(environ.get(keys.ENV_PROGRESS_PORT) or keys.PORT_PROGRESS),
+            ray_port=int(environ.get(keys.ENV_RAY_PORT) or 0),
         )
 
     @property
     def is_head(self) -> bool:
         """Whether this pod runs Ray's head and the driver."""
         return self.index == 0
+
+    @property
+    def listen_ip(self) -> str:
+        """Where progress is served: to all of the pod's network, but on a machine's own loopback to nobody else."""
+        return self.ip if self.ip.startswith("127.") else "0.0.0.0"  # noqa: S104 - guarded by a NetworkPolicy
 
     def plan(self) -> TrainingPlan:
         """Read the mounted plan.

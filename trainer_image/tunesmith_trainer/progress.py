@@ -54,8 +54,8 @@ class ProgressUpdate(Contract):
 class ProgressPusher:
     """Sends updates from a thread of its own, at most one request each INTERVAL_SECONDS."""
 
-    def __init__(self, host: str, token: str) -> None:
-        self._url = f"http://{host}:{keys.PORT_PROGRESS}{keys.PATH_PROGRESS}"
+    def __init__(self, host: str, token: str, port: int = keys.PORT_PROGRESS) -> None:
+        self._url = f"http://{host}:{port}{keys.PATH_PROGRESS}"
         self._token = token
         self._queue: queue.SimpleQueue[ProgressUpdate | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)

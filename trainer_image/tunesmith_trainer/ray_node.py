@@ -103,17 +103,11 @@ class RayNode:
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start"),
             f"--node-ip-address={self.pod.ip}",
-            f"--node-manager-port={keys.PORT_RAY_NODE_MANAGER}",
-            f"--object-manager-port={keys.PORT_RAY_OBJECT_MANAGER}",
-            f"--runtime-env-agent-port={keys.PORT_RAY_RUNTIME_ENV_AGENT}",
-            f"--dashboard-agent-grpc-port={keys.PORT_RAY_DASHBOARD_AGENT}",
-            f"--metrics-export-port={keys.PORT_RAY_METRICS_EXPORT}",
-            f"--min-worker-port={keys.PORT_RAY_WORKER_MIN}",
-            f"--max-worker-port={keys.PORT_RAY_WORKER_MAX}",
+            *self._ports(),
             f"--object-store-memory={OBJECT_STORE_BYTES}",
-            # one training process per pod: one CPU slot, whatever the number of cores
-            "--num-cpus=1",
-            f"--num-gpus={self.plan.gpus_per_worker}",
+            # one CPU slot for each training process, whatever the number of cores
+            f"--num-cpus={self.pod.processes}",
+            f"--num-gpus={self.plan.gpus_per_worker * self.pod.processes}",
             "--disable-usage-stats",
             "--include-log-monitor=false",
         ]
@@ -122,6 +116,19 @@ class RayNode:
             unused = ("--include-dashboard=false", "--no-monitor")
             return [*command, "--head", f"--port={port}", *unused]
         return [*command, f"--address={self.address}"]
+
+    def _ports(self) -> list[str]:
+        if self.pod.ray_port:
+            return ["--min-worker-port=0", "--max-worker-port=0"]
+        return [
+            f"--node-manager-port={keys.PORT_RAY_NODE_MANAGER}",
+            f"--object-manager-port={keys.PORT_RAY_OBJECT_MANAGER}",
+            f"--runtime-env-agent-port={keys.PORT_RAY_RUNTIME_ENV_AGENT}",
+            f"--dashboard-agent-grpc-port={keys.PORT_RAY_DASHBOARD_AGENT}",
+            f"--metrics-export-port={keys.PORT_RAY_METRICS_EXPORT}",
+            f"--min-worker-port={keys.PORT_RAY_WORKER_MIN}",
+            f"--max-worker-port={keys.PORT_RAY_WORKER_MAX}",
+        ]
 
     def is_up(self) -> bool:
         """Whether Ray has started here. Remembers its processes, so that `is_lost` can watch them."""

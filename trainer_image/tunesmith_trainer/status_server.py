@@ -93,10 +93,15 @@ class StatusServer:
     """
 
     def __init__(
-        self, board: ProgressBoard, token: str, health: Callable[[], tuple[bool, dict[str, Any]]], port: int
+        self,
+        board: ProgressBoard,
+        token: str,
+        health: Callable[[], tuple[bool, dict[str, Any]]],
+        port: int,
+        ip: str = "0.0.0.0",  # noqa: S104 - the pod's own network, guarded by a NetworkPolicy
     ) -> None:
         handler = _handler(board, token, health)
-        self._server = _Server(("0.0.0.0", port), handler)  # noqa: S104 - the pod's own network, guarded by a NetworkPolicy
+        self._server = _Server((ip, port), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
 
     def start(self) -> None:

@@ -50,7 +50,7 @@ class Supervisor:
         self.pod, self.plan = pod, plan
         self.children = Children()
         self.board = ProgressBoard(plan.attempt, echo=say)
-        self.server = StatusServer(self.board, pod.token, self._health, keys.PORT_PROGRESS)
+        self.server = StatusServer(self.board, pod.token, self._health, pod.progress_port, pod.listen_ip)
         self.stopping = threading.Event()
         self.node: RayNode | None = None
         self.driver: int | None = None
@@ -90,7 +90,7 @@ class Supervisor:
         self.server.start()
         say(
             f"tunesmith trainer: {self.plan.namespace}/{self.plan.name} attempt {self.plan.attempt}, "
-            f"worker {self.pod.index} of {self.plan.replicas}"
+            + (f"worker {self.pod.index} of {self.plan.replicas}" if self.pod.processes == 1 else "all workers here")
         )
         try:
             while True:
@@ -110,7 +110,7 @@ class Supervisor:
     def _tend_head(self) -> int | None:
         """Keep Ray and the driver running; return the exit code once the driver has a result."""
         if self.node is None:
-            self._start_ray(f"{self.pod.ip}:{keys.PORT_RAY_GCS}", uuid.uuid4().hex)
+            self._start_ray(f"{self.pod.ip}:{self.pod.ray_port or keys.PORT_RAY_GCS}", uuid.uuid4().hex)
         if self.driver is None:
             if time.monotonic() >= self._not_before:
                 self.driver = self.children.spawn(

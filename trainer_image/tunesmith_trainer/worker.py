@@ -34,7 +34,7 @@ def run(run_digest: str) -> dict[str, Any]:
     torch.set_num_threads(pod.threads)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    pusher = ProgressPusher(plan.head_host, pod.token) if rank == 0 else None
+    pusher = ProgressPusher(plan.head_host, pod.token, pod.progress_port) if rank == 0 else None
     if pusher:
         pusher.phase("workersStarted")
     pod.interrupted_file.unlink(missing_ok=True)

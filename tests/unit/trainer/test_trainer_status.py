@@ -80,8 +80,8 @@ def test_posts_need_the_token_and_the_right_form(server):
     assert ProgressReport.from_json(get(f"{server}/progress")[1]).global_step == 3
 
 
-def test_a_pusher_delivers_numbers_lines_and_phases(server, board, printed):
-    pusher = ProgressPusher("127.0.0.1", "secret")
+def test_a_pusher_delivers_numbers_lines_and_phases(server, board, printed, port):
+    pusher = ProgressPusher("127.0.0.1", "secret", port)
     pusher.phase("firstStep")
     for step in range(1, 4):
         pusher.update(state=TrainerState.TRAINING, global_step=step, loss=1.0 / step)
@@ -99,7 +99,7 @@ def test_a_pusher_delivers_numbers_lines_and_phases(server, board, printed):
 def test_a_pusher_without_a_listener_holds_nothing_up(port, monkeypatch):
     monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.01)
     began = time.monotonic()
-    pusher = ProgressPusher("127.0.0.1", "secret")
+    pusher = ProgressPusher("127.0.0.1", "secret", port)
     for step in range(1000):
         pusher.update(global_step=step)
     assert time.monotonic() - began < 1
