@@ -8,7 +8,6 @@ import urllib.request
 
 import pytest
 
-from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.reports import (
     MAX_TERMINATION_BYTES,
@@ -34,12 +33,10 @@ def board(printed):
 
 
 @pytest.fixture
-def port(monkeypatch):
+def port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        number = probe.getsockname()[1]
-    monkeypatch.setattr(keys, "PORT_PROGRESS", number)
-    return number
+        return probe.getsockname()[1]
 
 
 @pytest.fixture
