@@ -34,7 +34,7 @@ class DataCursor(Contract):
 class CheckpointManifest(Contract):
     """`<checkpoint uri>/step-00000025/manifest.json`. Without it the checkpoint does not exist."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     step: int
     max_steps: int
     plan_digest: str
@@ -45,7 +45,15 @@ class CheckpointManifest(Contract):
     world_size: int
     attempt: int = 1
     created_time: str
+    metric: float | None = Field(
+        default=None, description="The held-out metric at this step; none where it was not evaluated or not finite."
+    )
     files: tuple[FileEntry, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size for entry in self.files)
 
 
 class ModelManifest(Contract):

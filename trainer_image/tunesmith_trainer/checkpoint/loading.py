@@ -1,0 +1,147 @@
+"""One rank's restore: fetch what it needs of a checkpoint, verified, and only then put it into model and optimizer.
+
+Ranks of one pod share what they fetch: a file is downloaded by whoever gets to it first, and appears under its digest
+once it is verified. Called by `checkpointer`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from tunesmith_api.artifacts import CheckpointManifest, FileEntry
+from tunesmith_store.errors import Retryable
+from tunesmith_store.files import locked, sha256_of
+from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_trainer.checkpoint.parts import PartIndex, Reading, part_name, plan_reading, wholes_of
+from tunesmith_trainer.checkpoint.room import DiskFull, DiskUsage, need_disk
+from tunesmith_trainer.checkpoint.saving import STATE
+from tunesmith_trainer.checkpoint.state import Room, RunState, is_optimizer_key, make_room, trained_tensors
+
+__all__ = ["Damaged", "Fetched", "Source", "fetch"]
+
+T = TypeVar("T")
+
+
+class Damaged(Exception):
+    """A checkpoint lacks something or holds something else than its manifest says: the one before is used."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A checkpoint whose files are here and right."""
+
+    state: RunState
+    _reading: Reading
+    _paths: dict[str, Path]
+    _room: Room | None
+
+    def load(self, optimizer: torch.optim.Optimizer | None) -> RunState:
+        """Fill the tensors of the model and, where the optimizer is given, its state; return the run's."""
+        for name, path in self._paths.items():
+            self._reading.read(name, path)
+        if self._room is not None and optimizer is not None:
+            self._room.install(optimizer)
+        return self.state
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint in object storage and the local folder for its files."""
+
+    store: ObjectStore
+    uri: str
+    manifest: CheckpointManifest
+    folder: Path
+    """Shared by the ranks of a pod."""
+    pool: Executor
+
+    def get(self, names: Sequence[str]) -> dict[str, Path]:
+        """Fetch files, several at once.
+
+        Raises:
+            Damaged: one is missing or not what the manifest says.
+            Failure: the store can't be read.
+        """
+        entries = {entry.path: entry for entry in self.manifest.files}
+        if unknown := [name for name in names if name not in entries]:
+            raise Damaged(f"{unknown[0]} is not in its manifest")
+        return dict(zip(names, self.pool.map(lambda name: self._get(entries[name]), names), strict=True))
+
+    def _get(self, entry: FileEntry) -> Path:
+        path = self.folder / entry.sha256
+        with locked(self.folder / f"{entry.sha256}.lock"):
+            if not path.exists():
+                part = self.folder / f"{entry.sha256}.part"
+                try:
+                    self.store.download(f"{self.uri}/{entry.path}", part)
+                except NotFound as error:
+                    raise Damaged(f"{entry.path} is missing") from error
+                if part.stat().st_size != entry.size or sha256_of(part) != entry.sha256:
+                    part.unlink()
+                    raise Damaged(f"{entry.path} is not what its digest says")
+                part.replace(path)
+        return path
+
+    def size_of(self, names: Sequence[str]) -> int:
+        """Return the bytes of those files that are not here yet."""
+        wanted = set(names)
+        return sum(
+            entry.size
+            for entry in self.manifest.files
+            if entry.path in wanted and not (self.folder / entry.sha256).exists()
+        )
+
+
+def fetch(
+    source: Source,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    first: float,
+    disk_usage: DiskUsage = shutil.disk_usage,
+) -> Fetched:
+    """Fetch what this rank needs to fill the bare model and, where it is given, its optimizer. Neither is changed.
+
+    `first` (0 to 1) says where in the list of files to begin: ranks of a pod that begin at different files share the
+    work.
+
+    Raises:
+        Damaged: the checkpoint can't be used.
+        Failure: it can't be read, there is no room on the disk, or it is another model's.
+    """
+    indices = [part_name(rank) for rank in range(source.manifest.world_size)]
+    small = source.get([STATE, *indices])
+    parts = _parsed(lambda: [PartIndex.from_json(small[name].read_bytes()) for name in indices])
+    state = _parsed(lambda: RunState.from_json(small[STATE].read_bytes()))
+    wholes = _parsed(lambda: wholes_of(parts))
+    tensors = trained_tensors(model)
+    if set(tensors) != {key for key in wholes if not is_optimizer_key(key)}:
+        raise Retryable("the checkpoint's weights are not this model's")
+    room = None
+    if optimizer is not None:
+        numbers = {key: number for part in parts for key, number in part.numbers.items()}
+        room = make_room(model, optimizer, wholes, numbers)
+        tensors |= room.tensors
+    reading = _parsed(lambda: plan_reading(parts, tensors))
+    names = sorted(reading.items)
+    start = int(first * len(names))
+    try:
+        need_disk(source.folder, source.size_of(names), disk_usage)
+    except DiskFull as full:
+        raise full.refused(f"fetch the checkpoint of step {source.manifest.step}") from full
+    return Fetched(state, reading, source.get([*names[start:], *names[:start]]), room)
+
+
+def _parsed(make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except ValueError as error:
+        raise Damaged(str(error)) from error
