@@ -111,6 +111,23 @@ class Group:
         value: T = pickle.loads(self.store.get(key))  # noqa: S301 - from rank 0 of this very job
         return value
 
+    def meet(self, value: T) -> list[T]:
+        """Do what `gather` does, for ranks that get there at very different times, as after a download.
+
+        No collective: no timeout takes those that wait for hung.
+
+        Raises:
+            Retryable: rank 0 is gone.
+        """
+        if self.world_size == 1:
+            return [value]
+        turn = next(self._turns)
+        names = [f"meet-{turn}-{rank}" for rank in range(self.world_size)]
+        self.store.set(names[self.rank], pickle.dumps(value))
+        while not self.store.check(names):
+            time.sleep(POLL_SECONDS)
+        return [pickle.loads(self.store.get(name)) for name in names]  # noqa: S301 - from ranks of this very job
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Turn what collectives raise into words.

@@ -6,7 +6,6 @@ order.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,7 +147,7 @@ class TrainingRun:
         self.checkpointer = Checkpointer(
             store=self.store,
             uri=self.plan.checkpoint_uri,
-            folder=self.pod.scratch / "checkpoints" / f"rank-{self.group.rank}-{os.getpid()}",
+            folder=self.pod.scratch / "checkpoints",
             run_digest=self.run_digest,
             keep_last=self.plan.checkpoint_keep_last,
             keep_best=self.plan.checkpoint_keep_best and self.plan.dataset.is_evaluated,
@@ -156,26 +155,28 @@ class TrainingRun:
             describe={
                 "max_steps": self.max_steps,
                 "seed": self.plan.training.seed,
-                "world_size": self.group.world_size,
                 "attempt": self.plan.attempt,
             },
             group=self.group,
             saved=self._saved,
             log=self.report.log,
         )
-        if not self.checkpointer.fetch_newest():
+        if not self._restore():
             return
-        self._restore()
         self.state.restarts += 1
         reference = self.checkpointer.newest
         self.report.update(restarts=self.state.restarts, global_step=self.state.step, checkpoint=reference)
         self.report.log(f"resumed from step {self.state.step} of {reference.uri if reference else ''}")
 
-    def _restore(self) -> None:
-        """Put what the checkpointer has fetched into model, optimizer and state."""
-        self.state = self.checkpointer.restore(self.parts.bare, self.parts.optimizer)
+    def _restore(self, before: int | None = None) -> bool:
+        """Put the newest good checkpoint, if there is one, into model, optimizer and state."""
+        found = self.checkpointer.restore(self.parts.bare, self.parts.optimizer, before)
+        if found is None:
+            return False
+        self.state = found
         if self.parts.scaler is not None and self.state.scaler:
             self.parts.scaler.load_state_dict(dict(self.state.scaler))
+        return True
 
     def _saved(self, reference: CheckpointRef) -> None:
         self.report.update(checkpoint=reference)
@@ -214,7 +215,7 @@ class TrainingRun:
         agreed = self.group.sum([units, tokens, self.pod.stop_file.exists(), self.checkpointer.ready])
         shared = parts.wrapped.ranks_per_replica
         all_units, all_tokens = agreed[0] / shared, int(agreed[1] / shared)
-        self.checkpointer.settle(agreed[3] == self.group.world_size)
+        self.checkpointer.settle(agreed[3])
         if agreed[2]:
             raise _StopRequested
         found = compute_gradients(
@@ -247,11 +248,8 @@ class TrainingRun:
         if rollbacks > self.plan.max_rollbacks:
             raise diverged(trouble, step + 1, self.state.rollbacks)
         skipped = [*self.state.skipped_steps, step]
-        self.checkpointer.wait()
         # what went wrong again at once was wrong in the checkpoint already
-        found = self.checkpointer.fetch_before(step - 1) if self._just_restored() else self.checkpointer.fetch_newest()
-        if found:
-            self._restore()
+        found = self._restore(step - 1 if self._just_restored() else None)
         self.state.rollbacks, self.state.skipped_steps = rollbacks, skipped
         self.guard.forget()
         where = f"back to step {self.state.step}" if found else "no checkpoint to go back to yet"
@@ -376,10 +374,10 @@ class TrainingRun:
 
     def _save_if_due(self) -> None:
         """Every everySteps, at the end, and where an evaluation was the best so far; the upload goes on beside."""
-        self.checkpointer.check()
         state = self.state
         is_best = self.plan.checkpoint_keep_best and state.best_metric is not None and state.best_step == state.step
-        if state.step % self.plan.checkpoint_every_steps == 0 or self._is_done() or is_best:
+        due = state.step % self.plan.checkpoint_every_steps == 0 or self.checkpointer.owed
+        if due or is_best or self._is_done():
             self._save(must=self._is_done())
 
     def _save_and_interrupt(self) -> None:
@@ -399,8 +397,7 @@ class TrainingRun:
         state = self.state
         if not self.plan.training.load_best_model_at_end or state.best_metric is None or state.best_step == state.step:
             return
-        if self.checkpointer.fetch_best():
-            self.checkpointer.restore(self.parts.bare, self.parts.optimizer)
+        if self.checkpointer.restore_best(self.parts.bare):
             self.report.log(f"the model of step {state.best_step} is saved: it did best")
 
     def metrics(self) -> dict[str, float]:
