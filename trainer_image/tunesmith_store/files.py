@@ -16,7 +16,16 @@ from tunesmith_api.keys import Reason
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.store import NotFound, ObjectStore
 
-__all__ = ["entries_below", "fetch_file", "fetch_model", "file_entry", "sha256_of", "verify"]
+__all__ = [
+    "entries_below",
+    "entry_of_bytes",
+    "fetch_file",
+    "fetch_model",
+    "file_entry",
+    "locked",
+    "sha256_of",
+    "verify",
+]
 
 DONE = ".complete"
 
@@ -30,6 +39,11 @@ def sha256_of(path: Path) -> str:
 def file_entry(root: Path, path: Path) -> FileEntry:
     """Describe one file below `root` for a manifest."""
     return FileEntry(path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
+
+
+def entry_of_bytes(path: str, data: bytes) -> FileEntry:
+    """Describe what is written as one object without being a file first."""
+    return FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def entries_below(root: Path) -> tuple[FileEntry, ...]:
@@ -49,7 +63,8 @@ def verify(root: Path, entries: tuple[FileEntry, ...]) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock among the processes of this pod; `path` is a file made for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -59,29 +74,29 @@ def _locked(path: Path) -> Iterator[None]:
 def fetch_file(store: ObjectStore, uri: str, folder: Path) -> Path:
     """Download one object into `folder` once per pod, whoever asks first; return its path. Raises NotFound."""
     path = folder / uri.rsplit("/", 1)[-1]
-    with _locked(folder / ".lock"):
+    with locked(folder / ".lock"):
         if not (folder / DONE).exists():
             store.download(uri, path)
             (folder / DONE).touch()
     return path
 
 
-def fetch_model(store: ObjectStore, uri: str, folder: Path) -> Path:
+def fetch_model(store: ObjectStore, uri: str, folder: Path, field: str = "spec.model.uri") -> Path:
     """Download a model folder once per pod; return its local folder. A model of ours is verified by its manifest.
+
+    `field` is the spec's name of `uri`, for the message.
 
     Raises:
         UserError: there is nothing at `uri`.
         Retryable: the files don't match the manifest; they may be half written.
     """
-    with _locked(folder.with_name(folder.name + ".lock")):
+    with locked(folder.with_name(folder.name + ".lock")):
         if (folder / DONE).exists():
             return folder
         shutil.rmtree(folder, ignore_errors=True)
         objects = store.list(uri)
         if not objects:
-            message = (
-                f"spec.model.uri: no files below {uri}; it must hold config.json, a tokenizer and safetensors weights"
-            )
+            message = f"{field}: no files below {uri}; it must hold config.json, a tokenizer and safetensors weights"
             raise UserError(Reason.MODEL_NOT_FOUND, message)
         base = uri.rstrip("/") + "/"
         manifest = _manifest(store, base)

@@ -46,6 +46,9 @@ class ObjectStore(Protocol):
     def get_bytes(self, uri: str) -> bytes:
         """Return a small object's content. Raises NotFound."""
 
+    def get_range(self, uri: str, start: int, size: int) -> bytes:
+        """Return `size` bytes from byte `start` on; fewer where the object ends before. Raises NotFound."""
+
     def download(self, uri: str, path: Path) -> None:
         """Copy an object to a file. Raises NotFound."""
 
@@ -162,6 +165,12 @@ class S3Store:
         bucket, key = split_uri(uri)
         with _translated(uri, "read"):
             return bytes(self._client.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+    def get_range(self, uri: str, start: int, size: int) -> bytes:
+        bucket, key = split_uri(uri)
+        with _translated(uri, "read"):
+            answer = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + size - 1}")
+            return bytes(answer["Body"].read())
 
     def download(self, uri: str, path: Path) -> None:
         bucket, key = split_uri(uri)
