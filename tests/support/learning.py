@@ -69,7 +69,7 @@ def train(task: Task, model: Any, examples: Sequence[Example], *, steps: int, si
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
 
 
