@@ -1,0 +1,128 @@
+"""A FineTuneJob's manifest as the cluster would read it: YAML, overrides, the API's rules, the operator's policies.
+
+`run` calls it. Where a URI stands in the manifest, a path of this machine may stand instead: `places` turns those into
+URIs before anything is checked.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith_api import keys
+from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_cli.errors import Refused
+from tunesmith_cli.places import Places
+from tunesmith_cli.refusals import refusals
+from tunesmith_cli.schema import JSON, document_schema, node_at
+from tunesmith_operator.core.finetunejob.policies import violation
+
+__all__ = ["apply_override", "checked_job", "read_manifest"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as Kubernetes reads it: 2e-4 is a number, a date is text, and a key that is there twice is a fault."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own way
+        first: [rule for rule in rules if not rule[0].endswith(":timestamp")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_NUMBER = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
+
+
+def _parsed(text: str) -> list[Any]:
+    return list(yaml.load_all(text, Loader=_Loader))
+
+
+def read_manifest(source: str) -> JSON:
+    """Read the one FineTuneJob of a file (`-` for standard input); other kinds in it are left alone.
+
+    Raises:
+        Refused: it can't be read, or holds no FineTuneJob or several.
+    """
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        documents = _parsed(text)
+    except OSError as error:
+        raise Refused(f"{source}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Refused(f"{source}: not text in UTF-8: {error.reason} at byte {error.start}") from error
+    except yaml.YAMLError as error:
+        raise Refused(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    found = [it for it in documents if isinstance(it, dict) and it.get("kind") == keys.FINETUNEJOB_KIND]
+    if len(found) != 1:
+        kinds = ", ".join(str(it.get("kind")) if isinstance(it, dict) else "no object" for it in documents) or "nothing"
+        raise Refused(f"{source}: holds {kinds}; `tunesmith run` takes exactly one {keys.FINETUNEJOB_KIND}")
+    version = found[0].get("apiVersion")
+    if version != keys.API_VERSION:
+        raise Refused(f"{source}: apiVersion is {version!r}; this tunesmith knows {keys.API_VERSION}")
+    return found[0]
+
+
+def apply_override(document: JSON, setting: str) -> str:
+    """Set one `path=value` of `--set` and return the path. The value is YAML; an empty one or `null` removes the field.
+
+    Raises:
+        Refused: it isn't of that form, or leads through something that is no object.
+    """
+    path, separator, text = setting.partition("=")
+    names = path.split(".")
+    if not separator or names[0] not in ("spec", "metadata") or len(names) < 2 or not all(names):
+        raise Refused(f"--set {setting}: give the field's path and a value, as in spec.training.maxSteps=10")
+    parent: Any = document
+    for name in names[:-1]:
+        parent = parent.setdefault(name, {}) if isinstance(parent, dict) else None
+    if not isinstance(parent, dict):
+        raise Refused(f"--set {setting}: {'.'.join(names[:-1])} is no object with fields")
+    value = _value(text, node_at(document_schema(FineTuneJob), names))
+    if value is None:
+        parent.pop(names[-1], None)
+    else:
+        parent[names[-1]] = value
+    return path
+
+
+def _value(text: str, node: JSON) -> Any:
+    if text in ("", "null"):
+        return None
+    if node.get("type") == "string":
+        return text  # 2e-4 on a command line has no quotes
+    try:
+        return next(iter(_parsed(text)), None)
+    except yaml.YAMLError as error:
+        raise Refused(f"--set …={text}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def checked_job(document: JSON, places: Places) -> FineTuneJob:
+    """The job, if a cluster would accept it and every path that it reads is there.
+
+    Raises:
+        Refused: a line for each fault, in the words of the API server or the operator.
+    """
+    faults = refusals(document)
+    if not faults:
+        job = FineTuneJob.model_validate(document)
+        faults = [found] if (found := violation(job)) is not None else list(places.faults(document))
+        if not faults:
+            return job
+    raise Refused(*(places.shown(line) for line in _sorted(faults)))
+
+
+def _sorted(faults: Iterable[str]) -> list[str]:
+    return sorted(dict.fromkeys(faults))

@@ -1,0 +1,148 @@
+"""Paths of this machine where a manifest has URIs: each becomes a `pvc://` URI of a claim that is a link to a folder.
+
+The trainer finds claims below the folder of TUNESMITH_VOLUMES. The claim `local` is the root of the file system, so
+`/data/train.jsonl` is `pvc://local/data/train.jsonl`. A URI takes few characters; what lies in a folder of another name
+goes by a claim of its own, a link to that folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith_cli.errors import Refused
+from tunesmith_cli.schema import JSON
+
+__all__ = ["Places"]
+
+LOCAL = "local"
+_PART = re.compile(r"[A-Za-z0-9!_.*'()=+@-]+")
+_CLAIM = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class _Field:
+    path: tuple[str, ...]
+    is_folder: bool
+    is_read: bool
+
+    @property
+    def name(self) -> str:
+        """As messages write it."""
+        return f"spec.{'.'.join(self.path)}"
+
+
+_FIELDS = (
+    _Field(("model", "uri"), is_folder=True, is_read=True),
+    _Field(("dataset", "train", "uri"), is_folder=False, is_read=True),
+    _Field(("dataset", "eval", "uri"), is_folder=False, is_read=True),
+    _Field(("dataset", "cacheUri"), is_folder=True, is_read=False),
+    _Field(("dataset", "augmentation", "backTranslation", "forwardUri"), is_folder=True, is_read=True),
+    _Field(("dataset", "augmentation", "backTranslation", "backwardUri"), is_folder=True, is_read=True),
+    _Field(("method", "distillation", "teacherUri"), is_folder=True, is_read=True),
+    _Field(("checkpoint", "uri"), is_folder=True, is_read=False),
+    _Field(("output", "uri"), is_folder=True, is_read=False),
+)
+
+
+class Places:
+    """The links that a run needs, collected while paths are turned into URIs."""
+
+    def __init__(self, volumes: Sequence[str] = ()) -> None:
+        """`volumes` are the `CLAIM=FOLDER` of `--volume`.
+
+        Raises:
+            Refused: one of them isn't of that form, or there is no such folder.
+        """
+        self._links: dict[str, Path] = {LOCAL: Path("/")}
+        self._given: set[str] = set()
+        for volume in volumes:
+            name, separator, folder = volume.partition("=")
+            if not separator or not _CLAIM.fullmatch(name) or name.startswith(LOCAL):
+                raise Refused(f"--volume {volume}: give a claim's name and a folder, as in models=/data/models")
+            path = Path(folder).expanduser().absolute()
+            if not path.is_dir():
+                raise Refused(f"--volume {volume}: there is no folder {path}")
+            self._links[name] = path
+            self._given.add(name)
+
+    def localize(self, document: JSON, base: Path) -> None:
+        """Turn the paths in a manifest into URIs; relative ones start at `base`.
+
+        Raises:
+            Refused: a path can't be written as a URI.
+        """
+        for field, parent, value in _values(document):
+            if value.startswith("file:///") or ":" not in value:
+                path = Path(os.path.normpath(base / Path(value.removeprefix("file://")).expanduser()))
+                parent[field.path[-1]] = self._uri(field, path)
+
+    def _uri(self, field: _Field, path: Path) -> str:
+        parts = path.parts[1:]
+        odd = max((number for number, part in enumerate(parts, 1) if not _PART.fullmatch(part)), default=0)
+        claim = LOCAL
+        if odd:
+            if odd == len(parts) and not field.is_folder and not path.is_dir():
+                raise Refused(
+                    f"{field.name}: {path}: a file's name may hold letters, digits and !_.*'()=+@- here; rename it, or "
+                    "give the folder that it is in"
+                )
+            folder = Path("/", *parts[:odd])
+            claim = f"{LOCAL}-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+            self._links[claim] = folder
+        uri = "/".join((f"pvc://{claim}", *parts[odd:]))
+        if len(uri) > _MAX_LENGTH:
+            raise Refused(f"{field.name}: {path}: longer than {_MAX_LENGTH} characters")
+        return uri
+
+    def faults(self, document: JSON) -> Iterator[str]:
+        """A line for each claim that isn't known on this machine, and for each path that is read and isn't there."""
+        for field, _, value in _values(document):
+            if not value.startswith("pvc://"):
+                continue
+            path = self.path_of(value)
+            if path is None:
+                claim = value.removeprefix("pvc://").partition("/")[0]
+                yield f"{field.name}: {value} is in a cluster's volume; where is that here? --volume {claim}=FOLDER"
+            elif field.is_read and not path.exists():
+                remedy = "correct the path (relative ones start at the manifest's folder, those of --set here)"
+                yield f"{field.name}: {path} does not exist; {remedy}"
+
+    def link(self, folder: Path) -> None:
+        """Make the links in `folder`, which becomes TUNESMITH_VOLUMES. Folders that are to be written are made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for claim, target in self._links.items():
+            target.mkdir(parents=True, exist_ok=True)
+            (folder / claim).symlink_to(target)
+
+    def path_of(self, uri: str) -> Path | None:
+        """The path that a URI of this run stands for; None for one that is elsewhere."""
+        claim, _, rest = uri.removeprefix("pvc://").partition("/")
+        if not uri.startswith("pvc://") or claim not in self._links:
+            return None
+        return self._links[claim] / rest
+
+    def shown(self, text: str) -> str:
+        """The text with this machine's paths in place of the URIs made of them."""
+        for claim, target in self._links.items():
+            if claim not in self._given:
+                path = str(target).rstrip("/").replace("\\", r"\\")
+                text = re.sub(rf"pvc://{claim}(?![a-z0-9-])", path, text)
+        return text
+
+
+def _values(document: JSON) -> Iterator[tuple[_Field, JSON, str]]:
+    """The places that a manifest gives: field, the object that holds it, and its value."""
+    for field in _FIELDS:
+        parent: Any = document.get("spec")
+        for name in field.path[:-1]:
+            parent = parent.get(name) if isinstance(parent, dict) else None
+        value = parent.get(field.path[-1]) if isinstance(parent, dict) else None
+        if isinstance(value, str) and value:
+            yield field, parent, value

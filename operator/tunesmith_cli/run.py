@@ -1,0 +1,148 @@
+"""`tunesmith run`: a FineTuneJob through the trainer on this machine, from the manifest to the last word."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from tunesmith_api.keys import PLAN_FILE, ExitCode
+from tunesmith_api.plan import TrainingPlan
+from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_cli import machine
+from tunesmith_cli.launch import HOST, Trainer, environment_of
+from tunesmith_cli.manifest import apply_override, checked_job, read_manifest
+from tunesmith_cli.places import Places
+from tunesmith_cli.screen import Screen, open_screen
+from tunesmith_cli.summary import tell_end
+from tunesmith_operator.core.finetunejob.plan import training_plan
+
+__all__ = ["Options", "run"]
+
+POLL_SECONDS = 0.2
+KILLED = 128 + signal.SIGINT
+"""Exit code of a run that was not allowed to save first, as shells have it."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for on the command line."""
+
+    source: str
+    settings: Sequence[str] = ()
+    volumes: Sequence[str] = ()
+    work_dir: Path | None = None
+
+    def command(self) -> str:
+        """The command that asks for the same again."""
+        parts = ["tunesmith", "run", "-f", self.source]
+        for option, values in (("--set", self.settings), ("--volume", self.volumes)):
+            for value in values:
+                parts += [option, value]
+        parts += ["--work-dir", str(self.work_dir)] if self.work_dir is not None else []
+        return shlex.join(parts)
+
+
+def run(options: Options, console: Console) -> int:
+    """Train; return the exit code of the trainer.
+
+    Raises:
+        Refused: the manifest or this machine won't do; nothing has been started.
+    """
+    places = Places(options.volumes)
+    job = _job(options, places)
+    machine.check_gpus(job.spec, machine.gpus())
+    machine.check_trainer()
+    plan = local_plan(job)
+    with machine.scratch_folder(options.work_dir) as scratch:
+        places.link(scratch.folder / "volumes")
+        (scratch.folder / PLAN_FILE).write_text(plan.to_json())
+        first, second = machine.free_ports(2)
+        environment = environment_of(
+            plan, scratch.short, scratch.short / "volumes", machine.cores(), (first, second), os.environ
+        )
+        trainer = Trainer.start(environment, scratch.short)
+        code = _follow(trainer, open_screen(console), places)
+        tell_end(console, plan, trainer.report(), code, places, options.command())
+        if code not in (ExitCode.SUCCESS, ExitCode.INTERRUPTED, KILLED):
+            scratch.kept = True
+            console.print(f"log: {scratch.folder / trainer.log_file.name}", markup=False, highlight=False)
+    return code
+
+
+def _job(options: Options, places: Places) -> FineTuneJob:
+    document = read_manifest(options.source)
+    base = Path.cwd() if options.source == "-" else Path(options.source).absolute().parent
+    places.localize(document, base)
+    for setting in options.settings:
+        apply_override(document, setting)
+    places.localize(document, Path.cwd())
+    return checked_job(document, places)
+
+
+def local_plan(job: FineTuneJob) -> TrainingPlan:
+    """The plan that the operator would write, for one "pod" that holds all workers."""
+    return training_plan(job, attempt=1).model_copy(update={"head_host": HOST})
+
+
+def _follow(trainer: Trainer, screen: Screen, places: Places) -> int:
+    """Show how it goes until the trainer has ended; return its exit code."""
+    with _signals() as asked:
+        try:
+            told = killed = False
+            while (code := trainer.exit_code()) is None:
+                _show(trainer, screen, places)
+                if asked.count and not told:
+                    told = True
+                    screen.line("stopping: a checkpoint is saved first; Ctrl-C again kills the run without it")
+                    trainer.stop()
+                if asked.count > 1 and not killed:
+                    killed = True
+                    trainer.kill()
+                time.sleep(POLL_SECONDS)
+            trainer.finish()
+            _show(trainer, screen, places)
+            return KILLED if killed else code
+        finally:
+            screen.close()
+            if trainer.exit_code() is None:
+                trainer.kill()
+
+
+def _show(trainer: Trainer, screen: Screen, places: Places) -> None:
+    for line in trainer.lines():
+        screen.line(places.shown(line))
+    report = trainer.progress() if trainer.exit_code() is None else None
+    if report is not None:
+        screen.report(report)
+
+
+@dataclass
+class _Asked:
+    """How often this process was asked to stop."""
+
+    count: int = 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+@contextmanager
+def _signals() -> Iterator[_Asked]:
+    """Count Ctrl-C and the like instead of dying of them."""
+    asked = _Asked()
+    before = {number: signal.signal(number, asked.note) for number in STOP_SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
