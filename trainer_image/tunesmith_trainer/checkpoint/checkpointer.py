@@ -354,7 +354,7 @@ class Checkpointer:
             if damage or fetched is None:
                 self.log(f"warning: checkpoint {source.uri} is damaged ({damage}); trying the one before")
                 return None
-            state = fetched.load(optimizer)
+            state = fetched.load(model, optimizer)
         except Exception as caught:
             error = caught
         finally:

@@ -7,7 +7,7 @@ once it is verified. Called by `checkpointer`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from tunesmith_api.artifacts import CheckpointManifest, FileEntry
 from tunesmith_store.errors import Retryable
 from tunesmith_store.files import locked, sha256_of
 from tunesmith_store.store import NotFound, ObjectStore
-from tunesmith_trainer.checkpoint.parts import PartIndex, Reading, part_name, plan_reading, wholes_of
+from tunesmith_trainer.checkpoint.parts import PartIndex, Reading, Whole, part_name, plan_reading, wholes_of
 from tunesmith_trainer.checkpoint.room import DiskFull, DiskUsage, need_disk
 from tunesmith_trainer.checkpoint.saving import STATE
-from tunesmith_trainer.checkpoint.state import Room, RunState, is_optimizer_key, make_room, trained_tensors
+from tunesmith_trainer.checkpoint.state import RunState, is_optimizer_key, trained_parameters, trained_tensors
+from tunesmith_trainer.optimizer import restore_state
 
 __all__ = ["Damaged", "Fetched", "Source", "fetch"]
 
@@ -41,15 +42,35 @@ class Fetched:
     state: RunState
     _reading: Reading
     _paths: dict[str, Path]
-    _room: Room | None
+    _wholes: dict[str, Whole]
 
-    def load(self, optimizer: torch.optim.Optimizer | None) -> RunState:
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> RunState:
         """Fill the tensors of the model and, where the optimizer is given, its state; return the run's."""
-        for name, path in self._paths.items():
-            self._reading.read(name, path)
-        if self._room is not None and optimizer is not None:
-            self._room.install(optimizer)
+        for name, tensor in trained_tensors(model).items():
+            self._reading.read(name, self._paths, tensor)
+        if optimizer is not None:
+            keys: dict[str, list[str]] = {}
+            for key in filter(is_optimizer_key, self._wholes):
+                keys.setdefault(key.rpartition(":")[0], []).append(key)
+            for name, parameter in trained_parameters(model).items():
+                # one parameter after the other, and the old state first: there is never a second copy of all
+                optimizer.state.pop(parameter, None)
+                if state := {key.rpartition(":")[2]: self._read(key, parameter) for key in keys.get(name, ())}:
+                    restore_state(optimizer, parameter, state)
         return self.state
+
+    def _read(self, key: str, parameter: nn.Parameter) -> torch.Tensor:
+        """Read one part of a parameter's state."""
+        tensor = _like(parameter, self._wholes[key])
+        self._reading.read(key, self._paths, tensor)
+        return tensor
+
+
+def _like(parameter: nn.Parameter, whole: Whole) -> torch.Tensor:
+    """Make a tensor for one part of a parameter's state, sharded as the parameter is where it has its shape."""
+    if whole.shape and whole.shape == tuple(parameter.shape):
+        return torch.empty_like(parameter.detach(), dtype=whole.dtype)
+    return torch.empty(whole.shape, dtype=whole.dtype)
 
 
 @dataclass(frozen=True)
@@ -125,19 +146,33 @@ def fetch(
     tensors = trained_tensors(model)
     if set(tensors) != {key for key in wholes if not is_optimizer_key(key)}:
         raise Retryable("the checkpoint's weights are not this model's")
-    room = None
     if optimizer is not None:
-        numbers = {key: number for part in parts for key, number in part.numbers.items()}
-        room = make_room(model, optimizer, wholes, numbers)
-        tensors |= room.tensors
+        tensors |= _stand_ins(trained_parameters(model), wholes)
     reading = _parsed(lambda: plan_reading(parts, tensors))
-    names = sorted(reading.items)
+    names = reading.files
     start = int(first * len(names))
     try:
         need_disk(source.folder, source.size_of(names), disk_usage)
     except DiskFull as full:
         raise full.refused(f"fetch the checkpoint of step {source.manifest.step}") from full
-    return Fetched(state, reading, source.get([*names[start:], *names[:start]]), room)
+    return Fetched(state, reading, source.get([*names[start:], *names[:start]]), wholes)
+
+
+def _stand_ins(parameters: Mapping[str, nn.Parameter], wholes: Mapping[str, Whole]) -> dict[str, torch.Tensor]:
+    """Return, by key, tensors shaped and sharded like the optimizer's, to plan by; those take no memory of their own.
+
+    Raises:
+        Damaged: the checkpoint holds state of a parameter that the model doesn't have.
+    """
+    found = {}
+    for key, whole in wholes.items():
+        if is_optimizer_key(key):
+            parameter = parameters.get(key.rpartition(":")[0])
+            if parameter is None:
+                raise Damaged(f"{key} belongs to no trained parameter")
+            alike = whole.shape == tuple(parameter.shape)
+            found[key] = parameter.detach() if alike else _like(parameter, whole)
+    return found
 
 
 def _parsed(make: Callable[[], T]) -> T:

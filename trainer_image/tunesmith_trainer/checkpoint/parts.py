@@ -8,10 +8,13 @@ doesn't depend on how many ranks wrote it, nor on the strategy. torch's own file
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -30,13 +33,14 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from tunesmith_api.artifacts import FileEntry
 from tunesmith_api.model import Contract
-from tunesmith_trainer.checkpoint.state import Numbers, Whole, is_optimizer_key
+from tunesmith_trainer.checkpoint.state import Held, is_optimizer_key
 
 __all__ = [
     "PartIndex",
     "Piece",
     "PieceFacts",
     "Reading",
+    "Whole",
     "facts_of",
     "own_pieces",
     "part_name",
@@ -51,21 +55,32 @@ FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
+class Whole:
+    """Type and shape of a tensor over all ranks, as a checkpoint holds it."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Piece:
     """A box out of a tensor, held by this rank."""
 
     key: str
-    tensor: torch.Tensor
-    """Its values: a plain tensor that shares the model's or the optimizer's memory."""
+    dtype: torch.dtype
     shape: tuple[int, ...]
     """Of the whole tensor."""
     offset: tuple[int, ...]
     """Where the box begins in the whole tensor."""
+    size: tuple[int, ...]
+    """Of the box."""
+    values: Callable[[], torch.Tensor]
+    """Returns the box: a plain tensor, which may share the model's or the optimizer's memory."""
 
     @property
     def size_bytes(self) -> int:
         """Bytes of its values."""
-        return self.tensor.numel() * self.tensor.element_size()
+        return math.prod(self.size) * self.dtype.itemsize
 
 
 class PieceFacts(Contract):
@@ -86,7 +101,6 @@ class PartIndex(Contract):
     missing: str = Field(default="", description="Why this rank saved nothing; there is no checkpoint then.")
     files: tuple[FileEntry, ...] = ()
     pieces: tuple[PieceFacts, ...] = ()
-    numbers: Numbers = Field(default_factory=dict)
 
 
 def part_name(rank: int) -> str:
@@ -97,28 +111,39 @@ def part_name(rank: int) -> str:
 # ---- writing
 
 
-def own_pieces(tensors: Mapping[str, torch.Tensor], rank: int, world_size: int) -> list[Piece]:
+def own_pieces(tensors: Mapping[str, Held], rank: int, world_size: int) -> list[Piece]:
     """Return the pieces that this rank has to save. Over all ranks, every value is saved once.
 
     Tensors that are not sharded are dealt out, the largest first, each to the rank that has least so far: a pure
     function of their sizes, so ranks agree without a word.
     """
-    pieces: list[Piece] = []
     load = [0] * world_size
-    plain = [(key, tensor) for key, tensor in tensors.items() if not isinstance(tensor, DTensor)]
     owner: dict[str, int] = {}
-    for key, tensor in sorted(plain, key=lambda item: (-item[1].numel() * item[1].element_size(), item[0])):
+    plain = [(_bytes(held), key) for key, held in tensors.items() if not isinstance(held.like, DTensor)]
+    for size, key in sorted(plain, key=lambda item: (-item[0], item[1])):
         owner[key] = min(range(world_size), key=lambda other: (load[other], other))
-        load[owner[key]] += tensor.numel() * tensor.element_size()
-    for key, tensor in tensors.items():
-        if isinstance(tensor, DTensor):
-            if _saves_shard(key, tensor, rank, world_size):
-                chunk = tensor.__create_chunk_list__()[0]
-                pieces.append(Piece(key, tensor.to_local(), tuple(tensor.shape), tuple(chunk.offsets)))
-        elif owner[key] == rank:
-            pieces.append(Piece(key, tensor, tuple(tensor.shape), (0,) * tensor.ndim))
-    # a rank may hold nothing of a small tensor
-    return [piece for piece in pieces if piece.tensor.numel() or not all(piece.shape)]
+        load[owner[key]] += size
+    pieces: list[Piece] = []
+    for key, held in tensors.items():
+        shape = tuple(held.like.shape)
+        if not isinstance(held.like, DTensor):
+            if owner[key] == rank:
+                pieces.append(Piece(key, held.dtype, shape, (0,) * len(shape), shape, held.values))
+        elif _saves_shard(key, held.like, rank, world_size):
+            chunk = held.like.__create_chunk_list__()[0]
+            if chunk.sizes.numel():  # a rank may hold nothing of a small tensor
+                local = partial(_local, held.values)
+                pieces.append(Piece(key, held.dtype, shape, tuple(chunk.offsets), tuple(chunk.sizes), local))
+    return pieces
+
+
+def _bytes(held: Held) -> int:
+    return held.like.numel() * held.dtype.itemsize
+
+
+def _local(values: Callable[[], Any]) -> torch.Tensor:
+    local: torch.Tensor = values().to_local()
+    return local
 
 
 def _saves_shard(key: str, tensor: DTensor, rank: int, world_size: int) -> bool:
@@ -166,7 +191,7 @@ def plan_files(pieces: Iterable[Piece], rank: int) -> dict[str, list[Piece]]:
 
 def write_file(pieces: Iterable[Piece], path: Path) -> None:
     """Write pieces to one file. Values that are in the CPU's memory are not copied on the way."""
-    save_file({piece.key: piece.tensor.to("cpu").contiguous() for piece in pieces}, path)
+    save_file({piece.key: piece.values().to("cpu").contiguous() for piece in pieces}, path)
 
 
 def facts_of(files: Mapping[str, Iterable[Piece]]) -> tuple[PieceFacts, ...]:
@@ -175,10 +200,10 @@ def facts_of(files: Mapping[str, Iterable[Piece]]) -> tuple[PieceFacts, ...]:
         PieceFacts(
             key=piece.key,
             file=name,
-            dtype=str(piece.tensor.dtype).removeprefix("torch."),
+            dtype=str(piece.dtype).removeprefix("torch."),
             shape=piece.shape,
             offset=piece.offset,
-            size=tuple(piece.tensor.shape),
+            size=piece.size,
         )
         for name, pieces in files.items()
         for piece in pieces
@@ -208,24 +233,30 @@ def wholes_of(parts: Iterable[PartIndex]) -> dict[str, Whole]:
 class Reading:
     """What one rank has to read to fill its tensors."""
 
-    planner: DefaultLoadPlanner
-    items: dict[str, list[ReadItem]]
-    """By file."""
+    _planner: DefaultLoadPlanner
+    _items: dict[str, dict[str, list[ReadItem]]]
+    """By key, then by file."""
 
-    def read(self, name: str, path: Path) -> None:
-        """Copy what is wanted out of one file into the tensors."""
-        with safe_open(path, framework="pt") as file:
-            for item in self.items[name]:
-                values = file.get_slice(item.storage_index.fqn)
-                box = tuple(
-                    slice(start, start + length)
-                    for start, length in zip(item.storage_offsets, item.lengths, strict=True)
-                )
-                self.planner.resolve_tensor(item).copy_(values[box] if box else file.get_tensor(item.storage_index.fqn))
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that hold something of what is wanted."""
+        return sorted({name for items in self._items.values() for name in items})
+
+    def read(self, key: str, paths: Mapping[str, Path], into: torch.Tensor) -> None:
+        """Read what this rank holds of one tensor; `into` has the shape and layout that the plan was made for."""
+        planned, self._planner.state_dict[key] = self._planner.state_dict[key], into
+        for name, items in self._items.get(key, {}).items():
+            with safe_open(paths[name], framework="pt") as file:
+                for item in items:
+                    spans = zip(item.storage_offsets, item.lengths, strict=True)
+                    box = tuple(slice(start, start + length) for start, length in spans)
+                    values = file.get_slice(key)[box] if box else file.get_tensor(key)
+                    self._planner.resolve_tensor(item).copy_(values)
+        self._planner.state_dict[key] = planned
 
 
 def plan_reading(parts: Iterable[PartIndex], tensors: Mapping[str, torch.Tensor]) -> Reading:
-    """Find the pieces that overlap with what this rank holds of the tensors.
+    """Find the pieces that overlap with what this rank holds of tensors that are shaped and sharded like these.
 
     Raises:
         ValueError: the checkpoint lacks a tensor or a piece of one, or a shape is another one.
@@ -252,11 +283,12 @@ def plan_reading(parts: Iterable[PartIndex], tensors: Mapping[str, torch.Tensor]
         plan = planner.create_local_plan()
     except RuntimeError as error:  # a missing key
         raise ValueError(str(error)) from error
-    items: dict[str, list[ReadItem]] = {}
+    items: dict[str, dict[str, list[ReadItem]]] = {}
     found = dict.fromkeys(tensors, 0)
     for item in plan.items:
         index: MetadataIndex = item.storage_index
-        items.setdefault(homes[index.fqn, tuple(index.offset or ())], []).append(item)
+        home = homes[index.fqn, tuple(index.offset or ())]
+        items.setdefault(index.fqn, {}).setdefault(home, []).append(item)
         found[index.fqn] += item.lengths.numel()
     for key, tensor in tensors.items():
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -28,7 +28,7 @@ from tunesmith_trainer.checkpoint.parts import (
     write_file,
 )
 from tunesmith_trainer.checkpoint.room import DiskFull, DiskUsage, disk_full, need_disk, spare_memory
-from tunesmith_trainer.checkpoint.state import Numbers, RunState, optimizer_state, trained_tensors
+from tunesmith_trainer.checkpoint.state import RunState, held_tensors
 
 __all__ = ["STATE", "Snapshot", "Snapshots"]
 
@@ -42,7 +42,6 @@ class Snapshot:
     step: int
     folder: Path
     files: dict[str, list[Piece]]
-    numbers: Numbers
     state: bytes
     """The run's state as JSON; empty on all ranks but 0."""
     written: bool
@@ -70,38 +69,26 @@ class Snapshots:
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        tensors, numbers = optimizer_state(model, optimizer)
-        pieces = own_pieces(trained_tensors(model) | tensors, self.rank, self.world_size)
+        pieces = own_pieces(held_tensors(model, optimizer), self.rank, self.world_size)
         need_disk(self.folder, sum(piece.size_bytes for piece in pieces) * self.neighbours, self.disk_usage)
-        first = self.rank == 0
-        snapshot = Snapshot(
-            step=state.step,
-            folder=self.folder,
-            files=plan_files(pieces, self.rank),
-            numbers=numbers if first else {},
-            state=state.to_json() if first else b"",
-            written=False,
-        )
-        if self._may_pin(pieces):
-            return self._copied(snapshot)
-        return self._written(snapshot)
+        text = state.to_json() if self.rank == 0 else b""
+        snapshot = Snapshot(state.step, self.folder, plan_files(pieces, self.rank), text, written=False)
+        on_gpu = next(model.parameters()).is_cuda
+        return self._copied(snapshot) if on_gpu and self._has_memory_for(pieces) else self._written(snapshot)
 
-    def _may_pin(self, pieces: list[Piece]) -> bool:
-        """Whether the pieces are on a GPU and the host has memory for them, twice over: torch rounds buffers up."""
-        if not any(piece.tensor.is_cuda for piece in pieces):
-            return False
+    def _has_memory_for(self, pieces: list[Piece]) -> bool:
+        """Whether the host has memory for the pieces twice over: torch rounds pinned buffers up."""
         return 2 * sum(piece.size_bytes for piece in pieces if piece.key not in self._pinned) <= spare_memory()
 
     def _copied(self, snapshot: Snapshot) -> Snapshot:
-        """Copy to pinned memory, which is kept for the next time."""
+        """Copy from the GPU to pinned memory, which is kept for the next time."""
 
         def copy(piece: Piece) -> Piece:
             kept = self._pinned.get(piece.key)
-            if kept is None or (kept.shape, kept.dtype) != (piece.tensor.shape, piece.tensor.dtype):
-                kept = torch.empty(piece.tensor.shape, dtype=piece.tensor.dtype, pin_memory=True)
-                self._pinned[piece.key] = kept
-            kept.copy_(piece.tensor, non_blocking=True)
-            return replace(piece, tensor=kept)
+            if kept is None or (tuple(kept.shape), kept.dtype) != (piece.size, piece.dtype):
+                kept = self._pinned[piece.key] = torch.empty(piece.size, dtype=piece.dtype, pin_memory=True)
+            kept.copy_(piece.values(), non_blocking=True)
+            return replace(piece, values=lambda: kept)
 
         files = {name: [copy(piece) for piece in pieces] for name, pieces in snapshot.files.items()}
         torch.cuda.synchronize()
@@ -139,9 +126,7 @@ class Snapshots:
         if snapshot.state:
             store.put_bytes(f"{uri}/{STATE}", snapshot.state)
             entries.append(entry_of_bytes(STATE, snapshot.state))
-        index = PartIndex(
-            rank=self.rank, files=tuple(entries), pieces=facts_of(snapshot.files), numbers=snapshot.numbers
-        )
+        index = PartIndex(rank=self.rank, files=tuple(entries), pieces=facts_of(snapshot.files))
         store.put_bytes(f"{uri}/{part_name(self.rank)}", index.to_json().encode())
 
     def say_missing(self, reason: DiskFull, store: ObjectStore, uri: str) -> None:

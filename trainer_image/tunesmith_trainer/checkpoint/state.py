@@ -7,30 +7,16 @@ name (`layers.0.weight`), one of the optimizer's by `<parameter>:<its name>` (`l
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from tunesmith_api.keys import Reason
-from tunesmith_store.errors import UserError
+from tunesmith_trainer.optimizer import portable_state
 
-__all__ = [
-    "Numbers",
-    "Room",
-    "RunState",
-    "Whole",
-    "is_optimizer_key",
-    "make_room",
-    "optimizer_state",
-    "trained_tensors",
-]
-
-Numbers = dict[str, int | float]
-"""Plain numbers of an optimizer's state by key, such as the step count of bitsandbytes."""
+__all__ = ["Held", "RunState", "held_tensors", "is_optimizer_key", "trained_parameters", "trained_tensors"]
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 """What torch.compile and activation checkpointing put into names: a checkpoint doesn't depend on them."""
@@ -57,6 +43,8 @@ class RunState:
     evaluations_without_improvement: int = 0
     events: list[dict[str, int | str]] = field(default_factory=list)
     """What went wrong and was healed: `step` and `text`."""
+    samples_before: list[str] = field(default_factory=list)
+    """What the model answered to the report's questions before its first step."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the fp16 GradScaler; empty for other number formats."""
 
@@ -79,11 +67,14 @@ class RunState:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Type and shape of a tensor over all ranks, as a checkpoint holds it."""
+class Held:
+    """A tensor as this rank holds it."""
 
+    like: torch.Tensor
+    """A tensor of its shape, sharded as it is; its values may be others'."""
     dtype: torch.dtype
-    shape: tuple[int, ...]
+    values: Callable[[], torch.Tensor]
+    """Returns the tensor itself, or makes it where the optimizer keeps it in another form."""
 
 
 def is_optimizer_key(key: str) -> bool:
@@ -97,8 +88,9 @@ def _stable(name: str) -> str:
     return name
 
 
-def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((_stable(name), parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trained parameters of the bare model by their stable names."""
+    return {_stable(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -106,99 +98,33 @@ def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
     The tensors share their memory with the model.
     """
-    found = {name: parameter.detach() for name, parameter in _trained(model)}
+    found = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
     for prefix, module in model.named_modules():
-        lasting = set(module._buffers) - module._non_persistent_buffers_set
-        for name in sorted(lasting):
+        for name in sorted(set(module._buffers) - module._non_persistent_buffers_set):
             buffer = module._buffers[name]
             if buffer is not None:
                 found[_stable(f"{prefix}.{name}" if prefix else name)] = buffer.detach()
     return found
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], Numbers]:
-    """Return the optimizer's tensors, which share its memory, and its plain numbers.
+def held_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Held]:
+    """Return all that a checkpoint holds of the bare model and its optimizer, by key. Nothing is copied."""
 
-    Raises:
-        UserError: the optimizer keeps something for a sharded parameter that is not sharded like it.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    numbers: Numbers = {}
-    for name, parameter in _trained(model):
-        for part, value in optimizer.state.get(parameter, {}).items():
-            key = f"{name}:{part}"
-            if isinstance(value, int | float):
-                numbers[key] = value
-            elif isinstance(value, torch.Tensor):
-                if isinstance(parameter, DTensor) and not isinstance(value, DTensor) and value.numel() > 1:
-                    message = (
-                        "spec.training.optim: this optimizer's state can't be shared out over workers; "
-                        "use adamw_torch, or strategy DDP"
-                    )
-                    raise UserError(Reason.INVALID_SPEC, message)
-                tensors[key] = value.detach()
-    return tensors, numbers
+    def held(tensor: torch.Tensor) -> Held:
+        return Held(tensor, tensor.dtype, lambda: tensor)
+
+    found = {name: held(tensor) for name, tensor in trained_tensors(model).items()}
+    for name, parameter in trained_parameters(model).items():
+        if "state1" in optimizer.state.get(parameter, {}):  # 8-bit: unpacked only once it is written
+            found[f"{name}:step"] = held(torch.tensor(float(optimizer.state[parameter]["step"])))
+            for part in ("exp_avg", "exp_avg_sq"):
+                values = partial(_unpacked, optimizer, parameter, part)
+                found[f"{name}:{part}"] = Held(parameter.detach(), torch.float32, values)
+        else:
+            for part, value in portable_state(optimizer, parameter).items():
+                found[f"{name}:{part}"] = held(value.detach())
+    return found
 
 
-@dataclass(frozen=True)
-class Room:
-    """An optimizer's state that is yet to be filled; the optimizer learns of it by `install`."""
-
-    tensors: dict[str, torch.Tensor]
-    """To be filled, by key."""
-    _states: list[tuple[nn.Parameter, dict[str, Any]]]
-
-    def install(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give the optimizer this state in place of its own."""
-        for parameter, state in self._states:
-            optimizer.state.pop(parameter, None)
-            if state:
-                optimizer.state[parameter] = state
-
-
-def make_room(
-    model: nn.Module, optimizer: torch.optim.Optimizer, wholes: Mapping[str, Whole], numbers: Numbers
-) -> Room:
-    """Make room for the state that a checkpoint describes.
-
-    Tensors that the optimizer has already are used again where they fit: going back takes no second copy.
-
-    Args:
-        model: the bare model, whose parameters the optimizer holds.
-        optimizer: it is not changed.
-        wholes: all tensors of the checkpoint by key; those of the model are passed over.
-        numbers: plain numbers of the state by key.
-    """
-    parts: dict[str, dict[str, Whole | int | float]] = {}
-    for key, value in (*wholes.items(), *numbers.items()):
-        if is_optimizer_key(key):
-            name, _, part = key.rpartition(":")
-            parts.setdefault(name, {})[part] = value
-    settings = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    room = Room({}, [])
-    for name, parameter in _trained(model):
-        before = optimizer.state.get(parameter, {})
-        state: dict[str, Any] = {}
-        for part, value in parts.get(name, {}).items():
-            if not isinstance(value, Whole):
-                state[part] = value
-                continue
-            old = before.get(part)
-            fits = isinstance(old, torch.Tensor) and (tuple(old.shape), old.dtype) == (value.shape, value.dtype)
-            on_device = part != "step" or _steps_on_device(settings.get(id(parameter), {}))
-            state[part] = old if fits else _empty(value, parameter, on_device)
-            room.tensors[f"{name}:{part}"] = state[part].detach()
-        room._states.append((parameter, state))
-    return room
-
-
-def _steps_on_device(settings: Mapping[str, Any]) -> bool:
-    """Whether the optimizer counts steps where the parameter is: torch does so if it is fused or capturable."""
-    return bool(settings.get("fused") or settings.get("capturable"))
-
-
-def _empty(whole: Whole, parameter: nn.Parameter, on_device: bool) -> torch.Tensor:
-    """Make a tensor for one part of a parameter's state, sharded as the parameter is where it has its shape."""
-    if whole.shape and whole.shape == tuple(parameter.shape):
-        return torch.zeros_like(parameter.detach(), dtype=whole.dtype)
-    return torch.zeros(whole.shape, dtype=whole.dtype, device=parameter.device if on_device else "cpu")
+def _unpacked(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, part: str) -> torch.Tensor:
+    return portable_state(optimizer, parameter)[part]
