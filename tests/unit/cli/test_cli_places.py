@@ -1,0 +1,119 @@
+"""Paths where URIs stand: what they become, that the trainer's store finds the files, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from tunesmith_api.model import Uri, WritableUri
+from tunesmith_cli.errors import Refused
+from tunesmith_cli.places import Places
+from tunesmith_store.volumes import VolumeStore
+
+
+def manifest(**uris):
+    fields = {"model": "s3://m/x", "train": "s3://d/t", "checkpoint": "s3://c/x", "output": "s3://o/x", **uris}
+    return {
+        "spec": {
+            "model": {"uri": fields["model"]}, "dataset": {"train": {"uri": fields["train"]}},
+            "checkpoint": {"uri": fields["checkpoint"]}, "output": {"uri": fields["output"]},
+        }
+    }  # fmt: skip
+
+
+def localized(base, places=None, **uris):
+    document, places = manifest(**uris), places or Places()
+    places.localize(document, Path(base))
+    return document["spec"], places
+
+
+@pytest.mark.parametrize(
+    ("written", "uri"),
+    [
+        ("./data/train.jsonl", "pvc://local/home/me/jobs/data/train.jsonl"),
+        ("data/train.jsonl", "pvc://local/home/me/jobs/data/train.jsonl"),
+        ("../data", "pvc://local/home/me/data"),
+        ("/data/./x/../train.jsonl", "pvc://local/data/train.jsonl"),
+        ("file:///data/train.jsonl", "pvc://local/data/train.jsonl"),
+        ("s3://data/train.jsonl", "s3://data/train.jsonl"),
+        ("hf://owner/name", "hf://owner/name"),
+        ("s3:/data/typo", "s3:/data/typo"),
+    ],
+)
+def test_a_path_becomes_a_uri_and_a_uri_stays_one(written, uri):
+    spec, _ = localized("/home/me/jobs", train=written)
+    assert spec["dataset"]["train"]["uri"] == uri
+
+
+def test_the_home_folder_is_known(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    spec, _ = localized("/", model="~/models/base")
+    assert spec["model"]["uri"] == "pvc://local/home/me/models/base"
+
+
+@pytest.mark.parametrize(
+    "folder", ["plain", "with space", "ünïcode", "quote'and=plus+", "percent%20", "a#b", "new\nline", "-dash"]
+)
+def test_the_trainers_store_reads_and_writes_there_whatever_the_folder_is_called(tmp_path, folder):
+    home = tmp_path / folder
+    (home / "data").mkdir(parents=True)
+    (home / "data" / "train.jsonl").write_text("rows")
+    spec, places = localized(home, train="./data/train.jsonl", output="./out", model="./data")
+    places.link(tmp_path / "volumes")
+    store = VolumeStore(tmp_path / "volumes")
+    assert store.get_bytes(spec["dataset"]["train"]["uri"]) == b"rows"
+    assert [Path(info.uri).name for info in store.list(spec["model"]["uri"])] == ["train.jsonl"]
+    store.put_bytes(f"{spec['output']['uri']}/config.json", b"{}")
+    assert (home / "out" / "config.json").read_bytes() == b"{}"
+    assert places.path_of(spec["output"]["uri"]) == home / "out"
+    assert places.shown(f"saved to {spec['output']['uri']}/x.") == f"saved to {home}/out/x."
+    TypeAdapter(Uri).validate_python(spec["dataset"]["train"]["uri"])
+    TypeAdapter(WritableUri).validate_python(spec["output"]["uri"])
+
+
+def test_the_same_path_gives_the_same_uri_in_the_next_run(tmp_path):
+    first, _ = localized(tmp_path, output="./my models/out")
+    second, _ = localized(tmp_path / "elsewhere", output="../my models/out")
+    assert first["output"] == second["output"]
+
+
+def test_a_folder_to_write_to_may_have_any_name_and_is_made(tmp_path):
+    spec, places = localized(tmp_path, output="./tuned model")
+    places.link(tmp_path / "volumes")
+    VolumeStore(tmp_path / "volumes").put_bytes(f"{spec['output']['uri']}/a", b"1")
+    assert (tmp_path / "tuned model" / "a").exists()
+
+
+def test_a_file_with_an_odd_name_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "my data.jsonl").write_text("")
+    with pytest.raises(Refused, match=r"spec\.dataset\.train\.uri: .*my data\.jsonl: .*rename it"):
+        localized(tmp_path, train="my data.jsonl")
+
+
+def test_a_path_that_is_too_long_for_a_uri_is_refused():
+    with pytest.raises(Refused, match=r"spec\.output\.uri: .* longer than 512"):
+        localized("/", output="x" * 600)
+
+
+def test_a_claim_of_the_cluster_needs_a_folder_here(tmp_path):
+    spec, places = localized(tmp_path, model="pvc://models/base")
+    (line,) = places.faults({"spec": spec})
+    assert line == (
+        "spec.model.uri: pvc://models/base is in a cluster's volume; where is that here? --volume models=FOLDER"
+    )
+    (tmp_path / "m" / "base").mkdir(parents=True)
+    spec, places = localized(tmp_path, Places([f"models={tmp_path / 'm'}"]), model="pvc://models/base")
+    assert list(places.faults({"spec": spec})) == []
+    places.link(tmp_path / "volumes")
+    assert (tmp_path / "volumes" / "models").resolve() == tmp_path / "m"
+    assert places.shown("pvc://models/base") == "pvc://models/base", "as the user calls it"
+
+
+@pytest.mark.parametrize("volume", ["models", "Models=/", "local=/", "a b=/", "models=/nowhere/at/all"])
+def test_a_volume_that_is_none_is_refused(volume):
+    with pytest.raises(Refused, match=r"--volume"):
+        Places([volume])
+
+
+def test_longer_claims_are_not_taken_for_the_machines_own():
+    assert Places().shown("pvc://local/a pvc://local-b/c pvc://locals/d") == "/a pvc://local-b/c pvc://locals/d"
