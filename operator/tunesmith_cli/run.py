@@ -28,6 +28,7 @@ from tunesmith_operator.core.finetunejob.plan import training_plan
 __all__ = ["Options", "run"]
 
 POLL_SECONDS = 0.2
+LOG_TAIL_LINES = 8
 KILLED = 128 + signal.SIGINT
 """Exit code of a run that was not allowed to save first, as shells have it."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -75,7 +76,11 @@ def run(options: Options, console: Console) -> int:
         tell_end(console, plan, trainer.report(), code, places, options.command())
         if code not in (ExitCode.SUCCESS, ExitCode.INTERRUPTED, KILLED):
             scratch.kept = True
-            console.print(f"log: {scratch.folder / trainer.log_file.name}", markup=False, highlight=False)
+            log = scratch.folder / trainer.log_file.name
+            if trainer.report() is None:
+                tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+                console.print(*tail, sep="\n", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"log: {log}", markup=False, highlight=False, soft_wrap=True)
     return code
 
 
