@@ -18,7 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["IMPLEMENTATION", "Layout", "packed_attention", "packed_implementation", "packs_exactly"]
+__all__ = [
+    "IMPLEMENTATION",
+    "Layout",
+    "packed_attention",
+    "packed_implementation",
+    "packs_exactly",
+    "plain_implementation",
+]
 
 IMPLEMENTATION = "tunesmith_packed"
 
@@ -116,18 +123,34 @@ def register() -> None:
 
 
 @contextmanager
-def packed_implementation(model: Any, packed: bool) -> Iterator[None]:
-    """Switch a bare transformers model (or one wrapped by PEFT) to packed attention for a while."""
-    if not packed:
-        yield
-        return
-    register()
+def _implementation(model: Any, name: str) -> Iterator[None]:
     before = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def packed_implementation(model: Any, packed: bool) -> Iterator[None]:
+    """Switch a bare transformers model (or one wrapped by PEFT) to packed attention for a while, where it `packed`."""
+    if not packed:
+        yield
+        return
+    register()
+    with _implementation(model, IMPLEMENTATION):
+        yield
+
+
+@contextmanager
+def plain_implementation(model: Any) -> Iterator[None]:
+    """Switch back for a while, as for generation."""
+    if getattr(model.config, "_attn_implementation", None) != IMPLEMENTATION:
+        yield
+        return
+    with _implementation(model, "sdpa"):
+        yield
 
 
 @torch.no_grad()

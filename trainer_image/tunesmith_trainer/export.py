@@ -1,13 +1,11 @@
 """The tuned model as a folder that anybody's tools can load: safetensors, tokenizer, model card, metrics.
 
-Called by `loop` on rank 0 once training is done, and by `driver` to see whether an earlier attempt got that far.
+Called by `finish` on rank 0 once training is done, and by `driver` to see whether an earlier attempt got that far.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,15 +15,15 @@ from tunesmith_api import keys
 from tunesmith_api.artifacts import ModelManifest, files_digest
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import ModelRef
-from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_store.files import entries_below
 from tunesmith_store.store import NotFound, ObjectStore
 from tunesmith_trainer.report import RunRecord
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-__all__ = ["Export", "finished_model", "publish", "write_model"]
+__all__ = ["Export", "describe", "finished_model", "publish", "write_model"]
 
 METRICS = "metrics.json"
 CARD = "README.md"
@@ -38,20 +36,8 @@ class Export:
     plan: TrainingPlan
     run_digest: str
     base: Path
-    metrics: Mapping[str, float]
-    history: list[dict[str, float]]
-    evaluations: list[dict[str, float]]
-
-    @property
-    def record(self) -> RunRecord:
-        """What the model card is written from."""
-        return RunRecord.of(
-            self.plan,
-            run_digest=self.run_digest,
-            metrics=self.metrics,
-            history=self.history,
-            evaluations=self.evaluations,
-        )
+    record: RunRecord
+    """What report and model card are written from."""
 
 
 def finished_model(store: ObjectStore, uri: str, run_digest: str) -> tuple[ModelRef, dict[str, float]] | None:
@@ -65,32 +51,43 @@ def finished_model(store: ObjectStore, uri: str, run_digest: str) -> tuple[Model
     return ModelRef(uri=uri, digest=manifest.digest, size_bytes=manifest.size_bytes), manifest.metrics
 
 
-def write_model(model: nn.Module, tokenizer: Any, folder: Path, export: Export) -> None:
-    """Write the tuned model to a local folder; adapters are merged in float32, then all is stored as the base was."""
-    from tunesmith_trainer.lora import merge_adapters
-    from tunesmith_trainer.model import stored_dtype
+def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a finished model (adapters merged) and its processor, stored in the number format of the base."""
+    bare: Any = model
+    if hasattr(bare.config, "use_cache"):
+        bare.config.use_cache = True
+    _end_turns(bare, processor)
+    bare.to(dtype).save_pretrained(folder, max_shard_size="5GB")
+    processor.save_pretrained(folder)
+
+
+def _end_turns(model: Any, processor: Any) -> None:
+    """Let generation end where ChatML ends a turn, too."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    generation = getattr(model, "generation_config", None)
+    if generation is None or "<|im_end|>" not in getattr(tokenizer, "get_vocab", dict)():
+        return
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    known = generation.eos_token_id
+    known = [] if known is None else [known] if isinstance(known, int) else list(known)
+    known = known if end in known else [*known, end]
+    generation.eos_token_id = known[0] if len(known) == 1 else known
+
+
+def describe(folder: Path, export: Export) -> None:
+    """Write metrics, report and model card beside the weights, readable for a server of any user."""
+    from tunesmith_trainer import report
     from tunesmith_trainer.report.card import model_card
 
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    bare: Any = merge_adapters(model) if export.plan.method is MethodType.LORA else model
-    bare.config.use_cache = True
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>") if "<|im_end|>" in tokenizer.get_vocab() else None
-    generation = getattr(bare, "generation_config", None)
-    if generation is not None and end is not None:
-        known = generation.eos_token_id
-        known = [] if known is None else [known] if isinstance(known, int) else list(known)
-        generation.eos_token_id = known if end in known else [*known, end]
-        if len(generation.eos_token_id) == 1:
-            generation.eos_token_id = generation.eos_token_id[0]
-    bare.to(stored_dtype(export.base)).save_pretrained(folder, max_shard_size="5GB")
-    tokenizer.save_pretrained(folder)
-    report = {"metrics": dict(export.metrics), "history": export.history, "evaluations": export.evaluations}
-    (folder / METRICS).write_text(json.dumps(report, indent=1))
-    (folder / CARD).write_text(model_card(export.record))
+    record = export.record
+    numbers = record.model_dump(mode="json", by_alias=True, include={"metrics", "history"})
+    numbers["evaluations"] = [{"step": done.step, **done.metrics} for done in record.evaluations]
+    (folder / METRICS).write_text(json.dumps(numbers, indent=1))
+    (folder / CARD).write_text(model_card(record))
+    report.write(record, folder)
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(0o644)  # save_pretrained leaves 0600: a server of another user couldn't read it
+            path.chmod(0o644)  # save_pretrained leaves 0600
 
 
 def publish(store: ObjectStore, folder: Path, export: Export) -> ModelRef:
@@ -103,7 +100,7 @@ def publish(store: ObjectStore, folder: Path, export: Export) -> ModelRef:
         base_digest=files_digest(entries_below(export.base)),
         plan_digest=export.run_digest,
         created_time=datetime.now(UTC).isoformat(timespec="seconds"),
-        metrics=dict(export.metrics),
+        metrics=dict(export.record.metrics),
         files=files,
     )
     store.delete(f"{uri}/{keys.MODEL_MANIFEST}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,8 @@ __all__ = ["Group", "HungCollective", "join_group"]
 T = TypeVar("T")
 
 POLL_SECONDS = 0.05
-STORE_TIMEOUT = timedelta(seconds=10)
 ROLL_CALL_SECONDS = 5.0
+TAKEN_SECONDS = 10.0
 
 
 class HungCollective(Retryable):
@@ -102,13 +103,19 @@ class Group:
         if self.world_size == 1:
             return work()
         key = f"first-{next(self._turns)}"
+        taken = [f"{key}-taken-{rank}" for rank in range(1, self.world_size)]
         if self.rank == 0:
             result = work()
             self.store.set(key, pickle.dumps(result))
+            deadline = time.monotonic() + TAKEN_SECONDS
+            # this process serves the store: it may be at its end, but not before the others have read
+            while not self.store.check(taken) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
             return result
         while not self.store.check([key]):
             time.sleep(POLL_SECONDS)
         value: T = pickle.loads(self.store.get(key))  # noqa: S301 - from rank 0 of this very job
+        self.store.set(taken[self.rank - 1], b"1")
         return value
 
     def meet(self, value: T) -> list[T]:
@@ -151,16 +158,22 @@ class Group:
         """Call the roll: all that wait in vain say so at about the same time, and who hangs doesn't."""
         if self.store is None:
             return []
-        try:
+        missing: list[int] = [0]  # if the store doesn't answer either: rank 0 serves it
+
+        def call() -> None:
             self.store.set(f"waited-{self.rank}", b"1")
             deadline = time.monotonic() + ROLL_CALL_SECONDS
-            missing = set(range(self.world_size))
-            while missing and time.monotonic() < deadline:
-                missing = {rank for rank in missing if not self.store.check([f"waited-{rank}"])}
+            silent = set(range(self.world_size))
+            while silent and time.monotonic() < deadline:
+                silent = {rank for rank in silent if not self.store.check([f"waited-{rank}"])}
                 time.sleep(POLL_SECONDS)
-            return sorted(missing)
-        except RuntimeError:  # the store itself doesn't answer, and rank 0 serves it
-            return [0]
+            missing[:] = sorted(silent)
+
+        # a thread, since asking a store whose process hangs takes for ever
+        roll = threading.Thread(target=call, name="roll-call", daemon=True)
+        roll.start()
+        roll.join(2 * ROLL_CALL_SECONDS)
+        return list(missing)
 
 
 # gloo raises plain RuntimeErrors whose text names its own source files
@@ -188,6 +201,4 @@ def join_group(rank: int, world_size: int, address: str, device: torch.device, t
     store = dist.TCPStore(host, int(port), world_size, is_master=rank == 0, timeout=max(timeout, timedelta(minutes=10)))
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    signs = dist.PrefixStore("tunesmith", store)
-    signs.set_timeout(STORE_TIMEOUT)
-    return Group(rank, world_size, device, timeout_seconds, signs)
+    return Group(rank, world_size, device, timeout_seconds, dist.PrefixStore("tunesmith", store))

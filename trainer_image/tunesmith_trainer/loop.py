@@ -18,12 +18,12 @@ from tunesmith_api.reports import CheckpointRef, DatasetFacts, ModelRef, Trainer
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer import order
 from tunesmith_trainer.assembly import Assembly, Inputs, assemble, load_inputs
-from tunesmith_trainer.attention import packed_implementation
+from tunesmith_trainer.attention import packed_implementation, plain_implementation
 from tunesmith_trainer.checkpoint import Checkpointer, RunState
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.errors import Interrupted
 from tunesmith_trainer.evaluate import Evaluation, evaluate
-from tunesmith_trainer.finish import finish
+from tunesmith_trainer.finish import finish, sample_before
 from tunesmith_trainer.group import Group
 from tunesmith_trainer.guards import LossGuard, diverged
 from tunesmith_trainer.schedule import lr_at
@@ -98,6 +98,7 @@ class TrainingRun:
         self.last_evaluation: Evaluation | None = None
         self._recent: list[tuple[float, int]] = []
         self._stopped_early = False
+        self.began = time.monotonic()
 
     def run(self) -> RunResult:
         """Train to the end.
@@ -318,6 +319,8 @@ class TrainingRun:
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
         self.report.log(f"evaluation at step {step}: {numbers} ({found.examples} examples)")
         if step == 0:
+            with plain_implementation(self.parts.bare):
+                sample_before(self)
             self.report.phase("evaluatedBefore")
         else:
             self._note_best(found.metrics)
@@ -400,6 +403,12 @@ class TrainingRun:
         if self.checkpointer.restore_best(self.parts.bare):
             self.report.log(f"the model of step {state.best_step} is saved: it did best")
 
+    @property
+    def saved_step(self) -> int:
+        """The optimizer steps behind the weights that are saved."""
+        state = self.state
+        return state.best_step if self.plan.training.load_best_model_at_end and state.best_step else state.step
+
     def metrics(self) -> dict[str, float]:
         """The job's final metrics. trainLoss is the mean of the last ten records; eval… are those of the saved model."""
         state = self.state
@@ -413,9 +422,8 @@ class TrainingRun:
             found["trainLoss"] = sum(last) / len(last)
         if state.rollbacks:
             found["rollbacks"] = float(state.rollbacks)
-        chosen = state.best_step if self.plan.training.load_best_model_at_end and state.best_step else state.step
         for record in state.evaluations:
-            suffix = "Before" if record["step"] == 0 else "" if record["step"] == chosen else None
+            suffix = "Before" if record["step"] == 0 else "" if record["step"] == self.saved_step else None
             if suffix is not None:
                 found |= {
                     f"eval{name[0].upper()}{name[1:]}{suffix}": value

@@ -22,11 +22,9 @@ import pytest
 
 from objectstore import ObjectStore
 from tunesmith_api import keys
-from tunesmith_api.plan import LoraPlan, OptimizationPlan, StoragePlan, TrainingPlan
+from support.plans import optimization, training_plan
+from tunesmith_api.plan import StoragePlan, TrainingPlan
 from tunesmith_api.reports import ProgressReport, TerminationReport
-from tunesmith_api.v1alpha1.method import MethodType
-from tunesmith_api.v1alpha1.task import Task
-from tunesmith_api.v1alpha1.training import LrSchedulerType, Precision
 
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -34,26 +32,6 @@ IPS = ("10.77.0.1", "10.77.0.2")
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(Path(__file__).parent))  # for `ranks`, which its child processes import too
 ROOT = HERE.parents[3]
-
-
-def optimization(**changes) -> OptimizationPlan:
-    values = {
-        "num_train_epochs": 1, "learning_rate": 1e-2, "lr_scheduler_type": LrSchedulerType.COSINE, "warmup_ratio": 0.1, "weight_decay": 0.01,
-        "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "global_batch_size": 8, "micro_batch_size": 2,
-        "max_length": 64, "precision": Precision.FP32, "seed": 7,
-    }  # fmt: skip
-    return OptimizationPlan(**(values | changes))
-
-
-def training_plan(base: str, **changes) -> TrainingPlan:
-    values = {
-        "name": "job", "namespace": "ml", "uid": "u-1", "task": Task.CHAT_SFT, "model_uri": f"{base}/model", "train_uri": f"{base}/train.jsonl",
-        "eval_uri": f"{base}/eval.jsonl", "method": MethodType.FULL, "training": optimization(), "replicas": 1, "head_host": IPS[0],
-        "checkpoint_uri": f"{base}/checkpoints", "checkpoint_every_steps": 4, "checkpoint_keep_last": 2, "output_uri": f"{base}/tuned",
-    }  # fmt: skip
-    if changes.get("method") is MethodType.LORA:
-        values["lora"] = LoraPlan(r=4, alpha=8, dropout=0.0, target_modules=("all-linear",))
-    return TrainingPlan(**(values | changes))
 
 
 def conversations(count: int, offset: int = 0) -> list[dict]:

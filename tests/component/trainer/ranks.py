@@ -28,7 +28,7 @@ def run_rank(
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
 
-    from tunesmith_store.store import S3Store
+    from tunesmith_store.router import open_store
     from tunesmith_trainer.group import join_group
     from tunesmith_trainer.loop import TrainingRun
 
@@ -43,8 +43,7 @@ def run_rank(
         if step == stop_after and rank == 0:
             pod.stop_file.touch()
 
-    run = TrainingRun(plan, pod, group, S3Store(plan.storage), digest, after_step=after_step)
-    run.report = type("Quiet", (), {name: lambda *a, **k: None for name in ("update", "log", "phase")})()
+    run = TrainingRun(plan, pod, group, open_store(plan), digest, after_step=after_step)
     try:
         return run.run(), run.state
     except Exception as error:

@@ -4,11 +4,11 @@ import os
 import signal
 
 import pytest
+from support.plans import dataset
 
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.reports import Outcome
-from tunesmith_api.v1alpha1.method import MethodType
 
 STEPS = 1200
 
@@ -24,7 +24,7 @@ def long_training(make_training):
 
 def test_a_lost_rank_and_a_lost_pod_cost_no_step(pods, job, make_plan, make_training):
     plan = make_plan(
-        job, replicas=2, method=MethodType.LORA, training=long_training(make_training), checkpoint_every_steps=20
+        job, replicas=2, method="LoRA", training=long_training(make_training), checkpoint_every_steps=20
     )
     head, other = pods.start(plan, 0), pods.start(plan, 1)
     pods.wait_for(lambda report: report.global_step >= 45, what="step 45")
@@ -115,24 +115,23 @@ def test_an_unwritable_bucket_ends_the_job_and_says_why(pods, pod_store, job, ma
             Reason.STORAGE_UNREADABLE,
             "bucket 'nobody-has-this' does not exist",
         ),
-        ("train_uri", "{job}/typo.jsonl", Reason.DATASET_NOT_FOUND, "spec.dataset.train.uri"),
+        ("dataset", "{job}/typo.jsonl", Reason.DATASET_NOT_FOUND, "spec.dataset.train.uri"),
         ("model_uri", "{job}/typo", Reason.MODEL_NOT_FOUND, "spec.model.uri"),
     ],
 )
 def test_missing_input_names_the_field(pods, job, make_plan, field, value, reason, words):
     code = ExitCode.STORAGE_DENIED if reason is Reason.STORAGE_UNREADABLE else ExitCode.INVALID_INPUT
-    assert words in fails(pods, make_plan(job, **{field: value.format(job=job)}), code, reason)
+    uri = value.format(job=job)
+    change = {"dataset": dataset(uri)} if field == "dataset" else {field: uri}
+    assert words in fails(pods, make_plan(job, **change), code, reason)
 
 
 def test_a_diverging_run_ends_with_its_reason(pods, job, make_plan, make_training):
     training = make_training(learning_rate=0.99, max_grad_norm=0.0, max_steps=300, weight_decay=0.0, adam_epsilon=0.0)
-    message = fails(
-        pods,
-        make_plan(job, training=training.model_copy(update={"learning_rate": 1e30})),
-        ExitCode.DIVERGED,
-        Reason.DIVERGED,
-    )
+    training = training.model_copy(update={"learning_rate": 1e30})
+    message = fails(pods, make_plan(job, training=training), ExitCode.DIVERGED, Reason.DIVERGED)
     assert "learningRate" in message
+    assert "after 3 rollbacks" in message
 
 
 def test_an_unreachable_store_is_tried_again_and_then_given_up(pods, job, make_plan):

@@ -214,6 +214,10 @@ class Task(ABC):
     def metrics(self, assessment: Assessment) -> dict[str, float]:
         """Turn the sums over all held-out data into metrics. Always holds `loss` (mean per unit)."""
 
+    def confusion_of(self, assessment: Assessment) -> tuple[list[str], list[list[int]]] | None:
+        """Return class names and the confusion matrix (rows: the true class); None for tasks without classes."""
+        return None
+
     higher_is_better: frozenset[str] = frozenset()
     """The metrics of which more is better; of all others less is."""
 

@@ -1,0 +1,92 @@
+"""Our own loop without a cluster: `python -m bench.ours BASE STEPS [OPTION=VALUE…]` under torchrun's variables.
+
+Prints figures of its rank as JSON: `secondsPerStep`, `tokensPerStep`, `evalLoss`, `peakBytes`, `stallSeconds`,
+`stateBytes` (weights and optimizer state that this rank holds), `trainSeconds`.
+Options: `strategy=FSDP`, `every=25` (checkpoints), `batch=8`, `endpoint=http://…`, `warm=2` (steps not counted), `evaluate=1`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.peers import encoded, held_out_loss
+from bench.workload import prepare
+from tunesmith_store.router import open_store
+from tunesmith_trainer.environment import PodEnvironment
+from tunesmith_trainer.group import join_group
+from tunesmith_trainer.loop import TrainingRun
+
+__all__: list[str] = []
+
+
+class Measured(TrainingRun):
+    """The loop as it is, but for the end: nothing is exported, the weights are looked at instead."""
+
+    def _finish(self) -> Any:
+        return self.checkpointer.newest
+
+
+def held_bytes(run: TrainingRun) -> int:
+    """Bytes of weights and optimizer state that this rank holds."""
+    tensors = list(run.parts.bare.parameters())
+    state = [value for values in run.parts.optimizer.state.values() for value in values.values()]
+    local = [getattr(tensor, "_local_tensor", tensor) for tensor in [*tensors, *state] if isinstance(tensor, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def main() -> None:
+    """Run one rank."""
+    base, steps = sys.argv[1], int(sys.argv[2])
+    options = dict(argument.split("=", 1) for argument in sys.argv[3:])
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    work = prepare()
+    changes: dict[str, Any] = {"strategy": options.get("strategy", "DDP"), "replicas": world}
+    if "every" in options:
+        changes["checkpoint_every_steps"] = int(options["every"])
+    if "batch" in options:
+        changes["global_batch_size"] = int(options["batch"])
+    plan = work.plan(base, steps, options.get("endpoint"), **changes)
+    plan = plan.model_copy(update={"dataset": plan.dataset.model_copy(update={"eval": None})})
+    # ranks share a pod's folder, as they do in a pod with several
+    scratch = Path(options.get("scratch") or tempfile.mkdtemp(prefix="bench"))
+    scratch.mkdir(parents=True, exist_ok=True)
+    pod = PodEnvironment(
+        index=0, ip="127.0.0.1", token="", scratch=scratch, plan_path=scratch / "plan.json",
+        termination_log=scratch / "end", cpu_millicores=1000 * int(os.environ["OMP_NUM_THREADS"]),
+    )  # fmt: skip
+    group = join_group(rank, world, f"127.0.0.1:{os.environ['MASTER_PORT']}", torch.device("cpu"))
+    run = Measured(plan, pod, group, open_store(plan), "bench")
+    began = time.monotonic()
+    run.run()
+    warm = int(options.get("warm", 2))
+    history = run.state.history[warm:]
+    found = {
+        "secondsPerStep": [record["seconds"] for record in history],
+        "tokensPerStep": sum(record["tokens"] for record in history) / len(history),
+        "peakBytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "stallSeconds": run.checkpointer.stall_seconds,
+        "stateBytes": held_bytes(run),
+        "trainSeconds": run.state.train_seconds,
+        "wallSeconds": time.monotonic() - began,
+    }
+    if options.get("evaluate"):
+        tokenizer = run.task.processor
+        found["evalLoss"] = held_out_loss(run.parts.bare, encoded(work, tokenizer, work.rows(work.eval)))
+    if "scratch" not in options:
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

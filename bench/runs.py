@@ -1,0 +1,88 @@
+"""Runs one measurement as a process of its own and reads the JSON object that it prints last. Used by all of bench.
+
+A process of its own, since memory, thread pools and caches of one run would colour the next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["free_port", "median", "pairs", "run_module", "say"]
+
+Figures = dict[str, Any]
+
+
+def say(text: str) -> None:
+    """Tell people how far it is; results go to standard output, this to standard error."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def median(values: Sequence[float]) -> float:
+    """The median, as a plain float."""
+    return float(statistics.median(values))
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_module(
+    module: str, *arguments: str, ranks: int = 1, threads: int = 2, environment: Mapping[str, str] | None = None
+) -> list[Figures]:
+    """Run `python -m module` on `ranks` processes under torchrun's variables; return each rank's last JSON line.
+
+    Raises:
+        RuntimeError: a process failed; with the end of what it said.
+    """
+    port = free_port()
+    processes = []
+    for rank in range(ranks):
+        variables = {
+            **os.environ,
+            **(environment or {}),
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        command = [sys.executable, "-m", module, *arguments]
+        processes.append(
+            subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    results = []
+    for process in processes:
+        out, err = process.communicate(timeout=1800)
+        if process.returncode:
+            raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{err[-3000:]}")
+        results.append(json.loads(out.strip().splitlines()[-1]))
+    return results
+
+
+def pairs(runs: int, one: Callable[[], Figures], other: Callable[[], Figures], name: str) -> list[tuple[Figures, Figures]]:
+    """Run two measurements in turns, so that both see the same moods of the machine."""
+    found = []
+    for number in range(runs):
+        # who begins alternates: neither always finds the warmer machine
+        both = [one(), other()] if number % 2 == 0 else [other(), one()][::-1]
+        found.append((both[0], both[1]))
+        say(f"{name}: run {number + 1} of {runs}")
+    return found

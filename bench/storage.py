@@ -1,0 +1,83 @@
+"""Checkpoint bytes per second against bare boto3: `python -m bench.storage ENDPOINT BUCKET`, one JSON line.
+
+The same bytes (weights and optimizer state of SmolLM2-135M in float32) go up and come down by boto3's own multipart
+transfer with its default settings, and as a checkpoint: written, hashed, uploaded, manifest last; found, downloaded,
+verified, loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import torch
+from transformers import AutoModelForCausalLM
+
+from bench.workload import prepare
+from tunesmith_api.artifacts import DataCursor
+from tunesmith_api.plan import StoragePlan
+from tunesmith_store.store import S3Store
+from tunesmith_trainer.checkpoint import Checkpointer, RunState
+from tunesmith_trainer.group import Group
+
+__all__: list[str] = []
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds of one piece of work."""
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def trained_model() -> tuple[Any, torch.optim.Optimizer]:
+    """A model with an optimizer that has state, without the minutes that a real step would take."""
+    model = AutoModelForCausalLM.from_pretrained(prepare().model, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 1e-3
+    optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def main() -> None:
+    """Measure once each way, ours and theirs in turn."""
+    endpoint, bucket = sys.argv[1], sys.argv[2]
+    folder = Path(tempfile.mkdtemp(prefix="bench"))
+    model, optimizer = trained_model()
+    uri = f"s3://{bucket}/checkpoints"
+    store = S3Store(StoragePlan(endpoint_url=endpoint))
+    ours = Checkpointer(
+        store=store, uri=uri, folder=folder / "ours", run_digest="bench", keep_last=1, keep_best=False, higher_is_better=False,
+        describe={"max_steps": 1, "seed": 0, "attempt": 1}, group=Group(), log=lambda *_: None,
+    )  # fmt: skip
+
+    def save() -> None:
+        ours.save(model, optimizer, RunState(step=1), DataCursor(epoch=0, step_in_epoch=1, examples_seen=8), must=True)
+        ours.wait()
+
+    up = timed(save)
+    infos = store.list(uri)
+    size = sum(info.size for info in infos)
+    down = timed(lambda: ours.restore(model, optimizer))
+    plain = folder / "plain.bin"
+    with plain.open("wb") as file:
+        for _ in range(size >> 20):
+            file.write(torch.randint(0, 255, (1 << 20,), dtype=torch.uint8).numpy().tobytes())
+    client = boto3.client("s3", endpoint_url=endpoint)
+    plain_up = timed(lambda: client.upload_file(str(plain), bucket, "plain.bin"))
+    plain_down = timed(lambda: client.download_file(bucket, "plain.bin", str(folder / "back.bin")))
+    shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps({"bytes": size, "up": up, "down": down, "plainUp": plain_up, "plainDown": plain_down}))
+
+
+if __name__ == "__main__":
+    main()
