@@ -30,6 +30,8 @@ AT_ONCE = 8
 """Points that are computed together: bounds memory."""
 MOST_TOKENS = 256
 BUDGET_SECONDS = 30.0
+ZERO = 0.1
+"""Part of the usual length of an embedding below which one counts as zero."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class _Inputs:
     ids: torch.Tensor
     """[1, tokens]"""
     blank: torch.Tensor
-    """The same with every word replaced by padding; special tokens stay."""
+    """The same with every word replaced by a token that says nothing; special tokens stay."""
     others: dict[str, torch.Tensor]
 
 
@@ -71,14 +73,14 @@ def attribute(
     encoding = tokenizer(
         text, pair, truncation=True, max_length=max_length, return_tensors="pt", return_offsets_mapping=True
     )
-    inputs = _inputs(model, tokenizer, encoding)
+    embeddings: Any = getattr(model, "get_input_embeddings")()  # noqa: B009 - nn.Module's own type hides it
+    inputs = _inputs(tokenizer, encoding, embeddings)
     names = list(inputs.others)
 
     def logits(ids: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = model(input_ids=ids, **dict(zip(names, others, strict=True))).logits
         return found.float()
 
-    embeddings: nn.Module = getattr(model, "get_input_embeddings")()  # noqa: B009 - nn.Module's own type hides it
     was_training = model.training
     model.eval()
     try:
@@ -128,19 +130,34 @@ def explained(
     return tuple(done)
 
 
-def _inputs(model: nn.Module, tokenizer: Any, encoding: Any) -> _Inputs:
+def _inputs(tokenizer: Any, encoding: Any, embeddings: Any) -> _Inputs:
     import torch
 
-    device = next(model.parameters()).device
+    device = embeddings.weight.device
     ids = encoding["input_ids"].to(device)
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     special = torch.tensor([[place is None for place in encoding.sequence_ids(0)]], device=device)
     names = [name for name in ("attention_mask", "token_type_ids") if name in encoding]
     return _Inputs(
         ids,
-        torch.where(special, ids, torch.full_like(ids, padding)),
+        torch.where(special, ids, torch.full_like(ids, _blank(tokenizer, embeddings))),
         {name: encoding[name].to(device) for name in names},
     )
+
+
+def _blank(tokenizer: Any, embeddings: Any) -> int:
+    """Return the token that stands for "nothing said": padding, or another special one.
+
+    A padding token whose embedding is zero won't do: the first normalization divides by its length, so that nearly all
+    of the change would happen in the first moment of the path, where no point lies.
+    """
+    known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    candidates = [int(token) for token in known if token is not None] or [0]
+    weight = embeddings.weight.detach()
+    weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # sharded
+    lengths = weight[candidates].float().norm(dim=-1)
+    usual = weight[:1000].float().norm(dim=-1).median()
+    long_enough = (lengths > ZERO * usual).tolist()
+    return next((token for token, fits in zip(candidates, long_enough, strict=True) if fits), candidates[0])
 
 
 def _pieces(encoding: Any, texts: Sequence[str], scores: Sequence[float]) -> list[TokenScore]:

@@ -228,17 +228,17 @@ print(tokenizer.convert_ids_to_tokens(logits[0].topk(5).indices.tolist()))
 """
 _SINGLE_LABEL = """
 inputs = tokenizer("A text to classify", return_tensors="pt")
-probabilities = model(**inputs).logits.softmax(-1)[0]
-print({name: float(probabilities[number]) for number, name in model.config.id2label.items()})
+probabilities = model(**inputs).logits.softmax(-1)[0].tolist()
+print({name: probabilities[number] for number, name in model.config.id2label.items()})
 """
 _MULTI_LABEL = """
 inputs = tokenizer("A text to classify", return_tensors="pt")
-probabilities = model(**inputs).logits.sigmoid()[0]
+probabilities = model(**inputs).logits.sigmoid()[0].tolist()
 print([name for number, name in model.config.id2label.items() if probabilities[number] > 0.5])
 """
 _NUMBER = """
 inputs = tokenizer("A text to rate", return_tensors="pt")
-print(float(model(**inputs).logits[0, 0]))
+print(model(**inputs).logits.item())
 """
 _TOKENS = """
 inputs = tokenizer("Ada Lovelace lived in London".split(), is_split_into_words=True, return_tensors="pt")
@@ -257,7 +257,7 @@ print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])
 _REWARD = """
 messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi, how can I help?"}]
 inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
-print(float(model(**inputs).logits[0, 0]))
+print(model(**inputs).logits.item())
 """
 
 

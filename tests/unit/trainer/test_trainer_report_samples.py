@@ -1,0 +1,155 @@
+"""Samples: greedy answers to held-out prompts, equal to a decoder's loop written by hand, bounded in number and time."""
+
+import pytest
+import torch
+
+from support.learning import word_pieces
+from support.plans import training_plan
+from tunesmith_trainer.chat import CHATML
+from tunesmith_trainer.report.samples import MOST_SAMPLES, sample, samples
+from tunesmith_trainer.tasks import task_for
+
+NEW_TOKENS = 6
+
+
+def prepared(task_name, processor):
+    task = task_for(training_plan(task=task_name, generation={"maxNewTokens": NEW_TOKENS}))
+    task.processor = processor
+    return task
+
+
+@pytest.fixture
+def chat(tokenizer):
+    tokenizer.chat_template = CHATML.replace("END_OF_TURN", "<|im_end|>")
+    tokenizer.pad_token = "</s>"
+    return tokenizer
+
+
+def tiny_llama(tokenizer):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def greedy(model, ids, ends, new_tokens=NEW_TOKENS):
+    """The reference: one whole forward pass for each token."""
+    ids, produced = list(ids), []
+    model.eval()
+    with torch.no_grad():
+        for _ in range(new_tokens):
+            token = int(model(input_ids=torch.tensor([ids + produced])).logits[0, -1].argmax())
+            produced.append(token)
+            if token in ends:
+                break
+    return produced
+
+
+def conversation(*texts):
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[at % 2], "content": text} for at, text in enumerate(texts)]}
+
+
+def test_a_conversations_last_answer_is_what_a_greedy_loop_says(chat):
+    model = tiny_llama(chat)
+    task = prepared("ChatSFT", chat)
+    row = conversation("one", "two", "three", "four")
+    prompt = "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n"
+    ids = chat(prompt, add_special_tokens=False)["input_ids"]
+    ends = {chat.eos_token_id, chat.convert_tokens_to_ids("<|im_end|>")}
+    expected = chat.decode(greedy(model, ids, ends), skip_special_tokens=True).strip()
+    answers = sample(model, task, [row])
+    assert answers == [expected]
+    [shown] = samples(task, [row], ["old"], answers)
+    assert shown.prompt == "user: one\nassistant: two\nuser: three"
+    assert (shown.expected, shown.before, shown.after) == ("four", "old", expected)
+
+
+def test_an_answer_ends_with_the_turn(chat):
+    model = tiny_llama(chat)
+    end = chat.convert_tokens_to_ids("<|im_end|>")
+    original = model.forward
+
+    def ends_at_once(*arguments, **options):
+        found = original(*arguments, **options)
+        found.logits[..., end] = 1e4
+        return found
+
+    model.forward = ends_at_once
+    assert sample(model, prepared("ChatSFT", chat), [conversation("one", "two")]) == [""]
+
+
+def test_a_plain_text_is_continued_from_its_beginning(chat):
+    model = tiny_llama(chat)
+    text = "The quick brown fox jumps over the lazy dog and runs away."
+    ids = chat(text)["input_ids"]
+    given = len(ids) // 2
+    task = prepared("CausalLM", chat)
+    expected = chat.decode(greedy(model, ids[:given], {chat.eos_token_id}), skip_special_tokens=True).strip()
+    assert sample(model, task, [{"text": text}, {"text": "ab"}]) == [expected]
+    [shown] = samples(task, [{"text": text}, {"text": "ab"}], [], ["x"])
+    assert shown.prompt == text[:given]
+    assert shown.expected == text[given : given + NEW_TOKENS]
+    assert shown.before is None
+
+
+def test_a_source_text_is_answered_by_an_encoder_decoder(tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    pieces = word_pieces(tmp_path)
+    torch.manual_seed(1)
+    config = T5Config(
+        vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=pieces.pad_token_id,
+        eos_token_id=pieces.sep_token_id, decoder_start_token_id=pieces.pad_token_id, initializer_factor=3.0,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config).eval()
+    task = prepared("Seq2Seq", pieces)
+    row = {"source": "the flight was late", "target": "it was late"}
+    ids = torch.tensor([pieces(row["source"])["input_ids"]])
+    produced = [config.decoder_start_token_id]
+    with torch.no_grad():
+        for _ in range(NEW_TOKENS):
+            logits = model(input_ids=ids, decoder_input_ids=torch.tensor([produced])).logits
+            produced.append(int(logits[0, -1].argmax()))
+            if produced[-1] == config.eos_token_id:
+                break
+    assert sample(model, task, [row]) == [pieces.decode(produced, skip_special_tokens=True).strip()]
+    [shown] = samples(task, [row], [], ["x"])
+    assert (shown.prompt, shown.expected) == (row["source"], row["target"])
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "expected"),
+    [
+        ({"prompt": "why?", "chosen": "so", "rejected": "no"}, "user: why?", "so"),
+        (
+            {"chosen": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}],
+             "rejected": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "no"}]},
+            "user: why?", "so",
+        ),
+        ({"chosen": "Human: why?\n\nso", "rejected": "Human: why?\n\nno"}, "Human: why?\n\n", "so"),
+    ],
+)  # fmt: skip
+def test_a_preferences_prompt_is_asked_in_every_form(chat, row, prompt, expected):
+    task = prepared("DPO", chat)
+    [shown] = samples(task, [row], [], sample(tiny_llama(chat), task, [row]))
+    assert (shown.prompt, shown.expected) == (prompt, expected)
+
+
+def test_samples_are_few_and_stop_when_time_is_used_up(chat):
+    model, task = tiny_llama(chat).train(), prepared("ChatSFT", chat)
+    rows = [conversation(f"question {number}", "yes") for number in range(MOST_SAMPLES + 3)]
+    assert len(sample(model, task, rows)) == MOST_SAMPLES
+    assert sample(model, task, rows, budget_seconds=0.0) == []
+    assert samples(task, rows, [], []) == ()
+    assert model.training
+
+
+def test_conversations_with_images_and_tasks_that_write_nothing_have_no_samples(chat):
+    seen = {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a cat"}]}
+    assert sample(tiny_llama(chat), prepared("ChatSFT", chat), [seen]) == []
+    assert sample(tiny_llama(chat), prepared("MaskedLM", chat), [{"text": "some text"}]) == []
