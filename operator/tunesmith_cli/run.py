@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tunesmith_api.keys import PLAN_FILE, ExitCode
 from tunesmith_api.plan import TrainingPlan
+from tunesmith_api.reports import Outcome
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_cli import machine
 from tunesmith_cli.launch import HOST, Trainer, environment_of
@@ -29,6 +30,8 @@ __all__ = ["Options", "run"]
 
 POLL_SECONDS = 0.2
 LOG_TAIL_LINES = 8
+_LAST_WORDS = tuple(f"{outcome}: " for outcome in Outcome)
+"""Begin the supervisor's last line, which the summary says better."""
 KILLED = 128 + signal.SIGINT
 """Exit code of a run that was not allowed to save first, as shells have it."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -77,7 +80,7 @@ def run(options: Options, console: Console) -> int:
         if code not in (ExitCode.SUCCESS, ExitCode.INTERRUPTED, KILLED):
             scratch.kept = True
             log = scratch.folder / trainer.log_file.name
-            if trainer.report() is None:
+            if trainer.report() is None or code == ExitCode.CRASHED:
                 tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
                 console.print(*tail, sep="\n", markup=False, highlight=False, soft_wrap=True)
             console.print(f"log: {log}", markup=False, highlight=False, soft_wrap=True)
@@ -125,7 +128,8 @@ def _follow(trainer: Trainer, screen: Screen, places: Places) -> int:
 
 def _show(trainer: Trainer, screen: Screen, places: Places) -> None:
     for line in trainer.lines():
-        screen.line(places.shown(line))
+        if not line.startswith(_LAST_WORDS):
+            screen.line(places.shown(line))
     report = trainer.progress() if trainer.exit_code() is None else None
     if report is not None:
         screen.report(report)
