@@ -352,6 +352,19 @@ def test_adapters_train_and_the_new_head_trains_whole(bert, tweets):
     assert losses[-1] < losses[0] - 0.1
 
 
+def test_a_new_head_stays_in_full_precision_above_a_4_bit_body(bert, tweets):
+    from bitsandbytes.nn import Linear4bit
+    from transformers import BitsAndBytesConfig
+
+    task = task_of(bert, tweets[0])
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = task.load_model(bert, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"})
+    assert isinstance(model.bert.encoder.layer[0].attention.self.query, Linear4bit)
+    assert type(model.classifier) is nn.Linear
+    assert config.llm_int8_skip_modules is None  # the caller's own is left as it was
+    assert loss_of(task, model, encoded(task, tweets[0][:4])) > 0
+
+
 def test_a_causal_model_reads_the_class_at_the_last_token_whatever_the_padding(tmp_path, tweets):
     from transformers import LlamaConfig, LlamaModel
 

@@ -203,6 +203,25 @@ def test_generation_obeys_the_spec(folder):
     assert len(found.texts) == 2
 
 
+def test_a_model_that_ranks_share_out_writes_the_same(folder):
+    from torch import distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    task = task_of(folder, max_new_tokens=5)
+    model, examples = task.load_model(folder, dtype=torch.float32), encoded(task, rows(4))
+    alone = assess(task, model, examples)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for block in [*model.encoder.block, *model.decoder.block]:
+            fully_shard(block)
+        fully_shard(model, reshard_after_forward=True)
+        shared = assess(task, model, examples)
+    finally:
+        dist.destroy_process_group()
+    assert shared.texts == alone.texts
+    assert task.metrics(shared) == pytest.approx(task.metrics(alone), rel=1e-5)
+
+
 def test_adapters_train(folder):
     from peft import LoraConfig, get_peft_model
 

@@ -6,6 +6,7 @@ model reads (texts, words, images), which is the task's part. All losses are sum
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -314,7 +315,7 @@ def objective_for(plan: TrainingPlan, column: str) -> Objective:
 def load_with_head(auto_class: Any, folder: Path, seed: int, **options: Any) -> nn.Module:
     """Load a model with the head that `options` describe; where the folder has none that fits, the head is new.
 
-    A new head is drawn from the job's seed: the same on every rank.
+    A new head is drawn from the job's seed: the same on every rank. It stays in full precision above a quantized body.
 
     Raises:
         UserError: transformers can't load it.
@@ -323,10 +324,26 @@ def load_with_head(auto_class: Any, folder: Path, seed: int, **options: Any) -> 
 
     from tunesmith_trainer.model import load_pretrained
 
+    if options.get("quantization_config") is not None:
+        kept = _unquantized(auto_class, folder, seed)
+        options["quantization_config"] = copy.deepcopy(options["quantization_config"])
+        options["quantization_config"].llm_int8_skip_modules = kept
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = load_pretrained(auto_class, folder, ignore_mismatched_sizes=True, **options)
     return model
+
+
+def _unquantized(auto_class: Any, folder: Path, seed: int) -> list[str]:
+    """Return the modules that may be new, which bitsandbytes can't quantize: the head, and a pooler before it."""
+    import torch
+
+    from tunesmith_trainer.model import from_config
+
+    with torch.device("meta"):
+        skeleton = from_config(auto_class, folder, seed, torch.float32)
+    poolers = [name for name, _ in skeleton.named_modules() if name.rpartition(".")[2] == "pooler"]
+    return sorted({*head_modules(skeleton), *poolers})
 
 
 def head_modules(model: nn.Module) -> list[str]:

@@ -131,13 +131,17 @@ class Seq2Seq(Task):
     def _generate(self, model: nn.Module, batch: Batch) -> list[str]:
         from torch.distributed.fsdp import FSDPModule
 
+        shared_out = isinstance(model, FSDPModule)
+        if shared_out:
+            model.unshard()  # generate calls the encoder without going through the whole model, which would do it
         produced = _bare(model).generate(
             **batch.inputs,
             max_new_tokens=self._answer,
             num_beams=self.plan.generation.num_beams,
             do_sample=False,
+            use_cache=True,
             # ranks that share out a model have to run it equally often
-            synced_gpus=isinstance(model, FSDPModule),
+            synced_gpus=shared_out,
         )
         return self._decode(produced)
 
