@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 from devcluster import CommandFailed
-from support.make import merged
+from support.make import CONFIG, merged
 from support.mistakes import MISTAKES
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment
 from tunesmith_api.v1alpha1.finetunejob import IMMUTABLE_AFTER_START
 from tunesmith_cli.refusals import refusals
 from tunesmith_operator.core.finetunejob import policies as finetunejob
+from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.modeldeployment import policies as modeldeployment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +90,19 @@ def test_a_deployment_sample_scales_like_any_other(api, namespace):
     api.kubectl("scale", "mdep", "sentiment", "-n", namespace, "--replicas=3")
     replicas = api.kubectl("get", "mdep", "sentiment", "-n", namespace, "-o", "jsonpath={.spec.replicas}")
     assert replicas == "3"
+
+
+@pytest.mark.parametrize(
+    "sample", [s for s in SAMPLES if read(s)["kind"] == keys.FINETUNEJOB_KIND], ids=lambda sample: sample.name
+)
+def test_the_workers_of_a_sample_are_accepted(api, sample):
+    wanted = read(sample)
+    wanted["metadata"] |= {"namespace": "default", "uid": "00000000-0000-0000-0000-000000000000"}
+    children = build(FineTuneJob.model_validate(wanted), CONFIG, attempt=1)
+    client = api.api_client()
+    for child in (children.config_map, children.service, children.network_policy, children.job):
+        kubernetes.utils.create_from_dict(client, child.body, dry_run="All")
+    client.rest_client.close()
 
 
 def test_the_samples_fit_together():
