@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith_store.ranged import open_object
@@ -30,6 +30,7 @@ moves = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(block=st.integers(min_value=1, max_value=2000), moves=moves)
 def test_any_reading_and_seeking_gives_what_a_file_gives(store, block, moves):
     expected = io.BytesIO(CONTENT)

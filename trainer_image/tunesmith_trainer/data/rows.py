@@ -1,0 +1,199 @@
+"""Rows as they are read: where each one stands, and what it holds. `sources` finds the files, `formats` cuts them.
+
+A row is parsed apart from being read, so that a reader may pass over rows that others need: with streaming each rank
+reads all of them and parses its own. What can't be used is an error that names file and line, or is left out and
+counted, as `spec.dataset.onBadRow` says: silently training on less than the user gave would be worse.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tunesmith_api.keys import Reason
+from tunesmith_api.plan import TrainingPlan
+from tunesmith_api.v1alpha1.dataset import OnBadRow
+from tunesmith_api.v1alpha1.task import ProblemType
+from tunesmith_api.v1alpha1.task import Task as TaskName
+from tunesmith_store.errors import UserError
+from tunesmith_trainer.data.images import ImageLoader
+from tunesmith_trainer.tasks.base import BadRow, Row, Task
+
+__all__ = ["BadRows", "Located", "RawRow", "RowChecker", "TaskColumns", "columns_of", "parse", "plain", "to_json"]
+
+SHOWN = 60
+SHOWN_IN_STATUS = 300
+
+
+class RawRow(NamedTuple):
+    """A row that isn't parsed yet."""
+
+    where: str
+    """How messages call it: "s3://b/train.jsonl line 7"."""
+    content: bytes | Mapping[str, Any] | BadRow
+    """A JSON text, the fields, or what already is wrong with it."""
+    folder: str = ""
+    """URI of the folder that its file is in: paths of images start there."""
+
+
+class Located(NamedTuple):
+    """A checked row, of the task's columns only."""
+
+    where: str
+    row: Row
+
+
+def shorten(text: str, longest: int = SHOWN) -> str:
+    """Cut a text to what a message shows of it."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def parse(raw: RawRow) -> dict[str, Any]:
+    """Return the fields of a row.
+
+    Raises:
+        BadRow: it has none.
+    """
+    if isinstance(raw.content, BadRow):
+        raise raw.content
+    if not isinstance(raw.content, bytes):
+        return dict(raw.content)
+    try:
+        row = json.loads(raw.content)
+    except (ValueError, RecursionError) as error:
+        shown = shorten(raw.content.decode(errors="replace").strip())
+        raise BadRow(f"is not valid JSON ({error}): {shown}") from error
+    if not isinstance(row, dict):
+        raise BadRow(f"is not a JSON object but {type(row).__name__}")
+    return row
+
+
+def to_json(row: Row) -> str:
+    """Return a row as JSON text: what Parquet holds and JSON lacks becomes text (binary data in base64) or a number."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=plain)
+
+
+def plain(value: Any) -> Any:
+    """Return what stands for a value in JSON (`default` of json.dumps). Raises BadRow: nothing does."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+        return str(value)
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    raise BadRow(f"holds a value of type {type(value).__name__}, which is no text, number or list")
+
+
+@dataclass(frozen=True)
+class TaskColumns:
+    """Which fields of a row a task reads. All else in a row is left behind."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    """Those that hold an image or a list of images."""
+    lists: tuple[str, ...] = ()
+    """Those that may hold a list: in a CSV file it is written as JSON."""
+    numbers: tuple[str, ...] = ()
+    """Those that hold a number: in a CSV file it is text."""
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Required and optional ones."""
+        return self.required + self.optional
+
+
+def columns_of(plan: TrainingPlan) -> TaskColumns:
+    """Return the columns that the plan's task reads, by the names of `spec.dataset.columns`."""
+    names = plan.dataset.columns
+    match plan.task:
+        case TaskName.CHAT_SFT:
+            both = (names.messages, names.images)
+            return TaskColumns((names.messages,), (names.images,), images=(names.images,), lists=both)
+        case TaskName.CAUSAL_LM | TaskName.MASKED_LM:
+            return TaskColumns((names.text,))
+        case TaskName.SEQUENCE_CLASSIFICATION:
+            pair = (names.text_pair,) if names.text_pair else ()
+            kind, label = plan.classification.problem_type, (names.label,)
+            return TaskColumns(
+                (names.text, *pair, names.label),
+                lists=label if kind is ProblemType.MULTI_LABEL else (),
+                numbers=label if kind is ProblemType.REGRESSION else (),
+            )
+        case TaskName.TOKEN_CLASSIFICATION:
+            both = (names.tokens, names.tags)
+            return TaskColumns(both, lists=both)
+        case TaskName.SEQ2SEQ:
+            return TaskColumns((names.source, names.target))
+        case TaskName.DPO | TaskName.REWARD:
+            answers = (names.chosen, names.rejected)
+            return TaskColumns(answers, (names.prompt,), lists=(*answers, names.prompt))
+        case TaskName.IMAGE_CLASSIFICATION:
+            return TaskColumns((names.image, names.label), images=(names.image,))
+
+
+class BadRows:
+    """Takes the rows that can't be used, as `spec.dataset.onBadRow` says."""
+
+    def __init__(self, policy: OnBadRow) -> None:
+        self.policy = policy
+        self.count = 0
+        self.first = ""
+        """The first one: where it stands and what is wrong with it."""
+
+    def refuse(self, where: str, error: BadRow) -> None:
+        """Count a bad row.
+
+        Raises:
+            UserError: none may be left out.
+        """
+        message = f"{where} {error}"
+        if self.policy is OnBadRow.FAIL:
+            remedy = "correct it, or leave such rows out with spec.dataset.onBadRow: Skip"
+            raise UserError(Reason.DATASET_INVALID, f"{message}; {remedy}") from error
+        self.count += 1
+        self.first = self.first or shorten(message, SHOWN_IN_STATUS)
+
+    def add(self, later: BadRows) -> None:
+        """Take over what another one has counted, of rows that come after these."""
+        self.count += later.count
+        self.first = self.first or later.first
+
+
+class RowChecker:
+    """Parses and checks rows by what the task needs."""
+
+    def __init__(self, task: Task, columns: TaskColumns, images: ImageLoader, bad: BadRows) -> None:
+        self._task, self._columns, self._images, self.bad = task, columns, images, bad
+
+    def check(self, raw: RawRow) -> Row:
+        """Return the row, of the task's columns only; images are there as base64 text.
+
+        Raises:
+            BadRow: it can't be used.
+        """
+        row = parse(raw)
+        for name in self._columns.images:
+            if name in row:
+                row[name] = self._images.load(row[name], raw.folder)
+        self._task.check_row(row)
+        return {name: row[name] for name in self._columns.all if name in row}
+
+    def usable(self, raws: Iterable[RawRow]) -> Iterator[Located]:
+        """Yield the rows that can be used.
+
+        Raises:
+            UserError: one can't, and none may be left out.
+        """
+        for raw in raws:
+            try:
+                row = self.check(raw)
+            except BadRow as error:
+                self.bad.refuse(raw.where, error)
+            else:
+                yield Located(raw.where, row)
