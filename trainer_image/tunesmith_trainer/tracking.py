@@ -35,6 +35,8 @@ QUEUE_SIZE = 20_000
 BATCH_METRICS, BATCH_PARAMS = 1000, 100
 """MLflow's own limits of one request."""
 PARAM_LENGTH = 6000
+REFUSED = "INVALID_PARAMETER_VALUE"
+"""What MLflow says of a request that it will never take: trying again would block what waits behind it."""
 INTERVAL_SECONDS = 2.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
 FINISH_SECONDS, PAUSE_SECONDS = 30.0, 5.0
@@ -257,8 +259,9 @@ class MlflowSink:
         with self._lock:
             lost = self._lost + self._sending + len(self._waiting)
         if lost or self._thread.is_alive():
+            records = f"{lost} record{'' if lost == 1 else 's'}"
             report = " and the report" if self._report is not None else ""
-            self._log(f"warning: MLflow at {self._settings.tracking_uri} lacks {lost} records{report}")
+            self._log(f"warning: MLflow at {self._settings.tracking_uri} lacks {records}{report}")
 
     def _shorten(self) -> None:
         while len(self._waiting) > QUEUE_SIZE:
@@ -277,7 +280,7 @@ class MlflowSink:
                     return
                 pause = FIRST_PAUSE_SECONDS
             except Exception as error:  # whatever a server, a proxy or the client may come up with
-                self._warn(f"can't be reached: {error}")
+                self._warn(f"can't be written to: {error}")
                 tries -= ending
                 if not tries:
                     return
@@ -288,13 +291,18 @@ class MlflowSink:
 
     def _send_waiting(self) -> None:
         client = self._connected()
+        from mlflow.exceptions import MlflowException
+
         while batch := self._take():
             try:
                 self._send(client, batch)
-            except BaseException:
+            except Exception as error:
                 with self._lock:
-                    self._waiting.extendleft(reversed(batch))
-                    self._shorten()
+                    if isinstance(error, MlflowException) and error.error_code == REFUSED:
+                        self._lost += len(batch)
+                    else:
+                        self._waiting.extendleft(reversed(batch))
+                        self._shorten()
                 raise
             finally:
                 self._sending = 0
