@@ -16,6 +16,8 @@ from support.plans import dataset, training_plan
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.task import Classification, Task
 from tunesmith_store.errors import UserError
+from tunesmith_trainer.data.encoded import ExampleSet, ExampleWriter
+from tunesmith_trainer.data.table import RowTable
 from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.base import BadRow, DataSummary
 
@@ -138,11 +140,25 @@ def test_what_is_stored_is_small_and_a_token_is_a_patch(folder):
         assert (example.length, example.units) == (16, 1.0)
 
 
+def test_examples_come_back_from_disk_as_they_were(folder, tmp_path):
+    task, _, examples = ready(folder, digits(20))
+    examples += task.encode({"image": to_base64(photographs()[0]), "label": 1})
+    with ExampleWriter(tmp_path, "train") as writer:
+        for row, example in enumerate(examples):
+            writer.add(example, row, 0)
+    found = ExampleSet(tmp_path, "train", RowTable(tmp_path, "rows"))
+    again = task.collate([found.get(number) for number in range(21)], CPU, False)
+    batch = task.collate(examples, CPU, False)
+    assert torch.equal(again.inputs["pixel_values"], batch.inputs["pixel_values"])
+    assert torch.equal(again.labels, batch.labels)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"size": {"shortest_edge": 16}}, "different sizes"),
         ({"do_resize": False}, "different sizes"),
+        ({"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True}, "more than resize"),
     ],
 )
 def test_a_processor_that_makes_no_batches_is_refused(folder, tmp_path, changes, words):

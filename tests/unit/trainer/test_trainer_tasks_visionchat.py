@@ -12,8 +12,10 @@ from assets.pictures import from_base64, photographs, picture_questions, to_base
 from support.plans import training_plan
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
+from tunesmith_trainer.data.encoded import ExampleSet, ExampleWriter
+from tunesmith_trainer.data.table import RowTable
 from tunesmith_trainer.tasks.base import IGNORE, BadRow
-from tunesmith_trainer.tasks.visionchat import VisionChat, sees
+from tunesmith_trainer.tasks.visionchat import VisionChat
 
 CPU = torch.device("cpu")
 FAMILIES = ["llava", "idefics3"]
@@ -106,12 +108,6 @@ def test_plain_texts_stay_good_rows_and_parts_of_parquet_files_too():
     task.check_row(changed)
 
 
-def test_a_model_that_sees_is_known_by_its_config(folders, tmp_path):
-    assert all(sees(folder) for folder in folders.values())
-    assert not sees(tiny.llama(tmp_path))
-    assert not sees(tmp_path / "nowhere")
-
-
 # ---- tokens
 
 
@@ -179,6 +175,19 @@ def test_a_folder_without_a_processor_or_chat_template_is_refused(folders, tmp_p
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match=r"no chat template; add chat_template\.jinja"):
         vision_chat().load_processor(tmp_path)
+
+
+def test_examples_come_back_from_disk_as_they_were(folders, tmp_path):
+    task, _ = ready(folders["idefics3"])
+    examples = encoded(task, picture_questions(4))
+    with ExampleWriter(tmp_path, "train") as writer:
+        for row, example in enumerate(examples):
+            writer.add(example, row, 0)
+    found = ExampleSet(tmp_path, "train", RowTable(tmp_path, "rows"))
+    again = task.collate([found.get(number) for number in range(4)], CPU, packed=False)
+    batch = task.collate(examples, CPU, packed=False)
+    assert torch.equal(again.labels, batch.labels)
+    assert all(torch.equal(again.inputs[name], value) for name, value in batch.inputs.items())
 
 
 # ---- computing

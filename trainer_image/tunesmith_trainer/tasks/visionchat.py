@@ -10,7 +10,6 @@ compute gradients of the same parameters, whatever rows they happen to have, and
 from __future__ import annotations
 
 import inspect
-import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -32,21 +31,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-__all__ = ["VisionChat", "sees"]
+__all__ = ["VisionChat"]
 
 TOKEN_KINDS = ("token_type_ids", "mm_token_type_ids")
 """What a processor may say of each token beside its number."""
 TEXT_INPUTS = frozenset({"input_ids", "attention_mask", *TOKEN_KINDS})
 _NO_GOOD = "spec.model.uri: the model's processor can't be used"
-
-
-def sees(folder: Path) -> bool:
-    """Whether the model in a folder takes images beside text. No torch."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "vision_config" in config
 
 
 @dataclass(frozen=True)
