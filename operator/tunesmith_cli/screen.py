@@ -17,6 +17,7 @@ from tunesmith_api.reports import ProgressReport, TrainerState
 __all__ = ["Screen", "open_screen"]
 
 STEP_LINE = re.compile(r"^step \d+/\d+ ")
+NUMBERS = re.compile(r"\d+")
 PLAIN_INTERVAL_SECONDS = 15.0
 
 _PHASES = {
@@ -106,8 +107,8 @@ class _Bar:
 class _Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._phase = ""
-        self._said = time.monotonic()
+        self._doing = ""
+        self._began = self._said = time.monotonic()
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -117,12 +118,13 @@ class _Lines:
         self._print(text)
 
     def report(self, report: ProgressReport) -> None:
-        phase = _PHASES[report.state]
-        if phase != self._phase:
-            self._phase = phase
+        doing = NUMBERS.sub("", phase_of(report))  # "evaluating, 45%" is no news after "evaluating, 40%"
+        if doing != self._doing:
+            self._doing, self._began = doing, time.monotonic()
             self._print(phase_of(report))
         elif time.monotonic() - self._said > PLAIN_INTERVAL_SECONDS:
-            self._print(f"{phase_of(report)}  {numbers_of(report)}".rstrip())
+            so_far = numbers_of(report) or f"for {_short(round(time.monotonic() - self._began))}"
+            self._print(f"{phase_of(report)}  {so_far}")
 
     def close(self) -> None:
         """Lines leave nothing behind."""

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from tunesmith_api import keys
 from tunesmith_api.model import Contract
-from tunesmith_api.reports import CheckpointRef, TrainerState
+from tunesmith_api.reports import CheckpointRef, DatasetFacts, TrainerState
 
 __all__ = ["ProgressPusher", "ProgressUpdate"]
 
@@ -38,7 +38,9 @@ class ProgressUpdate(Contract):
     tokens_per_second: float | None = None
     eta_seconds: int | None = None
     restarts: int | None = None
+    rollbacks: int | None = None
     workers_joined: int | None = None
+    dataset: DatasetFacts | None = None
     checkpoint: CheckpointRef | None = None
     phases: tuple[str, ...] = Field(default=(), description="Start-up phases reached since the last update.")
     lines: tuple[str, ...] = Field(default=(), description="Log lines for people, printed by pod 0.")

@@ -50,6 +50,8 @@ class ProgressBoard:
         changes = update.model_dump(exclude={"phases", "lines"}, exclude_none=True)
         if update.checkpoint:
             changes["checkpoint"] = update.checkpoint
+        if update.dataset:
+            changes["dataset"] = update.dataset
         with self._lock:
             now = self._clock()
             # only the first time counts: these are the seconds of the start, not of a restart

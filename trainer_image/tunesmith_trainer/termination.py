@@ -17,6 +17,7 @@ def completed_from(report: TerminationReport, progress: ProgressReport, restarts
             "max_steps": report.max_steps or progress.max_steps,
             "restarts": max(report.restarts, progress.restarts, restarts),
             "checkpoint": report.checkpoint or progress.checkpoint,
+            "dataset": report.dataset or progress.dataset,
             "phase_seconds": report.phase_seconds or progress.phase_seconds,
         }
     )

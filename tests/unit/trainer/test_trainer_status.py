@@ -83,11 +83,13 @@ def test_a_pusher_delivers_numbers_lines_and_phases(server, board, printed, port
     for step in range(1, 4):
         pusher.update(state=TrainerState.TRAINING, global_step=step, loss=1.0 / step)
         pusher.log(f"step {step}")
-    pusher.update(checkpoint=CheckpointRef(step=2, uri="s3://c/2"))
+    pusher.update(checkpoint=CheckpointRef(step=2, uri="s3://c/2"), rollbacks=1)
+    pusher.update(dataset=DatasetFacts(train_examples=9, bad_rows=1))
     pusher.close()
     report = board.report
     assert (report.attempt, report.global_step, report.state) == (2, 3, TrainerState.TRAINING)
     assert report.checkpoint == CheckpointRef(step=2, uri="s3://c/2")
+    assert (report.rollbacks, report.dataset) == (1, DatasetFacts(train_examples=9, bad_rows=1))
     assert list(report.phase_seconds) == ["firstStep"]
     assert printed == ["step 1", "step 2", "step 3"]
     assert time.time() - report.heartbeat_unix < 5
