@@ -24,7 +24,7 @@ MOST_WORST = 12
 MOST_TEXT = 1200
 """Characters of an example or a sample that are shown."""
 MOST_CLASSES = 30
-TOLD_BY_OTHERS = {"loss", "precision", "recall", "f1Micro", "chosenReward", "rejectedReward"}
+TOLD_BY_OTHERS = {"loss", "precision", "recall", "f1Micro", "mcc", "chosenReward", "rejectedReward"}
 """Metrics that get no curve of their own: loss has one, the others move with one that has."""
 FAINT = 0.04
 """Attributions below this part of the strongest one aren't coloured."""
@@ -65,6 +65,8 @@ class ClassResult:
 class Word:
     """A token of a text and how strongly it is coloured."""
 
+    space: str
+    """White space before it, which has no colour."""
     text: str
     strength: float
     kind: str
@@ -212,7 +214,7 @@ def _environment_rows(record: RunRecord) -> list[tuple[str, str]]:
         share = percent(facts.trained_parameters / facts.total_parameters)
         rows.append(("trained parameters", f"{count(facts.trained_parameters)} ({share})"))
         rows.append(("all parameters", count(facts.total_parameters)))
-    return rows + sorted(facts.versions.items())
+    return rows
 
 
 def _phases(record: RunRecord) -> list[tuple[str, str, float]]:
@@ -345,7 +347,9 @@ def _confusion_chart(record: RunRecord) -> Chart | None:
 
 
 def _mistake(example: WorstExample) -> Mistake:
-    words: tuple[Word, ...] = (Word(_shorten("\n".join(filter(None, (example.text, example.text_pair)))), 0.0, "", ""),)
+    words: tuple[Word, ...] = (
+        Word("", _shorten("\n".join(filter(None, (example.text, example.text_pair)))), 0.0, "", ""),
+    )
     finite = [(token, score) for token, score in example.attributions if math.isfinite(score)]
     if finite:
         strongest = max(abs(score) for _, score in finite) or 1.0
@@ -354,7 +358,9 @@ def _mistake(example: WorstExample) -> Mistake:
 
 
 def _word(token: str, part: float) -> Word:
-    if abs(part) < FAINT:
-        return Word(token, 0.0, "", "")
+    text = token.lstrip()
+    space = token[: len(token) - len(text)]
+    if abs(part) < FAINT or not text:
+        return Word(space, text, 0.0, "", "")
     kind = "for" if part > 0 else "against"
-    return Word(token, round(abs(part), 2), kind, f"{token.strip()}: {part:+.2f}".replace("-", "−"))
+    return Word(space, text, round(abs(part), 2), kind, f"{text.strip()}: {part:+.2f}".replace("-", "−"))
