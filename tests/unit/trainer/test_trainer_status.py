@@ -12,6 +12,7 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.reports import (
     MAX_TERMINATION_BYTES,
     CheckpointRef,
+    DatasetFacts,
     Outcome,
     ProgressReport,
     TerminationReport,
