@@ -49,7 +49,9 @@ SAMPLE_SECONDS = 20.0
 def sample_before(run: TrainingRun) -> None:
     """Ask the model a few held-out questions before its first step; the report sets the answers beside those after."""
     if run.group.rank == 0 and not run.parts.wrapped.is_sharded and (rows := _sample_rows(run)):
-        run.state.samples_before = sample(run.parts.bare, run.task, rows, budget_seconds=SAMPLE_SECONDS)
+        run.state.samples_before = sample(
+            run.parts.bare, run.task, rows, budget_seconds=SAMPLE_SECONDS, log=run.report.log
+        )
 
 
 def finish(run: TrainingRun, metrics: dict[str, float]) -> ModelRef:
@@ -156,14 +158,15 @@ def _worst(run: TrainingRun, model: nn.Module) -> tuple[WorstExample, ...]:
         )
     if run.plan.task is not TaskName.SEQUENCE_CLASSIFICATION:
         return tuple(found)
-    return explained(model, run.task.processor, found)
+    return explained(model, run.task.processor, found, log=run.report.log)
 
 
 def _samples(run: TrainingRun, model: nn.Module) -> tuple[Sample, ...]:
     rows, before = _sample_rows(run), run.state.samples_before
     if not rows or not before:
         return ()
-    return samples(run.task, rows, before, sample(model, run.task, rows, budget_seconds=SAMPLE_SECONDS))
+    after = sample(model, run.task, rows, budget_seconds=SAMPLE_SECONDS, log=run.report.log)
+    return samples(run.task, rows, before, after)
 
 
 def _sample_rows(run: TrainingRun) -> list[Row]:

@@ -15,6 +15,7 @@ import torch
 
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, DatasetFacts, ModelRef, TrainerState
+from tunesmith_store.errors import UserError
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer import order
 from tunesmith_trainer.assembly import Assembly, Inputs, assemble, load_inputs
@@ -117,6 +118,9 @@ class TrainingRun:
                     self._choose_model()
             except _StopRequested:
                 self._save_and_interrupt()
+            except UserError:
+                self.tracker.finish({}, failed=True)
+                raise
             return self._finish()
 
     def _train(self) -> None:
@@ -177,6 +181,7 @@ class TrainingRun:
         self.state = found
         if self.parts.scaler is not None and self.state.scaler:
             self.parts.scaler.load_state_dict(dict(self.state.scaler))
+        self.tracker.rewind(self.state.history, self.state.evaluations)
         return True
 
     def _saved(self, reference: CheckpointRef) -> None:
@@ -390,6 +395,7 @@ class TrainingRun:
             self._save(must=True)
             reference = self.checkpointer.wait()
         self.pod.interrupted_file.write_text(reference.to_json() if reference else "")
+        self.tracker.pause()
         raise Interrupted(reference)
 
     # ---- the end
@@ -410,7 +416,7 @@ class TrainingRun:
         return state.best_step if self.plan.training.load_best_model_at_end and state.best_step else state.step
 
     def metrics(self) -> dict[str, float]:
-        """The job's final metrics. trainLoss is the mean of the last ten records; eval… are those of the saved model."""
+        """The job's final metrics. trainLoss is the mean of the last ten records; eval…: the saved model."""
         state = self.state
         last = [record["loss"] for record in state.history[-10:]]
         found = {

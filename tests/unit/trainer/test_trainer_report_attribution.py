@@ -160,3 +160,12 @@ def test_examples_are_explained_until_the_time_is_used_up(pieces, monkeypatch):
     late = explained(model, pieces, examples, budget_seconds=30.0)
     assert [bool(example.attributions) for example in late] == [True, False, False]
     assert [example.text for example in late] == [example.text for example in examples]
+
+
+def test_a_model_that_cannot_be_explained_is_told_and_the_examples_come_back(pieces):
+    model, lines = bert(pieces), []
+    model.forward = lambda **inputs: pytest.fail("never again") if lines else 1 / 0
+    examples = [WorstExample(text=TEXT, expected="a", predicted="b", loss=1.0)] * 2
+    assert explained(model, pieces, examples, log=lines.append) == tuple(examples)
+    assert lines == ["warning: the report does without token attributions: division by zero"]
+    assert explained(model, object(), examples) == tuple(examples)

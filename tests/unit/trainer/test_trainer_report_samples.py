@@ -153,3 +153,11 @@ def test_conversations_with_images_and_tasks_that_write_nothing_have_no_samples(
     seen = {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a cat"}]}
     assert sample(tiny_llama(chat), prepared("ChatSFT", chat), [seen]) == []
     assert sample(tiny_llama(chat), prepared("MaskedLM", chat), [{"text": "some text"}]) == []
+
+
+def test_a_model_that_cannot_generate_is_told_and_has_no_samples(chat):
+    model, lines = tiny_llama(chat).train(), []
+    model.forward = lambda **inputs: 1 / 0
+    assert sample(model, prepared("ChatSFT", chat), [conversation("one", "two")], log=lines.append) == []
+    assert lines == ["warning: the report has 0 samples: division by zero"]
+    assert model.training

@@ -9,7 +9,7 @@ embeddings (BERT-like and Llama-like), with or without adapters.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +108,11 @@ def explained(
     examples: Sequence[WorstExample],
     *,
     budget_seconds: float | None = BUDGET_SECONDS,
+    log: Callable[[str], None] = lambda line: None,
 ) -> tuple[WorstExample, ...]:
     """Return the examples with attributions for the class that the model puts first.
+
+    An error is logged and ends it: a model that can't be explained is still a trained model.
 
     Args:
         model: as for `attribute`.
@@ -117,17 +120,22 @@ def explained(
         examples: worst first.
         budget_seconds: no further example is begun after that; None for no bound. Ranks that share out a model's layers
             (FSDP, tensor parallel) have to call this together, and without a bound.
+        log: takes lines for people.
     """
     began = time.monotonic()
     done: list[WorstExample] = []
+    if not getattr(tokenizer, "is_fast", False):
+        return tuple(examples)
     for example in examples:
-        late = budget_seconds is not None and time.monotonic() - began > budget_seconds
-        if late or not getattr(tokenizer, "is_fast", False):
-            done.append(example)
-            continue
-        scores = attribute(model, tokenizer, example.text, pair=example.text_pair)
+        if budget_seconds is not None and time.monotonic() - began > budget_seconds:
+            break
+        try:
+            scores = attribute(model, tokenizer, example.text, pair=example.text_pair)
+        except Exception as error:  # whatever a model's own code makes of captum's hooks
+            log(f"warning: the report does without token attributions: {error}")
+            break
         done.append(example.model_copy(update={"attributions": tuple(scores)}))
-    return tuple(done)
+    return (*done, *examples[len(done) :])
 
 
 def _inputs(tokenizer: Any, encoding: Any, embeddings: Any) -> _Inputs:

@@ -7,7 +7,7 @@ Only tasks that generate have answers: ChatSFT, CausalLM, Seq2Seq and DPO. Decod
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -42,8 +42,11 @@ def sample(
     rows: Sequence[Row],
     *,
     budget_seconds: float | None = BUDGET_SECONDS,
+    log: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """Answer the prompts of the first MOST_SAMPLES rows.
+
+    An error is logged and ends it: a report without samples is no reason to lose a run.
 
     Args:
         model: the model, not wrapped by DDP. Its mode stays as it is.
@@ -51,6 +54,7 @@ def sample(
         rows: held-out rows, as they were read.
         budget_seconds: time for all answers; None for no bound. Ranks that share out a model's layers (FSDP, tensor
             parallel) have to call this together, and without a bound.
+        log: takes lines for people.
 
     Returns:
         Answers in the order of the rows; fewer where time ran out.
@@ -68,6 +72,8 @@ def sample(
                 if left is not None and left <= 0:
                     break
                 answers.append(_answer(model, task, prompt, left))
+    except Exception as error:  # whatever a model's own code makes of generation
+        log(f"warning: the report has {len(answers)} samples: {error}")
     finally:
         model.train(was_training)
     return answers
