@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from assets import tiny
+from assets.pictures import photographs, to_base64
 from support.learning import word_pieces
 from support.plans import training_plan
 from tunesmith_trainer.chat import CHATML
 from tunesmith_trainer.report.samples import MOST_SAMPLES, sample, samples
 from tunesmith_trainer.tasks import task_for
+from tunesmith_trainer.tasks.visionchat import VisionChat
 
 NEW_TOKENS = 6
 
@@ -149,10 +152,42 @@ def test_samples_are_few_and_stop_when_time_is_used_up(chat):
     assert model.training
 
 
-def test_conversations_with_images_and_tasks_that_write_nothing_have_no_samples(chat):
-    seen = {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a cat"}]}
-    assert sample(tiny_llama(chat), prepared("ChatSFT", chat), [seen]) == []
+def test_tasks_that_write_nothing_have_no_samples(chat):
     assert sample(tiny_llama(chat), prepared("MaskedLM", chat), [{"text": "some text"}]) == []
+
+
+@pytest.mark.parametrize("family", ["llava", "idefics3"])
+def test_a_conversation_about_pictures_is_answered_from_what_is_seen(family, tmp_path):
+    folder = getattr(tiny, family)(tmp_path)
+    task = VisionChat(training_plan(training={"max_length": 512}, generation={"maxNewTokens": NEW_TOKENS}))
+    processor = task.load_processor(folder)
+    model = task.load_model(folder, dtype=torch.float32).eval()
+    picture = photographs()[0].resize((40, 24))
+    question = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "a roof"}]
+    row = {"messages": messages, "images": [to_base64(picture)]}
+    text = processor.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
+    inputs = processor(text=[text], images=[[picture]], return_tensors="pt", add_special_tokens=False)
+    prompt = inputs.pop("input_ids")
+    mask = inputs.pop("attention_mask")
+    ids, first = prompt, prompt.shape[1]
+    ends = {processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    with torch.no_grad():
+        for _ in range(NEW_TOKENS):
+            known = {
+                name: value for name, value in inputs.items() if name in task._arguments and name != "token_type_ids"
+            }
+            token = int(model(input_ids=ids, attention_mask=mask, **known).logits[0, -1].argmax())
+            ids, mask = torch.cat([ids, torch.tensor([[token]])], 1), torch.cat([mask, mask[:, :1]], 1)
+            if token in ends:
+                break
+    expected = processor.tokenizer.decode(ids[0, first:].tolist(), skip_special_tokens=True).strip()
+    lines = []
+    answers = sample(model, task, [row], log=lines.append)
+    assert lines == []
+    assert answers == [expected]
+    [shown] = samples(task, [row], [], answers)
+    assert (shown.prompt, shown.expected) == ("user: [image] what is it?", "a roof")
 
 
 def test_a_model_that_cannot_generate_is_told_and_has_no_samples(chat):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_trainer.report.record import Sample
-from tunesmith_trainer.tasks.base import Row, Task
+from tunesmith_trainer.tasks.base import IGNORE, Example, Row, Task
 from tunesmith_trainer.tasks.pairs import read_pair
+from tunesmith_trainer.tasks.visionchat import TEXT_INPUTS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +35,8 @@ class _Prompt:
     shown: str
     expected: str
     ids: Sequence[int]
+    example: Example | None = None
+    """With images: what the task makes the model's inputs from."""
 
 
 def sample(
@@ -93,12 +96,16 @@ def _answer(model: nn.Module, task: Task, prompt: _Prompt, seconds: float | None
     import torch
     from torch.distributed.fsdp import FSDPModule
 
-    tokenizer, generation = task.processor, task.plan.generation
-    ids = torch.tensor([list(prompt.ids)], device=next(model.parameters()).device)
+    tokenizer, generation = _tokenizer(task), task.plan.generation
+    device = next(model.parameters()).device
+    if prompt.example is None:
+        ids = torch.tensor([list(prompt.ids)], device=device)
+        inputs: Mapping[str, torch.Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    else:
+        inputs = task.collate([prompt.example], device, packed=False).inputs
     generate = getattr(model, "generate")  # noqa: B009 - nn.Module's own type hides it
     produced = generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
+        **inputs,
         max_new_tokens=min(generation.max_new_tokens, MOST_NEW_TOKENS),
         num_beams=generation.num_beams,
         do_sample=False,
@@ -111,6 +118,10 @@ def _answer(model: nn.Module, task: Task, prompt: _Prompt, seconds: float | None
     )[0]
     answer = produced if task.plan.task is TaskName.SEQ2SEQ else produced[len(prompt.ids) :]
     return str(tokenizer.decode(answer.tolist(), skip_special_tokens=True)).strip()
+
+
+def _tokenizer(task: Task) -> Any:
+    return getattr(task.processor, "tokenizer", task.processor)
 
 
 def _padding(tokenizer: Any) -> int:
@@ -141,12 +152,40 @@ def _prompts(task: Task, rows: Sequence[Row]) -> list[_Prompt]:
 
 
 def _chat_prompt(task: Task, row: Row) -> _Prompt | None:
-    """The conversation up to the assistant's last turn. Conversations with images have none."""
+    """The conversation up to the assistant's last turn."""
     messages = row[task.plan.dataset.columns.messages]
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns or any(not isinstance(message["content"], str) for message in messages):
+    if not turns:
         return None
-    return _conversation(task, messages[: turns[-1]], messages[turns[-1]]["content"])
+    before, answer = messages[: turns[-1]], _text(messages[turns[-1]]["content"])
+    if hasattr(task.processor, "image_processor"):
+        return _seen_prompt(task, row, "\n".join(map(_turn, before)), answer)
+    return _conversation(task, before, answer)
+
+
+def _seen_prompt(task: Task, row: Row, shown: str, expected: str) -> _Prompt | None:
+    """A conversation with images, as the task encodes it, cut before the last answer; None where that isn't whole."""
+    (example,) = task.encode(row)
+    learned = [place for place, label in enumerate(example.features["labels"]) if label != IGNORE]
+    if example.truncated or not learned or not example.features["file_sizes"]:
+        return None
+    start = learned[-1]
+    while start - 1 in learned:
+        start -= 1
+    per_token = {"labels", *TEXT_INPUTS} & set(example.features)
+    cut = {name: example.features[name][:start] for name in per_token}
+    ids = cut["input_ids"]
+    return _Prompt(shown, expected, ids, replace(example, features={**example.features, **cut}, length=start))
+
+
+def _turn(message: Mapping[str, Any]) -> str:
+    return f"{message['role']}: {_text(message['content'])}"
+
+
+def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] if part["type"] == "text" else "[image]" for part in content)
 
 
 def _question_prompt(task: Task, row: Row) -> _Prompt | None:
@@ -164,8 +203,7 @@ def _conversation(task: Task, messages: Sequence[Mapping[str, Any]], expected: s
     found = task.processor.apply_chat_template(
         list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
     )
-    shown = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-    return _Prompt(shown, expected, _ids(task, found["input_ids"]))
+    return _Prompt("\n".join(map(_turn, messages)), expected, _ids(task, found["input_ids"]))
 
 
 def _text_prompt(task: Task, row: Row) -> _Prompt | None:
