@@ -21,7 +21,7 @@ import torch
 
 from bench.peers import encoded, held_out_loss
 from bench.workload import prepare
-from tunesmith_store.router import open_store
+from tunesmith_store.router import store_of
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.group import join_group
 from tunesmith_trainer.loop import TrainingRun
@@ -40,7 +40,9 @@ def held_bytes(run: TrainingRun) -> int:
     """Bytes of weights and optimizer state that this rank holds."""
     tensors = list(run.parts.bare.parameters())
     state = [value for values in run.parts.optimizer.state.values() for value in values.values()]
-    local = [getattr(tensor, "_local_tensor", tensor) for tensor in [*tensors, *state] if isinstance(tensor, torch.Tensor)]
+    local = [
+        getattr(tensor, "_local_tensor", tensor) for tensor in [*tensors, *state] if isinstance(tensor, torch.Tensor)
+    ]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
@@ -66,7 +68,7 @@ def main() -> None:
         termination_log=scratch / "end", cpu_millicores=1000 * int(os.environ["OMP_NUM_THREADS"]),
     )  # fmt: skip
     group = join_group(rank, world, f"127.0.0.1:{os.environ['MASTER_PORT']}", torch.device("cpu"))
-    run = Measured(plan, pod, group, open_store(plan), "bench")
+    run = Measured(plan, pod, group, store_of(plan), "bench")
     began = time.monotonic()
     run.run()
     warm = int(options.get("warm", 2))

@@ -86,7 +86,12 @@ def with_trainer(work: Workload, steps: int, evaluate: bool) -> dict[str, Any]:
 
 
 def figures(
-    work: Workload, tokenizer: Any, model: Any, examples: list[dict[str, list[int]]], seconds: list[float], evaluate: bool
+    work: Workload,
+    tokenizer: Any,
+    model: Any,
+    examples: list[dict[str, list[int]]],
+    seconds: list[float],
+    evaluate: bool,
 ) -> dict[str, Any]:
     """What is compared."""
     steps = len(seconds)
@@ -124,7 +129,11 @@ def with_trl(work: Workload, steps: int, evaluate: bool) -> dict[str, Any]:
         seed=SEED, completion_only_loss=True,
     )  # fmt: skip
     trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[watch]
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[watch],
     )
     packed = trainer.train_dataset
     trainer.train()

@@ -77,7 +77,9 @@ def run_module(
     return results
 
 
-def pairs(runs: int, one: Callable[[], Figures], other: Callable[[], Figures], name: str) -> list[tuple[Figures, Figures]]:
+def pairs(
+    runs: int, one: Callable[[], Figures], other: Callable[[], Figures], name: str
+) -> list[tuple[Figures, Figures]]:
     """Run two measurements in turns, so that both see the same moods of the machine."""
     found = []
     for number in range(runs):

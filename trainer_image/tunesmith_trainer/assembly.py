@@ -6,10 +6,11 @@ what methods have left.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,7 +28,10 @@ from tunesmith_trainer.order import SetOrder, TrainingOrder, total_steps
 from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.base import Batch, Task
 
-__all__ = ["Assembly", "Inputs", "assemble", "load_inputs"]
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["Assembly", "Inputs", "ModelSize", "assemble", "load_inputs"]
 
 Log = Callable[..., None]
 
@@ -51,7 +55,7 @@ def load_inputs(plan: TrainingPlan, scratch: Path, group: Group, store: ObjectSt
         Retryable: the store can't be reached.
     """
     base = fetch_model(store, plan.model_uri, scratch / "model")
-    task = task_for(plan, base)
+    task = task_for(plan, json.loads((base / "config.json").read_text()))
     task.load_processor(base)
     prepared = data.prepare(plan, task, store, scratch, writer=group.rank == 0, log=log)
     training = plan.training
@@ -62,6 +66,15 @@ def load_inputs(plan: TrainingPlan, scratch: Path, group: Group, store: ObjectSt
     order = SetOrder(prepared.train, training.global_batch_size, training.seed)
     steps = total_steps(len(prepared.train), training.global_batch_size, training.num_train_epochs, training.max_steps)
     return Inputs(base, task, prepared, order, steps)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """For the report."""
+
+    parameters: int
+    trained_parameters: int
+    strategy: str
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,7 @@ class Assembly:
     loss: Callable[[nn.Module, Batch], torch.Tensor]
     packed: bool
     prepared: methods.PreparedModel
-    facts: dict[str, Any]
-    """For the report: numbers of parameters, strategy, precision, memory estimate."""
+    facts: ModelSize
 
 
 def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStore, scratch: Path, log: Log) -> Assembly:
@@ -89,20 +101,10 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     """
     training, task = plan.training, inputs.task
     numerics = Numerics.choose(training.precision, plan.gpus_per_worker)
-    stored = stored_dtype(inputs.base)
     estimate = memory.estimate(memory.ModelFacts.of(inputs.base), plan, numerics.bytes_per_activation)
     strategy = parallel.choose(plan, estimate, group)
     mesh = parallel.mesh(plan, group)
-    torch.manual_seed(training.seed)
-    model = task.load_model(inputs.base, **load_options(plan, numerics, stored, mesh))
-    packed = (
-        training.packing and task.supports_packing and packs_exactly(model, _vocabulary(model), torch.device("cpu"))
-    )
-    if training.dropout is not None:
-        apply_dropout(model, training.dropout)
-    if training.gradient_checkpointing:
-        enable_gradient_checkpointing(model)
-    prepared = methods.apply(model, plan, numerics, task, _some_batches(inputs, packed))
+    prepared, packed = _prepare_model(plan, inputs, numerics, mesh)
     bare: nn.Module = prepared.model.to(numerics.device).train()
     task.attach_reference(bare)
     wrapped = parallel.wrap(bare, group, strategy, numerics, mesh)
@@ -114,7 +116,6 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
         f"{numerics.name} on {numerics.device}, {group.world_size} worker(s), {strategy}, "
         f"{'without padding' if packed else 'padded'}; memory estimate per worker {estimate}"
     )
-    facts = {"trainedParameters": trained, "parameters": total, "strategy": str(strategy), "precision": numerics.name}
     return Assembly(
         numerics,
         bare,
@@ -124,16 +125,27 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
         _loss(plan, task, store, scratch, numerics),
         packed,
         prepared,
-        facts,
+        ModelSize(total, trained, str(strategy)),
     )
 
 
-def _vocabulary(model: nn.Module) -> int:
-    config: Any = model.config
-    return int(config.get_text_config().vocab_size)
+def _prepare_model(
+    plan: TrainingPlan, inputs: Inputs, numerics: Numerics, mesh: DeviceMesh | None
+) -> tuple[methods.PreparedModel, bool]:
+    """Load the model and do to it what the method does; return it and whether its examples can be packed."""
+    training, task = plan.training, inputs.task
+    torch.manual_seed(training.seed)
+    model = task.load_model(inputs.base, **load_options(plan, numerics, stored_dtype(inputs.base)))
+    packed = training.packing and task.supports_packing and packs_exactly(model)
+    if training.dropout is not None:
+        apply_dropout(model, training.dropout)
+    if training.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    model = parallel.shard_tensors(model, mesh)
+    return methods.apply(model, plan, numerics, task, _some_batches(inputs)), packed
 
 
-def _some_batches(inputs: Inputs, packed: bool) -> Callable[[], Sequence[Batch]]:
+def _some_batches(inputs: Inputs) -> Callable[[], Sequence[Batch]]:
     """Return what makes a few training batches on the CPU: layer pruning measures with them."""
 
     def make() -> list[Batch]:

@@ -154,12 +154,14 @@ def plain_implementation(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def packs_exactly(model: nn.Module, vocabulary: int, device: torch.device, tolerance: float = 2e-3) -> bool:
+def packs_exactly(model: nn.Module, tolerance: float = 2e-3) -> bool:
     """Try out whether a causal language model gives the same logits for two short examples packed as one by one.
 
     Models that carry a state along the row (Mamba), cap or bias attention, or know nothing of attention interfaces
     don't. The tolerance is relative to the largest logit, and wide enough for bfloat16's rounding.
     """
+    bare: Any = model
+    device, vocabulary = next(model.parameters()).device, int(bare.config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     examples = [torch.randint(vocabulary, (length,), generator=generator).to(device) for length in (5, 9)]
     training = model.training

@@ -16,7 +16,7 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, DatasetFacts, ModelRef, Outcome, TerminationReport, TrainerState
 from tunesmith_store.errors import Failure, Retryable, UserError
-from tunesmith_store.router import open_store
+from tunesmith_store.router import store_of
 from tunesmith_trainer import preflight
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.errors import Interrupted, OutOfMemory
@@ -72,7 +72,7 @@ def _failed(plan: TrainingPlan, error: Failure) -> TerminationReport:
 
 
 def _run(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restarts: int) -> TerminationReport:
-    store = open_store(plan)
+    store = store_of(plan)
     pusher.update(state=TrainerState.PREPARING, message="checking data, model and buckets")
     run_digest = preflight.check(plan, store, pod.scratch, pusher.log)
     pusher.phase("inputChecked")

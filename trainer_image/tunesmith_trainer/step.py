@@ -62,7 +62,7 @@ def compute_gradients(
     loss: Loss,
     *,
     global_units: float,
-    autocast: AbstractContextManager[Any] | None = None,
+    autocast: Callable[[], AbstractContextManager[Any] | None] = lambda: None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Gradients:
     """Accumulate the gradients of all micro-batches of this rank, averaged over ranks in the last one.
@@ -75,7 +75,7 @@ def compute_gradients(
     total: torch.Tensor | None = None
     for number, batch in enumerate(batches, 1):
         with model.sync(last=number == len(batches)):
-            with autocast or nullcontext():
+            with autocast() or nullcontext():
                 value = loss(model.module, batch)
             scaled = value * scale
             (scaler.scale(scaled) if scaler is not None else scaled).backward()

@@ -14,11 +14,12 @@ from torch import distributed as dist
 
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import MemoryFacts
-from tunesmith_store.router import open_store
+from tunesmith_store.router import store_of
 from tunesmith_trainer import oom, rendezvous
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.errors import OutOfMemory
 from tunesmith_trainer.group import join_group
+from tunesmith_trainer.lean import hide_unused
 from tunesmith_trainer.loop import TrainingRun
 from tunesmith_trainer.progress import ProgressPusher
 
@@ -31,6 +32,7 @@ def run(run_digest: str) -> dict[str, Any]:
 
     pod = PodEnvironment.read()
     plan = pod.plan()
+    hide_unused(plan)
     torch.set_num_threads(pod.threads)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -42,7 +44,7 @@ def run(run_digest: str) -> dict[str, Any]:
         device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
         group = join_group(rank, world_size, rendezvous.address(), device, plan.collective_timeout_seconds)
         try:
-            result = TrainingRun(plan, pod, group, open_store(plan), run_digest, pusher).run()
+            result = TrainingRun(plan, pod, group, store_of(plan), run_digest, pusher).run()
         finally:
             if pusher:
                 pusher.close()

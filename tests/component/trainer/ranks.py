@@ -28,7 +28,7 @@ def run_rank(
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
 
-    from tunesmith_store.router import open_store
+    from tunesmith_store.router import store_of
     from tunesmith_trainer.group import join_group
     from tunesmith_trainer.loop import TrainingRun
 
@@ -43,7 +43,7 @@ def run_rank(
         if step == stop_after and rank == 0:
             pod.stop_file.touch()
 
-    run = TrainingRun(plan, pod, group, open_store(plan), digest, after_step=after_step)
+    run = TrainingRun(plan, pod, group, store_of(plan), digest, after_step=after_step)
     try:
         return run.run(), run.state
     except Exception as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_trainer.tasks.base import Task
@@ -9,9 +12,16 @@ from tunesmith_trainer.tasks.base import Task
 __all__ = ["task_for"]
 
 
-def task_for(plan: TrainingPlan) -> Task:
-    """Return the plan's task. Imports its module only: no torch, no transformers."""
+def task_for(plan: TrainingPlan, config: Mapping[str, Any] | None = None) -> Task:
+    """Return the plan's task. Imports its module only: no torch, no transformers.
+
+    `config` is the model's config.json: it says whether a chat model sees. Without it, it doesn't.
+    """
     match plan.task:
+        case TaskName.CHAT_SFT if config is not None and "vision_config" in config:
+            from tunesmith_trainer.tasks.visionchat import VisionChat
+
+            return VisionChat(plan)
         case TaskName.CHAT_SFT:
             from tunesmith_trainer.tasks.language import ChatSFT
 
