@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from assets import tiny
 from support.learning import word_pieces
 from support.records import evaluated, run_record
 from tunesmith_trainer.chat import CHATML
@@ -194,10 +195,11 @@ def test_the_code_puts_an_adapter_onto_its_base(task, place, monkeypatch):
     assert task != "SequenceClassification" or "'down'" in printed
 
 
-def test_a_model_that_sees_is_given_a_picture():
+@pytest.mark.parametrize("family", ["llava", "idefics3"])
+def test_a_model_that_sees_is_given_a_picture(family, place):
+    folder = getattr(tiny, family)(place / "sentiment")
     text = model_card(run_record({"task": "ChatSFT"}, pipeline_tag="image-text-to-text"))
-    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    compile(code, "README.md", "exec")
+    assert folder == place / "sentiment"
+    code, printed = run_usage(text)
     assert "AutoModelForImageTextToText" in code
-    assert "AutoProcessor" in code
-    assert "picture.png" in code
+    assert printed
