@@ -5,11 +5,11 @@ export PYTHONPATH := crds:operator:trainer_image:tests
 export PYTHONUNBUFFERED := 1
 VENV = $(eval VENV := $$(shell requirements/venv.sh))$(VENV)
 PY = $(VENV)/bin/python
-FORMATTED = crds operator trainer_image tests requirements
+FORMATTED = crds operator trainer_image tests bench requirements
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo demo-down
 demo: ## From nothing to an answer: local cluster, operator, fine-tuning, quantized service
@@ -26,6 +26,11 @@ test: ## All tests; the last line is a JSON summary
 
 unit component contract integration e2e: ## Tests of one floor
 	@$(PY) -m suite $@
+
+.PHONY: bench-trainer
+bench-trainer: ## Measure the trainer beside its peers; the last line is a JSON object (an hour on two quiet cores)
+	@requirements/apt.sh
+	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench
 
 .PHONY: lint type verify generate format
 lint: ## Style and common mistakes (ruff)
@@ -52,7 +57,8 @@ images: ## Build the operator and trainer images into the cache
 	@requirements/apt.sh
 	@$(PY) -m images build
 
-docs: generate ## Write the generated pages of docs/
+docs: generate ## Write the generated pages of docs/ and the picture of a report, from a real run
+	@$(PY) -m docsbuild
 	@echo "docs/ is up to date: start at docs/getting-started.md"
 
 venv: ## Make the development environment and print its path

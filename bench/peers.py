@@ -75,7 +75,7 @@ def with_trainer(work: Workload, steps: int, evaluate: bool) -> dict[str, Any]:
     examples = encoded(work, tokenizer, work.ordered(steps))
     watch = Stopwatch()
     arguments = TrainingArguments(
-        output_dir="/tmp/bench-hf", max_steps=steps, per_device_train_batch_size=PER_DEVICE, report_to=[], save_strategy="no",  # noqa: S108
+        output_dir="/tmp/bench-hf", max_steps=steps, per_device_train_batch_size=PER_DEVICE, report_to=[], save_strategy="no",
         gradient_accumulation_steps=BATCH // PER_DEVICE, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0,
         disable_tqdm=True, logging_strategy="no", use_cpu=True, seed=SEED,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def with_trl(work: Workload, steps: int, evaluate: bool) -> dict[str, Any]:
     longest = 2 * MAX_LENGTH
     per_step = sum(len(example["input_ids"]) for example in examples) / steps
     arguments = SFTConfig(
-        output_dir="/tmp/bench-trl", max_steps=steps, per_device_train_batch_size=max(1, round(per_step / longest)), packing=True,  # noqa: S108
+        output_dir="/tmp/bench-trl", max_steps=steps, per_device_train_batch_size=max(1, round(per_step / longest)), packing=True,
         max_length=longest, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0, report_to=[],
         save_strategy="no", disable_tqdm=True, logging_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False,
         seed=SEED, completion_only_loss=True,

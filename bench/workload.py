@@ -14,7 +14,6 @@ from typing import Any
 from assets.model import smollm2
 from assets.tweets import tweets
 from support.plans import dataset, optimization
-
 from tunesmith_api.plan import StoragePlan, TrainingPlan
 from tunesmith_api.v1alpha1.method import Method
 

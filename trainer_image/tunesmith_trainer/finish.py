@@ -144,7 +144,8 @@ def _worst(run: TrainingRun, model: nn.Module) -> tuple[WorstExample, ...]:
         return ()
     found = []
     for outcome in run.last_evaluation.assessment.outcomes:
-        if outcome.expected == outcome.predicted or len(found) == SHOWN:
+        # a classifier's guess has its probability behind it
+        if outcome.expected == outcome.predicted.partition(" (")[0] or len(found) == SHOWN:
             continue
         text, *pair = [*run.task.texts_of(held_out.row(outcome.index)).values()] or [""]
         found.append(

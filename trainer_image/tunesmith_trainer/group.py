@@ -131,9 +131,20 @@ class Group:
         turn = next(self._turns)
         names = [f"meet-{turn}-{rank}" for rank in range(self.world_size)]
         self.store.set(names[self.rank], pickle.dumps(value))
-        while not self.store.check(names):
-            time.sleep(POLL_SECONDS)
-        return [pickle.loads(self.store.get(name)) for name in names]  # noqa: S301 - from ranks of this very job
+        self._until(lambda: self.store.check(names))
+        values = [pickle.loads(self.store.get(name)) for name in names]  # noqa: S301 - from ranks of this very job
+        gone = f"meet-{turn}-gone"
+        self.store.add(gone, 1)
+        if self.rank == 0:  # who serves the store leaves last
+            self._until(lambda: self.store.add(gone, 0) == self.world_size)
+        return values
+
+    @staticmethod
+    def _until(condition: Callable[[], bool]) -> None:
+        pause = POLL_SECONDS / 64
+        while not condition():
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_SECONDS)
 
     @contextmanager
     def explained(self) -> Iterator[None]:

@@ -253,7 +253,7 @@ class TrainingRun:
         drop_gradients(self.parts.optimizer)
         if rollbacks > self.plan.max_rollbacks:
             raise diverged(trouble, step + 1, self.state.rollbacks)
-        skipped = [*self.state.skipped_steps, step]
+        skipped, events = [*self.state.skipped_steps, step], self.state.events
         # what went wrong again at once was wrong in the checkpoint already
         found = self._restore(step - 1 if self._just_restored() else None)
         self.state.rollbacks, self.state.skipped_steps = rollbacks, skipped
@@ -262,7 +262,7 @@ class TrainingRun:
         text = (
             f"{trouble} at step {step + 1}: {where}, its batch is left out ({rollbacks} of {self.plan.max_rollbacks})"
         )
-        self.state.events.append({"step": step + 1, "text": text})
+        self.state.events = [*events, {"step": step + 1, "text": text}]
         self.report.update(rollbacks=rollbacks, global_step=self.state.step)
         self.report.log(text)
 
@@ -408,6 +408,7 @@ class TrainingRun:
             return
         if self.checkpointer.restore_best(self.parts.bare):
             self.report.log(f"the model of step {state.best_step} is saved: it did best")
+            self.last_evaluation = self._evaluate()  # what the report shows of it
 
     @property
     def saved_step(self) -> int:

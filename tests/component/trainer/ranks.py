@@ -2,6 +2,7 @@
 
 import os
 import socket
+import traceback
 from pathlib import Path
 
 from tunesmith_api.plan import TrainingPlan
@@ -47,6 +48,7 @@ def run_rank(
     try:
         return run.run(), run.state
     except Exception as error:
+        traceback.print_exc()  # the traceback doesn't cross processes: pytest shows it beside a failure
         return error, run.state
     finally:
         if world_size > 1:

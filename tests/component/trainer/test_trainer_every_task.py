@@ -121,6 +121,22 @@ def tiny_t5(folder: Path) -> Path:
     return folder
 
 
+def wide_llama(folder: Path) -> Path:
+    """As wide as bitsandbytes' blocks of 64 weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny.byte_tokenizer(template=tiny.CHATML)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def real_minilm(_: Path) -> Path:
     return minilm()
 
@@ -146,7 +162,7 @@ CASES = {
     "pictures": Case("ChatSFT", tiny.llava, lambda: (picture_questions(48), picture_questions(12, 1)), "tokenAccuracy", True),
 }  # fmt: skip
 OTHER_METHODS = {
-    "QLoRA": ("chat", {"type": "QLoRA", "lora": {"r": 4}}),
+    "QLoRA": ("wide chat", {"type": "QLoRA", "lora": {"r": 4}}),
     "DoRA": ("chat", {"type": "DoRA", "lora": {"r": 4}}),
     "QAT": ("chat", {"type": "Full", "qat": {"scheme": "Int4"}}),
     "magnitude pruning": ("chat", {"type": "Full", "pruning": {"type": "Magnitude", "sparsityPercent": 30}}),
@@ -197,8 +213,12 @@ def test_a_task_learns(name, method, pool, object_store, bucket, tmp_path):
     assert b"<svg" in object_store.get_bytes(f"{bucket}/tuned/report.html")
 
 
+WIDE = {"wide chat": Case("ChatSFT", wide_llama, chats, "tokenAccuracy", True)}
+
+
 @pytest.mark.parametrize("name", OTHER_METHODS)
 def test_a_method_learns(name, pool, object_store, bucket, tmp_path):
     case_name, method = OTHER_METHODS[name]
-    result, _ = run(CASES[case_name], method, pool, object_store, bucket, tmp_path)
-    assert_better(CASES[case_name], result)
+    case = (CASES | WIDE)[case_name]
+    result, _ = run(case, method, pool, object_store, bucket, tmp_path)
+    assert_better(case, result)

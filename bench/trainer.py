@@ -1,0 +1,193 @@
+"""The figures of the trainer, each beside its peer in the same run. `measure` returns them; `__main__` prints them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.runs import Figures, median, pairs, run_module, say
+from bench.workload import Workload, prepare
+from objectstore import ObjectStore
+
+__all__ = ["FIGURES", "Bench"]
+
+WARM = 2
+"""Steps at the start of every run that don't count: caches, thread pools, the allocator."""
+
+
+class Bench:
+    """One bench: the workload, a store with it, and how often everything is run."""
+
+    def __init__(self, runs: int, steps: int, folder: Path, store: ObjectStore) -> None:
+        self.runs, self.steps, self.folder, self.store = runs, steps, folder, store
+        self.work: Workload = prepare()
+        self._count = 0
+
+    def bucket(self) -> str:
+        """A bucket of its own for one run, with model and data."""
+        self._count += 1
+        base = self.store.ensure_bucket(f"bench-{self._count}")
+        self.store.put_folder(self.work.model, f"{base}/model")
+        for name in ("train", "eval"):
+            self.store.put_file(getattr(self.work, name), f"{base}/{name}.jsonl")
+        return base
+
+    def ours(self, *options: str, ranks: int = 1, steps: int | None = None) -> list[Figures]:
+        """Our loop under torchrun's variables; each rank's figures."""
+        count = str((steps or self.steps) + WARM)
+        scratch = tempfile.mkdtemp(prefix="bench", dir=self.folder)
+        arguments = [self.bucket(), count, f"endpoint={self.store.endpoint_url}", f"warm={WARM}", f"scratch={scratch}"]
+        try:
+            return run_module(
+                "bench.ours",
+                *arguments,
+                *options,
+                ranks=ranks,
+                threads=2 // ranks,
+                environment=self.store.environment(),
+            )
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def peer(self, name: str, evaluate: bool = False) -> Figures:
+        """Transformers' Trainer or TRL's, alone on both cores."""
+        found = run_module("bench.peers", name, str(self.steps + WARM), *(["evaluate"] if evaluate else []))[0]
+        found["secondsPerStep"] = found["secondsPerStep"][WARM:]
+        return found
+
+    # ---- the figures
+
+    def tokens_vs_hf_trainer(self) -> Figures:
+        """Useful tokens per second against transformers.Trainer, and the held-out loss after the same steps."""
+        found = pairs(
+            self.runs,
+            lambda: self.ours("evaluate=1")[0],
+            lambda: self.peer("hf", evaluate=True),
+            "transformers.Trainer",
+        )
+        # both see the same examples in each step: the ratio of tokens per second is that of seconds, inverted
+        speed = [median(theirs["secondsPerStep"]) / median(ours["secondsPerStep"]) for ours, theirs in found]
+        gaps = [100 * abs(ours["evalLoss"] - theirs["evalLoss"]) / theirs["evalLoss"] for ours, theirs in found]
+        return {"tokens_vs_hf_trainer": median(speed), "loss_gap_percent": median(gaps)}
+
+    def tokens_vs_trl_packed(self) -> Figures:
+        """Useful tokens per second against TRL's SFTTrainer with packing, padding left out."""
+
+        def rate(run: Figures) -> float:
+            return float(run["tokensPerStep"]) / median(run["secondsPerStep"])
+
+        found = pairs(self.runs, lambda: self.ours()[0], lambda: self.peer("trl"), "TRL, packed")
+        return {"tokens_vs_trl_packed": median([rate(ours) / rate(theirs) for ours, theirs in found])}
+
+    def step_time_vs_torchrun(self) -> Figures:
+        """Seconds per step under Ray against the same loop without it; 2 ranks, a core each."""
+        found = pairs(self.runs, self._under_ray, lambda: self.ours(ranks=2)[0], "Ray against torchrun")
+        ratios = [median(ray["secondsPerStep"]) / median(plain["secondsPerStep"]) for ray, plain in found]
+        return {"step_time_vs_torchrun": median(ratios)}
+
+    def _under_ray(self) -> Figures:
+        base, scratch = self.bucket(), Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+        plan = self.work.plan(base, self.steps + WARM)
+        spec: dict[str, Any] = {
+            "task": "ChatSFT", "model": {"uri": f"{base}/model"}, "dataset": {"train": {"uri": f"{base}/train.jsonl"}},
+            "method": {"type": "Full"}, "workers": {"replicas": 2, "resources": {"cpu": "1", "memory": "6Gi"}},
+            "training": {
+                "maxSteps": self.steps + WARM, "learningRate": "2e-5", "lrSchedulerType": "constant", "weightDecay": "0",
+                "globalBatchSize": plan.training.global_batch_size, "microBatchSize": plan.training.micro_batch_size,
+                "maxLength": plan.training.max_length, "precision": "FP32", "seed": plan.training.seed,
+            },
+            "checkpoint": {"uri": f"{base}/checkpoints", "everySteps": 10_000}, "output": {"uri": f"{base}/tuned"},
+            "storage": {"endpointURL": self.store.endpoint_url},
+        }  # fmt: skip
+        job = scratch / "job.yaml"
+        head = {"apiVersion": "tunesmith.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "bench"}}
+        job.write_text(yaml.safe_dump({**head, "spec": spec}))
+        command = [sys.executable, "-m", "tunesmith_cli", "run", "-f", str(job), "--work-dir", str(scratch)]
+        environment = {**os.environ, **self.store.environment()}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        shutil.rmtree(scratch, ignore_errors=True)
+        if done.returncode:
+            raise RuntimeError(f"tunesmith run failed:\n{(done.stdout + done.stderr)[-3000:]}")
+        history = json.loads(self.store.get_bytes(f"{base}/tuned/metrics.json"))["history"]
+        return {"secondsPerStep": [record["seconds"] for record in history[WARM:]]}
+
+    def peak_memory_vs_plain(self) -> Figures:
+        """Peak resident memory of a rank, checkpoints and all, against the plain loop; 2 ranks."""
+
+        def plain() -> Figures:
+            return max(
+                run_module("bench.plain", str(self.steps + WARM), ranks=2, threads=1), key=lambda run: run["peakBytes"]
+            )
+
+        def ours() -> Figures:
+            return max(self.ours("every=4", ranks=2), key=lambda run: run["peakBytes"])
+
+        found = pairs(self.runs, ours, plain, "memory")
+        return {"peak_memory_vs_plain": median([mine["peakBytes"] / other["peakBytes"] for mine, other in found])}
+
+    def fsdp_memory_vs_ddp(self) -> Figures:
+        """Bytes of weights and optimizer state on a rank; 2 ranks. The same every time: one run is enough."""
+        fsdp, ddp = (self.ours(f"strategy={name}", ranks=2, steps=2) for name in ("FSDP", "DDP"))
+        held = [max(run["stateBytes"] for run in runs) for runs in (fsdp, ddp)]
+        return {"fsdp_memory_vs_ddp": held[0] / held[1]}
+
+    def checkpoint_stall_percent(self) -> Figures:
+        """Part of the training time that steps wait for checkpoints: every 25 steps of a full fine-tune to S3."""
+        shares = []
+        for number in range(self.runs):
+            runs = self.ours("every=25", "batch=4", ranks=2, steps=54)
+            shares.append(max(100 * run["stallSeconds"] / run["trainSeconds"] for run in runs))
+            say(f"checkpoint stall: run {number + 1} of {self.runs}: {shares[-1]:.2f} %")
+        return {"checkpoint_stall_percent": median(shares)}
+
+    def storage_vs_multipart(self) -> Figures:
+        """Checkpoint bytes per second against a bare multipart copy of the same bytes."""
+        found = []
+        for number in range(self.runs):
+            bucket = self.store.ensure_bucket(f"bytes-{number}").removeprefix("s3://")
+            arguments = (self.store.endpoint_url, bucket)
+            found += run_module("bench.storage", *arguments, environment=self.store.environment())
+            say(f"storage: run {number + 1} of {self.runs}")
+        return {
+            "upload_vs_multipart": median([run["plainUp"] / run["up"] for run in found]),
+            "restore_vs_multipart": median([run["plainDown"] / run["down"] for run in found]),
+        }
+
+    def seconds_to_first_step(self) -> Figures:
+        """Seconds from apply to the first step in a real cluster of two nodes."""
+        from bench.first_step import measure
+
+        return {"seconds_to_first_step": measure(self.runs)}
+
+
+FIGURES: tuple[Callable[[Bench], Figures], ...] = (
+    Bench.tokens_vs_hf_trainer,
+    Bench.tokens_vs_trl_packed,
+    Bench.step_time_vs_torchrun,
+    Bench.peak_memory_vs_plain,
+    Bench.fsdp_memory_vs_ddp,
+    Bench.checkpoint_stall_percent,
+    Bench.storage_vs_multipart,
+    Bench.seconds_to_first_step,
+)
+
+
+@contextmanager
+def opened(runs: int, steps: int) -> Iterator[Bench]:
+    """Start a store and clean up behind the bench, also when it is told to stop."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="bench") as scratch:
+        folder = Path(scratch)
+        with ObjectStore.start(folder / "store", die_with_parent=True) as store:
+            yield Bench(runs, steps, folder, store)
