@@ -7,6 +7,7 @@ Ray.
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
 import threading
 import time
@@ -136,13 +137,13 @@ class Group:
         gone = f"meet-{turn}-gone"
         self.store.add(gone, 1)
         if self.rank == 0:  # who serves the store leaves last
-            self._until(lambda: self.store.add(gone, 0) == self.world_size)
+            self._until(lambda: self.store.add(gone, 0) == self.world_size, TAKEN_SECONDS)
         return values
 
     @staticmethod
-    def _until(condition: Callable[[], bool]) -> None:
-        pause = POLL_SECONDS / 64
-        while not condition():
+    def _until(condition: Callable[[], bool], seconds: float = math.inf) -> None:
+        deadline, pause = time.monotonic() + seconds, POLL_SECONDS / 64
+        while not condition() and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(2 * pause, POLL_SECONDS)
 
