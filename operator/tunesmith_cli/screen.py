@@ -51,10 +51,8 @@ def open_screen(console: Console) -> Screen:
 
 def phase_of(report: ProgressReport) -> str:
     """What is being done, in a few words."""
-    phase = _PHASES[report.state]
-    if report.restarts and report.state is TrainerState.STARTING:
-        phase = "starting again"
-    return f"{phase}: {report.message}" if report.message else phase
+    again = report.restarts and report.state is TrainerState.STARTING
+    return report.message or ("starting again" if again else _PHASES[report.state])
 
 
 def numbers_of(report: ProgressReport) -> str:

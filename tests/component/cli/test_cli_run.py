@@ -87,13 +87,13 @@ class Run:
     def output(self):
         return "\n".join(self.lines)
 
-    def wait_for(self, words, seconds=240):
+    def wait_for(self, words, seconds=280):
         with self._came:
             found = self._came.wait_for(lambda: words in self.output or self.process.poll() is not None, seconds)
         assert found, self.output
         assert words in self.output, self.output
 
-    def wait(self, seconds=240):
+    def wait(self, seconds=280):
         code = self.process.wait(timeout=seconds)
         self._reader.join(timeout=10)
         return code

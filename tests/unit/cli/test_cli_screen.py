@@ -40,7 +40,8 @@ def test_time_left_is_short(seconds, words):
 
 def test_before_the_first_step_the_phase_is_told():
     preparing = ProgressReport(state="Preparing", message="checking data, model and buckets")
-    assert screen.phase_of(preparing) == "preparing: checking data, model and buckets"
+    assert screen.phase_of(ProgressReport(state="Preparing")) == "preparing"
+    assert screen.phase_of(preparing) == "checking data, model and buckets"
     assert screen.phase_of(ProgressReport(state="Starting", restarts=1)) == "starting again"
 
 
@@ -67,7 +68,7 @@ def test_elsewhere_there_are_plain_lines_without_control_characters():
     lines.line("step 1/80  [bold]not markup[/bold]")
     lines.report(TRAINING)
     lines.close()
-    assert seen.file.getvalue() == "preparing: checking data\nstep 1/80  [bold]not markup[/bold]\ntraining\n"
+    assert seen.file.getvalue() == "checking data\nstep 1/80  [bold]not markup[/bold]\ntraining\n"
 
 
 def test_a_trainer_that_writes_no_lines_is_heard_of_now_and_then(monkeypatch):
