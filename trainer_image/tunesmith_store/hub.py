@@ -22,7 +22,7 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.store import NotFound, ObjectInfo
 
-__all__ = ["HubStore", "RepoPath", "parse_hub_uri"]
+__all__ = ["TOKEN", "HubStore", "RepoPath", "is_network_error", "parse_hub_uri"]
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def _translated(uri: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError as error:
         _refuse(place, f"the Hub has no repository of that name: {error}")
     except Exception as error:
-        if not _is_of_the_network(error):
+        if not is_network_error(error):
             raise
         what = f"{type(error).__name__} {error}"
         message = f"can't read {uri}: {what}; check spec.huggingFace.endpointURL and the network"
@@ -109,8 +109,8 @@ def _raise_for_answer(uri: str, place: RepoPath, error: Any) -> NoReturn:
     raise Retryable(f"can't read {uri}: the Hub answered {status}", Reason.STORAGE_UNREADABLE) from error
 
 
-def _is_of_the_network(error: Exception) -> bool:
-    """Whether it is the HTTP client's (whichever that is) or the socket's; a full disk is another matter."""
+def is_network_error(error: BaseException) -> bool:
+    """Whether an error is the HTTP client's (whichever that is) or the socket's; a full disk is another matter."""
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     return any(kind.__name__ in {"TransportError", "HTTPError"} for kind in type(error).__mro__)

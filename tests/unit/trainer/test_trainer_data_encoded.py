@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith_api.v1alpha1.dataset import OnBadRow
 from tunesmith_trainer.data import encoded, parts
 from tunesmith_trainer.data.encoded import ExampleSet, ExampleWriter
 from tunesmith_trainer.data.parts import PartReader, PartWriter
@@ -105,7 +106,7 @@ def test_a_set_that_broke_off_holds_no_half_batch(tmp_path):
 
 def test_rows_come_back_by_number_with_their_place(tmp_path):
     rows = [Located(f"x line {number}", {"text": f"é{number}", "n": [number]}) for number in range(3000)]
-    digests = write_rows(tmp_path, "rows", rows, BadRows("Fail"))
+    digests = write_rows(tmp_path, "rows", rows, BadRows(OnBadRow.FAIL))
     assert digests.shape == (3000, 2)
     table = RowTable(tmp_path, "rows")
     assert len(table) == 3000
@@ -115,7 +116,7 @@ def test_rows_come_back_by_number_with_their_place(tmp_path):
 
 
 def test_a_row_that_can_not_be_written_is_a_bad_row(tmp_path):
-    bad = BadRows("Skip")
+    bad = BadRows(OnBadRow.SKIP)
     rows = [Located("line 1", {"text": "\ud800"}), Located("line 2", {"text": "b"}), Located("line 3", {"x": 1j})]
     assert len(write_rows(tmp_path, "rows", rows, bad)) == 1
     assert (bad.count, bad.first[:6]) == (2, "line 1")
@@ -124,7 +125,7 @@ def test_a_row_that_can_not_be_written_is_a_bad_row(tmp_path):
 def test_a_table_is_opened_when_it_is_needed_and_fetched_before(tmp_path):
     asked = []
     table = RowTable(tmp_path, "rows", lambda: asked.append(1))
-    write_rows(tmp_path, "rows", [Located("line 1", {"text": "a"})], BadRows("Fail"))
+    write_rows(tmp_path, "rows", [Located("line 1", {"text": "a"})], BadRows(OnBadRow.FAIL))
     assert asked == []
     assert table.row(0) == table.row(0) == {"text": "a"}
     assert asked == [1]

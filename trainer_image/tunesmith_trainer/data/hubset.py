@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.dataset import DatasetSource
 from tunesmith_store.errors import Retryable, UserError
-from tunesmith_store.hub import HubStore, parse_hub_uri
+from tunesmith_store.hub import TOKEN, HubStore, is_network_error, parse_hub_uri
 from tunesmith_trainer.data.rows import RawRow, TaskColumns
 
 __all__ = ["HubSource"]
@@ -80,6 +82,9 @@ class HubSource:
                 wanted = present if set(self._columns.required) <= set(present) else table.column_names
                 for row in table.select(wanted).to_pylist():
                     number += 1
+                    for column in self._columns.images:
+                        if column in row:
+                            row[column] = _with_bytes(row[column])
                     yield RawRow(f"{self.name} row {number}", _with_names(row, names))
 
     def _load(self, streaming: bool) -> Any:
@@ -105,36 +110,34 @@ def _datasets(endpoint: str | None) -> Any:
     if endpoint:
         datasets.config.HF_ENDPOINT = endpoint.rstrip("/")
     datasets.disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what fails is raised, and said better
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return datasets
 
 
-class _translated:
-    """Turns the loader's errors into ours."""
+@contextmanager
+def _translated(name: str, field: str) -> Iterator[None]:
+    """Turn the loader's errors into ours."""
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    def __init__(self, name: str, field: str) -> None:
-        self._name, self._field = name, field
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Exception):
-            return
-        from datasets.exceptions import DataFilesNotFoundError, DatasetsError
-
+    try:
+        yield
+    except DatasetNotFoundError as error:
+        message = f"{field}.uri: {name} may not be read ({error}): accept its conditions on the Hub, and {TOKEN}"
+        raise UserError(Reason.DATASET_NOT_FOUND, message) from error
+    except FileNotFoundError as error:
+        message = f"{field}.uri: {name} holds no data files that datasets.load_dataset knows: {error}"
+        raise UserError(Reason.DATASET_INVALID, message) from error
+    except Exception as error:
         cause = error.__cause__ or error
-        if isinstance(error, ConnectionError | TimeoutError) or "Connect" in type(cause).__name__:
-            message = f"can't read {self._name}: {error}; check spec.huggingFace.endpointURL and the network"
+        if is_network_error(error) or is_network_error(cause):
+            message = f"can't read {name}: {error}; check spec.huggingFace.endpointURL and the network"
             raise Retryable(message, Reason.STORAGE_UNREADABLE) from error
-        if isinstance(error, DataFilesNotFoundError):
-            message = f"{self._field}.uri: {self._name} holds no data files that datasets.load_dataset knows"
-            raise UserError(Reason.DATASET_INVALID, message) from error
-        if isinstance(error, ValueError | DatasetsError):
-            why = " ".join(str(cause).split())
-            message = (
-                f"{self._name} can't be loaded: {why}; check {self._field}.config, {self._field}.split and the files"
-            )
-            raise UserError(Reason.DATASET_INVALID, message) from error
+        if not isinstance(error, ValueError | DatasetsError):
+            raise
+        why = " ".join(str(cause).split())
+        message = f"{name} can't be loaded: {why}; check {field}.config, {field}.split and the files"
+        raise UserError(Reason.DATASET_INVALID, message) from error
 
 
 def _class_names(features: Mapping[str, Any]) -> dict[str, Callable[[int], str | None]]:
@@ -162,3 +165,12 @@ def _with_names(row: dict[str, Any], names: Mapping[str, Callable[[int], str | N
         elif isinstance(value, int):
             row[column] = name(value)
     return row
+
+
+def _with_bytes(cell: Any) -> Any:
+    """Return an image (or a list of them) with the bytes of the file that the loader has downloaded."""
+    if isinstance(cell, list):
+        return [_with_bytes(item) for item in cell]
+    if isinstance(cell, Mapping) and cell.get("bytes") is None and cell.get("path"):
+        return {"bytes": Path(cell["path"]).read_bytes(), "path": None}
+    return cell

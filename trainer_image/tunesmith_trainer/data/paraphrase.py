@@ -99,8 +99,8 @@ class _Translator:
         """Translate greedily: nothing is drawn, so all runs get the same."""
         import torch
 
-        done: dict[int, str] = {}
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+        done = {number: "" for number, text in enumerate(texts) if not text}
+        order = sorted((number for number, text in enumerate(texts) if text), key=lambda number: len(texts[number]))
         for start in range(0, len(order), BATCH):
             numbers = order[start : start + BATCH]
             batch = [texts[number] for number in numbers]

@@ -82,6 +82,7 @@ def prepare(plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, *
             _share(plan, cache, folder, manifest, writer)
         else:
             task.prepare(DataSummary(manifest.labels))
+        folder.mkdir(parents=True, exist_ok=True)  # there may be nothing in it: with streaming
         (folder / MANIFEST).write_text(manifest.to_json())
     _tell(plan, manifest.statistics, log)
     rows = RowTable(folder, TRAIN_ROWS, lambda: _fetch_rows(folder, cache, manifest))
