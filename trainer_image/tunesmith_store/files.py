@@ -19,7 +19,6 @@ from tunesmith_store.store import NotFound, ObjectStore
 __all__ = [
     "entries_below",
     "entry_of_bytes",
-    "fetch_file",
     "fetch_model",
     "file_entry",
     "locked",
@@ -69,16 +68,6 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def fetch_file(store: ObjectStore, uri: str, folder: Path) -> Path:
-    """Download one object into `folder` once per pod, whoever asks first; return its path. Raises NotFound."""
-    path = folder / uri.rsplit("/", 1)[-1]
-    with locked(folder / ".lock"):
-        if not (folder / DONE).exists():
-            store.download(uri, path)
-            (folder / DONE).touch()
-    return path
 
 
 def fetch_model(store: ObjectStore, uri: str, folder: Path, field: str = "spec.model.uri") -> Path:

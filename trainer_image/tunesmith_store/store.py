@@ -1,4 +1,4 @@
-"""Object storage as pods need it: a small protocol, S3 behind it, and a folder for tests.
+"""Object storage as pods need it: a small protocol, and S3 behind it. `volumes` and `hub` are the other two.
 
 Used by all that reads or writes checkpoints, models and quantized artefacts. Errors come out as `UserError` (the user
 can fix it: a missing bucket, refused credentials) or `Retryable` (the store can't be reached just now), never as a
@@ -7,7 +7,6 @@ client library's own.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_store.errors import Retryable, UserError
 
-__all__ = ["LocalStore", "NotFound", "ObjectInfo", "ObjectStore", "S3Store", "split_uri"]
+__all__ = ["NotFound", "ObjectInfo", "ObjectStore", "S3Store", "split_uri"]
 
 
 class NotFound(Exception):
@@ -35,7 +34,7 @@ class ObjectInfo:
 
 
 class ObjectStore(Protocol):
-    """What is asked of a store. URIs are `s3://bucket/key`."""
+    """What is asked of a store. URIs are `s3://bucket/key`, `pvc://claim/path` or `hf://owner/name/path`."""
 
     def list(self, uri: str) -> list[ObjectInfo]:
         """Return all objects below a folder, sorted by URI."""
@@ -47,7 +46,7 @@ class ObjectStore(Protocol):
         """Return a small object's content. Raises NotFound."""
 
     def get_range(self, uri: str, start: int, size: int) -> bytes:
-        """Return `size` bytes from byte `start` on; fewer where the object ends before. Raises NotFound."""
+        """Return `size` bytes from byte `start` on, which is in it; fewer where it ends before. Raises NotFound."""
 
     def download(self, uri: str, path: Path) -> None:
         """Copy an object to a file. Raises NotFound."""
@@ -192,50 +191,3 @@ class S3Store:
         bucket, key = split_uri(uri)
         with _translated(uri, "delete"):
             self._client.delete_object(Bucket=bucket, Key=key)
-
-
-class LocalStore:
-    """A folder that plays the store, for tests: `s3://bucket/key` is `<root>/bucket/key`."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def _path(self, uri: str) -> Path:
-        bucket, key = split_uri(uri)
-        return self._root / bucket / key
-
-    def _info(self, path: Path) -> ObjectInfo:
-        stat = path.stat()
-        return ObjectInfo(f"s3://{path.relative_to(self._root).as_posix()}", stat.st_size, str(stat.st_mtime_ns))
-
-    def list(self, uri: str) -> list[ObjectInfo]:
-        files = (path for path in self._path(uri).rglob("*") if path.is_file())
-        return sorted((self._info(path) for path in files), key=lambda info: info.uri)
-
-    def head(self, uri: str) -> ObjectInfo:
-        path = self._path(uri)
-        if not path.is_file():
-            raise NotFound(uri)
-        return self._info(path)
-
-    def get_bytes(self, uri: str) -> bytes:
-        self.head(uri)
-        return self._path(uri).read_bytes()
-
-    def download(self, uri: str, path: Path) -> None:
-        self.head(uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._path(uri), path)
-
-    def put_bytes(self, uri: str, data: bytes) -> None:
-        path = self._path(uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-    def upload(self, path: Path, uri: str) -> None:
-        target = self._path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-
-    def delete(self, uri: str) -> None:
-        self._path(uri).unlink(missing_ok=True)

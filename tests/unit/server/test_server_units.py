@@ -15,20 +15,21 @@ from tunesmith_server.artifact import MODEL_FILE, fetch_artifact, find_artifact,
 from tunesmith_server.environment import cpu_threads, read_plan
 from tunesmith_server.health import HealthServer
 from tunesmith_store.errors import Retryable, UserError
-from tunesmith_store.store import LocalStore
+from tunesmith_store.volumes import VolumeStore
 
 
 def serving_plan(**changes) -> ServingPlan:
     values = {
-        "name": "m", "namespace": "n", "uid": "u", "revision": "m-r1", "model_uri": "s3://models/m", "quantization": "Q8_0",
-        "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": "s3://models/m/quantized/q8_0",
+        "name": "m", "namespace": "n", "uid": "u", "revision": "m-r1", "model_uri": "pvc://models/m", "quantization": "Q8_0",
+        "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": "pvc://models/m/quantized/q8_0",
     }  # fmt: skip
     return ServingPlan(**{**values, **changes})
 
 
 @pytest.fixture
 def store(tmp_path):
-    return LocalStore(tmp_path / "store")
+    (tmp_path / "volumes" / "models").mkdir(parents=True)
+    return VolumeStore(tmp_path / "volumes")
 
 
 @pytest.fixture
