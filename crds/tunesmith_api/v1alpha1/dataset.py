@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from tunesmith_api.model import DecimalString, SpecModel, Uri, cel
 
@@ -79,10 +78,6 @@ class DatasetSource(SpecModel):
     )
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="forbid",
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
@@ -194,10 +189,6 @@ class Dataset(SpecModel):
     )
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="forbid",
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel("!(has(self.eval) && has(self.splitPercent))", "give either dataset.eval or dataset.splitPercent"),

@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from tunesmith_api import keys
 from tunesmith_api.model import DecimalString, EndpointURL, SpecModel, StatusModel, Uri, WritableUri, cel
@@ -262,10 +261,6 @@ class FineTuneJobSpec(SpecModel):
     )
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="forbid",
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
@@ -356,9 +351,5 @@ class FineTuneJob(StatusModel):
     status: FineTuneJobStatus = Field(default_factory=FineTuneJobStatus, description="What the operator has observed.")
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="ignore",
         json_schema_extra={"x-kubernetes-validations": [name_rule(keys.FINETUNEJOB_KIND), *_immutable_rules()]},
     )

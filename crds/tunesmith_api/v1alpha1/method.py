@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from tunesmith_api.model import DecimalString, SpecModel, Uri, cel
 
@@ -151,10 +150,6 @@ class Method(SpecModel):
     distillation: Distillation | None = Field(default=None, description="Learn from a teacher too.")
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="forbid",
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(

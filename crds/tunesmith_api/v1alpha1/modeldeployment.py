@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from tunesmith_api import keys
 from tunesmith_api.model import DnsLabel, S3Uri, SpecModel, StatusModel, cel
@@ -63,10 +62,6 @@ class Source(SpecModel):
     )
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="forbid",
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel("has(self.fineTuneJobRef) != has(self.uri)", "source takes either fineTuneJobRef or uri")
@@ -135,10 +130,6 @@ class ModelDeploymentSpec(SpecModel):
     )
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="forbid",
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
@@ -248,9 +239,5 @@ class ModelDeployment(StatusModel):
     )
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        frozen=True,
-        extra="ignore",
         json_schema_extra={"x-kubernetes-validations": [name_rule(keys.MODELDEPLOYMENT_KIND)]},
     )

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from objectstore import ObjectStore
-from tunesmith_api import keys
 from support.plans import optimization, training_plan
+from tunesmith_api import keys
 from tunesmith_api.plan import StoragePlan, TrainingPlan
 from tunesmith_api.reports import ProgressReport, TerminationReport
 

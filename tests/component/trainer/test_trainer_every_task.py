@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from ranks import run_ranks
-from support import learning
-from support.plans import dataset
 
 from assets import minilm, tiny
 from assets.pictures import digits, picture_questions
 from assets.tweets import LABELS, question
+from support import learning
+from support.plans import dataset
 from tunesmith_api.artifacts import ModelManifest
 from tunesmith_api.plan import StoragePlan
 

@@ -4,8 +4,8 @@ import os
 import signal
 
 import pytest
-from support.plans import dataset
 
+from support.plans import dataset
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.reports import Outcome

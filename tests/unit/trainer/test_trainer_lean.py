@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from support.plans import training_plan
 
+from support.plans import training_plan
 from tunesmith_trainer.lean import unused
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["IGNORE", "Assessment", "Batch", "BadRow", "DataSummary", "Example", "Outcome", "Prediction", "Row", "Task"]
+__all__ = ["IGNORE", "Assessment", "BadRow", "Batch", "DataSummary", "Example", "Outcome", "Prediction", "Row", "Task"]
 
 IGNORE = -100
 """Label of a position that is no part of the loss."""
@@ -150,7 +150,7 @@ class Task(ABC):
 
     def prepare(self, summary: DataSummary) -> None:
         """Take note of what the training data holds, for example its classes."""
-        return None
+        return
 
     @abstractmethod
     def encode(self, row: Row) -> list[Example]:
@@ -200,7 +200,7 @@ class Task(ABC):
 
     def attach_reference(self, model: nn.Module) -> None:
         """Take note of the model as it starts, before anything is restored or trained. DPO keeps a reference."""
-        return None
+        return
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -274,7 +274,7 @@ class ChatSFT(LanguageTask):
 
 
 class CausalLM(LanguageTask):
-    """Plain text; every token is learned. A text longer than maxLength becomes several examples, none is thrown away."""
+    """Plain text, every token is learned. A text longer than maxLength becomes several examples: none is lost."""
 
     def check_row(self, row: Row) -> None:
         text_field(row, self.plan.dataset.columns.text, "text")
