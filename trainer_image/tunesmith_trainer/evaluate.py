@@ -79,10 +79,9 @@ def evaluate(
     have to run it equally often. `between` is called on all ranks equally often, after every micro-batch, with the
     part that is done; it may raise to stop.
     """
-    training = task.plan.training
     places = sorted((_Place(index, length) for index, length in enumerate(lengths)), key=lambda place: place.length)
     share = share_of(places, data_rank, data_ranks)  # shortest first, as training's micro-batches are cut
-    batches = micro_batches(share, training.micro_batch_size, training.max_length, packed)
+    batches = micro_batches(share, task.plan.training.micro_batch_size, task.longest, packed)
     rounds = int(group.max([float(len(batches))])[0])
     total = Assessment({})
     was_training = model.training

@@ -205,7 +205,7 @@ class TrainingRun:
             share = self.inputs.order.share(step, 0, 1)[:1]
         if parts.packed or training.group_by_length:
             share = sorted(share, key=lambda example: example.length)
-        cut = order.micro_batches(share, training.micro_batch_size, training.max_length, parts.packed)
+        cut = order.micro_batches(share, training.micro_batch_size, self.task.longest, parts.packed)
         batches = [self.task.collate(piece, parts.numerics.device, parts.packed) for piece in cut]
         return batches, 0 if idle else sum(example.length for example in share), idle
 

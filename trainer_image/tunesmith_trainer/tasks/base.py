@@ -178,6 +178,11 @@ class Task(ABC):
     def collate(self, examples: Sequence[Example], device: torch.device, packed: bool) -> Batch:
         """Make a micro-batch. `packed`: without padding (only where `supports_packing`)."""
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of one example: what a worker computes at once costs no more than microBatchSize of those."""
+        return self.plan.training.max_length
+
     supports_packing = False
     """Whether `collate` can lay examples end to end."""
 

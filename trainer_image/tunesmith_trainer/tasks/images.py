@@ -160,6 +160,10 @@ class ImageClassification(Task):
     def prepare(self, summary: DataSummary) -> None:
         self.objective.prepare(summary, self._of_model)
 
+    @property
+    def longest(self) -> int:
+        return self._patches
+
     def encode(self, row: Row) -> list[Example]:
         target = self.objective.target(field_of(row, self.label, "label"))
         data = self._file(row)
