@@ -30,6 +30,7 @@ __all__ = [
     "new_modules",
     "pad_id",
     "stored_dtype",
+    "transformer_blocks",
 ]
 
 # transformers imports torchao, which tells everybody of CUDA extensions that it couldn't load, and of its own enums
@@ -218,6 +219,19 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
         raise UserError(Reason.INVALID_SPEC, message)
     # the reentrant kind gives adapters no gradient unless the frozen embeddings are made to ask for one
     bare.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return a model's layers, of all its stacks, in order: what transformers says may not be split.
+
+    Where it says nothing, the elements of the longest list of modules.
+    """
+    names = {name for module in model.modules() for name in (getattr(module, "_no_split_modules", None) or ())}
+    found = [module for module in model.modules() if type(module).__name__ in names]
+    if found:
+        return found
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
 
 
 def load_tokenizer(folder: Path, chat: bool = True) -> Any:

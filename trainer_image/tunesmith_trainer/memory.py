@@ -1,0 +1,291 @@
+"""How much memory a worker will need, by arithmetic on the model's files: no torch, nothing is loaded.
+
+`assembly` logs it before the first step and `parallel.choose` picks the strategy by it. It is an upper bound in the
+number of tokens (every example is taken to be maxLength long) and an estimate in all else; the test beside it holds it
+against what processes were seen to use. The counts of activations follow Korthikanti et al. (2022, "Reducing Activation
+Recomputation"), section 4, adapted to what PyTorch keeps of transformers' layers with fused attention.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tunesmith_api.plan import TrainingPlan
+from tunesmith_api.v1alpha1.method import LoraConfig, MethodType
+from tunesmith_api.v1alpha1.task import Task
+from tunesmith_api.v1alpha1.training import Optim, Strategy
+
+__all__ = ["Matrix", "MemoryEstimate", "ModelFacts", "estimate"]
+
+FLOAT = 4
+"""Bytes of a float32: trained weights, gradients and optimizer state."""
+RUNTIME = 700 << 20
+"""Bytes of Python, torch and transformers themselves, or of a GPU's context and workspaces."""
+QUANTIZED = 0.5 + 4 / 64
+"""Bytes of a 4-bit weight: each 64 share a float32 constant."""
+DOUBLY_QUANTIZED = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""The same where those constants are held in 8 bits (Dettmers et al., 2023: QLoRA, section 3)."""
+
+_WITH_VOCABULARY = {Task.CHAT_SFT, Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ, Task.DPO}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The weights of one linear layer."""
+
+    name: str
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the estimate has to know of a model."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    """Width of all queries of a token together."""
+    key_value: int
+    """Width of all keys of a token together."""
+    vocabulary: int
+    matrices: tuple[Matrix, ...]
+    """The linear layers in between: not the embeddings, not the output head."""
+    stored_bytes: int = 4
+    """Bytes of a weight on disk."""
+    is_gated: bool = True
+    """Whether the feed-forward part has a gate (Llama) or not (BERT)."""
+    positions: int | None = None
+    """Most tokens of an example, where the model or its images bound them."""
+
+    @classmethod
+    def of(cls, folder: Path) -> ModelFacts:
+        """Read config.json and the headers of the safetensors files; where there are none, config.json must do."""
+        config = json.loads((folder / "config.json").read_text())
+        tensors = _headers(folder)
+        inner: Mapping[str, Any] = config.get("text_config") or config
+        hidden = _number(inner, ("hidden_size", "d_model", "n_embd", "dim"), 1)
+        layers = _number(inner, ("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 1)
+        layers += _number(inner, ("num_decoder_layers", "decoder_layers"), 0)
+        heads = _number(inner, ("num_attention_heads", "n_head", "num_heads", "n_heads"), 1)
+        size = _number(inner, ("head_dim", "d_kv"), max(1, hidden // max(1, heads)))
+        key_value = size * _number(inner, ("num_key_value_heads",), heads)
+        intermediate = _number(inner, ("intermediate_size", "d_ff", "n_inner", "ffn_dim", "hidden_dim"), 4 * hidden)
+        vocabulary = _number(inner, ("vocab_size",), 1)
+        matrices = (
+            _matrices(tensors) if tensors else _plain_matrices(layers, hidden, heads * size, key_value, intermediate)
+        )
+        tied = bool(config.get("tie_word_embeddings", inner.get("tie_word_embeddings", True)))
+        guessed = sum(matrix.size for matrix in matrices) + vocabulary * hidden * (1 if tied else 2)
+        return cls(
+            parameters=sum(_count(shape) for _, shape, _ in tensors) if tensors else guessed,
+            layers=layers,
+            hidden=hidden,
+            intermediate=intermediate,
+            attention=heads * size,
+            key_value=key_value,
+            vocabulary=vocabulary,
+            matrices=matrices,
+            stored_bytes=max((width for _, _, width in tensors), default=4),
+            is_gated=any("gate" in matrix.name or "wi_1" in matrix.name for matrix in matrices),
+            positions=_positions(config, inner),
+        )
+
+
+def _number(config: Mapping[str, Any], names: tuple[str, ...], default: int) -> int:
+    found = next((config[name] for name in names if isinstance(config.get(name), int)), default)
+    return int(found)
+
+
+def _count(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _positions(config: Mapping[str, Any], inner: Mapping[str, Any]) -> int | None:
+    if isinstance(config.get("image_size"), int) and isinstance(config.get("patch_size"), int):
+        return int((config["image_size"] // config["patch_size"]) ** 2 + 1)
+    bound = inner.get("max_position_embeddings")
+    return bound if isinstance(bound, int) and bound > 0 else None
+
+
+def _headers(folder: Path) -> list[tuple[str, list[int], int]]:
+    """Return name, shape and bytes per number of all stored floating-point tensors.
+
+    A safetensors file begins with the length of a JSON header (little-endian, 8 bytes) and that header.
+    """
+    widths = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__" and entry["dtype"] in widths:
+                found.append((name, entry["shape"], widths[entry["dtype"]]))
+    return found
+
+
+def _matrices(tensors: list[tuple[str, list[int], int]]) -> tuple[Matrix, ...]:
+    apart = ("embed", "lm_head", "wte", "wpe", "shared", "norm", "output.weight")
+    return tuple(
+        Matrix(name.removesuffix(".weight"), shape[0], shape[1])
+        for name, shape, _ in tensors
+        if len(shape) == 2 and name.endswith(".weight") and "." in name.removesuffix(".weight")
+        if not any(part in name.lower() for part in apart[:-1]) or ".layer." in name or ".layers." in name
+    )
+
+
+def _plain_matrices(layers: int, hidden: int, attention: int, key_value: int, intermediate: int) -> tuple[Matrix, ...]:
+    """The linear layers of a Llama of these sizes."""
+    shapes = {
+        "q_proj": (attention, hidden),
+        "k_proj": (key_value, hidden),
+        "v_proj": (key_value, hidden),
+        "o_proj": (hidden, attention),
+        "gate_proj": (intermediate, hidden),
+        "up_proj": (intermediate, hidden),
+        "down_proj": (hidden, intermediate),
+    }
+    return tuple(
+        Matrix(f"layers.{number}.{name}", rows, columns)
+        for number in range(layers)
+        for name, (rows, columns) in shapes.items()
+    )
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes per worker at the peak of a step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the forward pass keeps for the backward pass."""
+    logits: int
+    """The output of the head, its log-probabilities and their gradient."""
+    runtime: int = RUNTIME
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(int(getattr(self, field.name)) for field in fields(self))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{field.name} {_gibibytes(getattr(self, field.name))}" for field in fields(self))
+        return f"about {_gibibytes(self.total)} ({parts})"
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 1 << 30 else f"{size / 2**20:.0f} MiB"
+
+
+def estimate(
+    facts: ModelFacts, plan: TrainingPlan, bytes_per_activation: int, strategy: Strategy = Strategy.DDP
+) -> MemoryEstimate:
+    """Estimate what one worker needs. `strategy` Auto counts as DDP. A teacher of a distillation is left out.
+
+    With FSDP weights, gradients and optimizer state are shared out over the workers; with tensor parallelism over
+    those that share a replica.
+    """
+    copies = plan.replicas // plan.tensor_parallel if strategy is Strategy.FSDP else 1
+    shares = max(1, copies) * plan.tensor_parallel
+    trained = _trained(facts, plan)
+    weights = _weights(facts, plan, trained, bytes_per_activation)
+    state = {Optim.ADAMW_TORCH: 2 * FLOAT, Optim.ADAMW_8BIT: 2, Optim.SGD: FLOAT if plan.training.adam_beta1 else 0}
+    if shares > 1:
+        # one layer at a time is gathered whole, and the embeddings
+        gathered = facts.vocabulary * facts.hidden + sum(matrix.size for matrix in facts.matrices) // facts.layers
+        weights = weights / shares + (gathered * bytes_per_activation if strategy is Strategy.FSDP else 0)
+    tokens = _tokens(facts, plan)
+    return MemoryEstimate(
+        weights=int(weights),
+        gradients=int(trained * FLOAT / shares),
+        optimizer=int(trained * state[plan.training.optim] / shares),
+        activations=int(_activations(facts, plan, tokens, bytes_per_activation) / plan.tensor_parallel),
+        logits=_logits(facts, plan, tokens, bytes_per_activation),
+    )
+
+
+def _trained(facts: ModelFacts, plan: TrainingPlan) -> int:
+    """Return the number of trained parameters."""
+    if plan.method.type is MethodType.FULL:
+        return facts.parameters
+    lora = plan.method.lora or LoraConfig()
+    targets = [
+        matrix
+        for matrix in facts.matrices
+        if "all-linear" in lora.target_modules or matrix.name.rpartition(".")[2] in lora.target_modules
+    ]
+    total = sum(lora.r * (matrix.rows + matrix.columns) for matrix in targets)
+    if plan.method.type is MethodType.DORA:
+        total += sum(matrix.rows for matrix in targets)
+    return total
+
+
+def _weights(facts: ModelFacts, plan: TrainingPlan, trained: int, bytes_per_activation: int) -> float:
+    method = plan.method
+    matrices = sum(matrix.size for matrix in facts.matrices)
+    if method.type is MethodType.QLORA:
+        twice = method.quantized_base is None or method.quantized_base.use_double_quant
+        each = DOUBLY_QUANTIZED if twice else QUANTIZED
+        return matrices * each + (facts.parameters - matrices + trained) * FLOAT
+    if method.has_adapters:
+        short = facts.stored_bytes == bytes_per_activation == 2
+        return facts.parameters * (2 if short else FLOAT) + trained * FLOAT
+    total = float(facts.parameters * FLOAT)
+    if method.qat is not None:
+        total += matrices * FLOAT  # rounded weights, kept for the backward pass
+    if method.pruning is not None:
+        total += matrices * (FLOAT + 1)  # masked weights and masks
+    if plan.task is Task.DPO:
+        total += facts.parameters * (2 if facts.stored_bytes == bytes_per_activation == 2 else FLOAT)  # reference
+    return total
+
+
+def _tokens(facts: ModelFacts, plan: TrainingPlan) -> int:
+    """Return the most tokens of a micro-batch."""
+    training = plan.training
+    share = -(-training.global_batch_size // max(1, plan.replicas // plan.tensor_parallel))
+    length = min(training.max_length, facts.positions or training.max_length)
+    if plan.task is Task.IMAGE_CLASSIFICATION and facts.positions:
+        length = facts.positions
+    sides = 2 if plan.task in {Task.DPO, Task.REWARD} else 1
+    return min(training.micro_batch_size, share) * length * sides
+
+
+def _activations(facts: ModelFacts, plan: TrainingPlan, tokens: int, width: int) -> float:
+    """Return the bytes that a forward pass keeps.
+
+    Of a layer: the inputs of its two norms and of the matrices behind them, queries, keys, values and the output of
+    attention; and of the feed-forward part both factors of the gate's product, the gate before its activation, and the
+    product. Norms are computed in float32 whatever the precision.
+    """
+    feed_forward = 4 if facts.is_gated else 2
+    narrow = 2 * facts.hidden + 2 * facts.attention + 2 * facts.key_value + feed_forward * facts.intermediate
+    layer = narrow * width + 4 * facts.hidden * FLOAT
+    if plan.training.gradient_checkpointing:
+        return float(tokens * (facts.layers * facts.hidden * width + layer))
+    return float(tokens * facts.layers * layer)
+
+
+def _logits(facts: ModelFacts, plan: TrainingPlan, tokens: int, width: int) -> int:
+    """Return the bytes of logits, log-probabilities and the gradient in float32, and of the head's own output."""
+    if plan.task not in _WITH_VOCABULARY:
+        return 0
+    return tokens * facts.vocabulary * (3 * FLOAT + (width if width < FLOAT else 0))
