@@ -89,7 +89,7 @@ def free_ports(count: int) -> list[int]:
 def scratch_folder(work_dir: Path | None) -> Iterator[Scratch]:
     """Make a new folder for one run's temporary files, below `work_dir` or where temporary files go.
 
-    It is removed at the end, unless it has been marked as kept.
+    It is removed at the end. Where it has been marked as kept, its files stay, and folders go: those are copies.
 
     Raises:
         Refused: it can't be made.
@@ -109,5 +109,5 @@ def scratch_folder(work_dir: Path | None) -> Iterator[Scratch]:
     finally:
         if link is not None:
             link.unlink(missing_ok=True)
-        if not scratch.kept:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in [path for path in folder.iterdir() if path.is_dir()] if scratch.kept else [folder]:
+            shutil.rmtree(path, ignore_errors=True)

@@ -14,7 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from tunesmith_api.keys import PLAN_FILE, ExitCode
+from tunesmith_api.keys import PLAN_FILE, ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import Outcome
 from tunesmith_api.v1alpha1 import FineTuneJob
@@ -77,14 +77,20 @@ def run(options: Options, console: Console) -> int:
         trainer = Trainer.start(environment, scratch.short)
         code = _follow(trainer, open_screen(console), places)
         tell_end(console, plan, trainer.report(), code, places, options.command())
-        if code not in (ExitCode.SUCCESS, ExitCode.INTERRUPTED, KILLED):
+        if _is_bug(trainer, code):
             scratch.kept = True
             log = scratch.folder / trainer.log_file.name
-            if trainer.report() is None or code == ExitCode.CRASHED:
-                tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-                console.print(*tail, sep="\n", markup=False, highlight=False, soft_wrap=True)
-            console.print(f"log: {log}", markup=False, highlight=False, soft_wrap=True)
+            tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+            console.print(*tail, f"log: {log}", sep="\n", markup=False, highlight=False, soft_wrap=True)
     return code
+
+
+def _is_bug(trainer: Trainer, code: int) -> bool:
+    """Whether the run ended of what is nobody's input: then the log explains more than the last word."""
+    if code in (ExitCode.SUCCESS, ExitCode.INTERRUPTED, KILLED):
+        return False
+    report = trainer.report()
+    return report is None or report.reason is Reason.WORKER_CRASHED
 
 
 def _job(options: Options, places: Places) -> FineTuneJob:

@@ -100,17 +100,19 @@ class Run:
 
 
 @pytest.fixture
-def run():
+def run(tmp_path):
     started = []
 
     def begin(*arguments, **environ):
-        started.append(Run(*arguments, **environ))
+        # a path too long for Ray's sockets, as people have them
+        started.append(Run(*arguments, "--work-dir", tmp_path / "temporary files", **environ))
         return started[-1]
 
     yield begin
     for it in started:
         it.process.kill()
         it.process.wait()
+    assert list((tmp_path / "temporary files").iterdir()) == [], "all that was temporary is gone"
 
 
 def test_a_manifest_with_paths_becomes_a_model_with_a_report(home, run):

@@ -68,10 +68,17 @@ def test_scratch_is_new_each_time_and_gone_afterwards(tmp_path):
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_scratch_is_kept_where_it_explains_a_failure(tmp_path):
+def test_of_a_scratch_that_explains_a_failure_the_files_are_kept_and_the_copies_go(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
     with machine.scratch_folder(tmp_path) as scratch:
         scratch.kept = True
-    assert scratch.folder.is_dir()
+        (scratch.folder / "trainer.log").touch()
+        (scratch.folder / "model").mkdir()
+        (scratch.folder / "volumes").mkdir()
+        (scratch.folder / "volumes" / "local").symlink_to(tmp_path / "precious")
+    assert [path.name for path in scratch.folder.iterdir()] == ["trainer.log"]
+    assert (tmp_path / "precious" / "file").exists()
 
 
 def test_a_long_path_gets_a_short_name_for_ray(tmp_path):
