@@ -1,5 +1,7 @@
 """Examples on disk come back as they went in, by number, however many files and types they needed."""
 
+import errno
+
 import numpy as np
 import pyarrow
 import pytest
@@ -129,6 +131,14 @@ def test_a_table_is_opened_when_it_is_needed_and_fetched_before(tmp_path):
     assert asked == []
     assert table.row(0) == table.row(0) == {"text": "a"}
     assert asked == [1]
+
+
+def test_a_full_disk_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "x-00000.arrow").symlink_to("/dev/full")
+    writer = PartWriter(tmp_path, "x")
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer.write(pyarrow.record_batch({"c": pyarrow.array(range(100_000))}))
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_another_schema_begins_another_file(tmp_path):

@@ -13,6 +13,7 @@ from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.volumes import VolumeStore
 from tunesmith_trainer import data
 from tunesmith_trainer.data import cache
+from tunesmith_trainer.data.parts import PartWriter
 from tunesmith_trainer.tasks import task_for
 
 BASE = "pvc://b"
@@ -257,6 +258,20 @@ def test_what_does_not_decide_the_tokens_is_not(store, prepare):
     assert digest_of(prepare, training_plan(BASE, **(plan | changes)), store) == before
     store.put_bytes(f"{BASE}/model/tokenizer.json", b"{ }")
     assert digest_of(prepare, training_plan(BASE, **plan), store) != before
+
+
+def test_a_full_disk_is_named_and_left_empty(store, prepare, monkeypatch):
+    put(store, texts(30))
+
+    def full(self, batch):
+        with open("/dev/full", "wb", buffering=0) as disk:
+            disk.write(b"x")
+
+    monkeypatch.setattr(PartWriter, "write", full)
+    with pytest.raises(UserError, match=r"No space left.*spec\.dataset\.streaming: true") as caught:
+        prepare()
+    assert caught.value.reason is Reason.DISK_FULL
+    assert [path for path in prepare.folder.glob("pod-1/tokens/*") if path.is_dir()] == []
 
 
 def test_other_content_under_the_same_name_is_tokenized(store, prepare):

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import io
 import json
+import threading
 
 import pyarrow
 import pytest
@@ -273,3 +274,31 @@ def test_what_json_lacks_becomes_text_or_a_number():
     }  # fmt: skip
     with pytest.raises(BadRow, match="type complex"):
         to_json({"a": 1j})
+
+
+def test_images_that_are_fetched_side_by_side_stay_in_order(store, monkeypatch):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    store.put_bytes("pvc://b/data/one.png", buffer.getvalue())
+    rows = [{"image": "one.png" if number % 10 else "none.png", "label": str(number)} for number in range(100)]
+    store.put_bytes("pvc://b/data/train.jsonl", lines(*rows))
+    together, original = [], store.get_bytes
+    gate = threading.Barrier(4, timeout=20)
+
+    def slow(uri):
+        if len(together) < 4:
+            together.append(uri)
+            gate.wait()  # passed by four at once only
+        return original(uri)
+
+    monkeypatch.setattr(store, "get_bytes", slow)
+    plan = training_plan(task="ImageClassification")
+    bad = BadRows(OnBadRow.SKIP)
+    checker = RowChecker(task_for(plan), columns_of(plan), ImageLoader(store), bad)
+    source = open_source(DatasetSource(uri="pvc://b/data"), plan, store, "spec.dataset.train")
+    found = list(checker.usable(source.rows(), threads=4))
+    assert [row["label"] for _, row in found] == [str(number) for number in range(100) if number % 10]
+    assert (bad.count, bad.first[:30]) == (10, "pvc://b/data/train.jsonl line ")
+    assert "line 1 names the image file 'none.png'" in bad.first

@@ -38,6 +38,8 @@ TRAIN, EVAL = "train", "eval"
 TRAIN_ROWS, EVAL_ROWS = "rows-train", "rows-eval"
 READ_ROWS = "rows-read"
 """Training rows as they were read, where those that are trained on are others."""
+IMAGE_THREADS = 16
+"""Files of images that are fetched at once."""
 TOLD_SECONDS = 15.0
 
 
@@ -130,9 +132,12 @@ class Preparation:
 
     def _read(self, source: Source, name: str) -> Digests:
         """Write the rows of a source to disk, those that can be used."""
-        checker = RowChecker(self.task, columns_of(self.plan), ImageLoader(self.store), self.bad)
+        columns = columns_of(self.plan)
+        checker = RowChecker(self.task, columns, ImageLoader(self.store), self.bad)
+        # conversations may have images, too; few have, and these few wait for one file after the other
+        threads = IMAGE_THREADS if set(columns.images) & set(columns.required) else 1
         before = self.bad.count
-        digests = write_rows(self.folder, name, checker.usable(source.rows()), self.bad)
+        digests = write_rows(self.folder, name, checker.usable(source.rows(), threads), self.bad)
         if not len(digests):
             bad = self.bad.count - before
             what = f"none of its {bad:,} rows can be used; the first: {self.bad.first}" if bad else "it has no rows"

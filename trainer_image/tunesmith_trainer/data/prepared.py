@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import DatasetFacts
-from tunesmith_store.errors import Retryable
+from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import locked
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer.data.augment import augmenter_of
@@ -31,6 +34,7 @@ from tunesmith_trainer.tasks.base import DataSummary, Task
 __all__ = ["Prepared", "facts_of", "prepare"]
 
 Log = Callable[..., None]
+FULL = {errno.ENOSPC, errno.EDQUOT}
 WAIT_SECONDS = 2.0
 TOLD_SECONDS = 60.0
 LONGEST_WAIT_SECONDS = 24 * 3600.0
@@ -72,7 +76,7 @@ def prepare(plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, *
     folder = scratch / "tokens" / digest[:16]
     cache = TokenCache(store, f"{plan.tokens_uri}/{digest}", log)
     augmenter = augmenter_of(plan, task)
-    with locked(folder.with_name(folder.name + ".lock")):
+    with locked(folder.with_name(folder.name + ".lock")), _room_in(folder):
         manifest = _on_disk(folder) or _cached(plan, cache, folder, writer, log, with_rows=augmenter is not None)
         if manifest is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -94,6 +98,22 @@ def prepare(plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, *
         statistics=manifest.statistics,
         stream=StreamingOrder.of(plan, task, train, store, augmenter) if streaming else None,
     )
+
+
+@contextmanager
+def _room_in(folder: Path) -> Iterator[None]:
+    """Say what a full disk means; what is half written goes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        message = (
+            f"no room on the pod's disk for the tokenized data ({error}); give the pod more ephemeral storage, or read "
+            "the data while training with spec.dataset.streaming: true"
+        )
+        raise UserError(Reason.DISK_FULL, message) from error
 
 
 def _on_disk(folder: Path) -> TokenManifest | None:

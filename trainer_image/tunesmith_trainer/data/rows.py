@@ -11,9 +11,11 @@ import base64
 import datetime
 import decimal
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
@@ -25,6 +27,9 @@ from tunesmith_trainer.data.images import ImageLoader
 from tunesmith_trainer.tasks.base import BadRow, Row, Task
 
 __all__ = ["BadRows", "Located", "RawRow", "RowChecker", "TaskColumns", "columns_of", "parse", "plain", "to_json"]
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 SHOWN = 60
 SHOWN_IN_STATUS = 300
@@ -184,16 +189,37 @@ class RowChecker:
         self._task.check_row(row)
         return {name: row[name] for name in self._columns.all if name in row}
 
-    def usable(self, raws: Iterable[RawRow]) -> Iterator[Located]:
-        """Yield the rows that can be used.
+    def usable(self, raws: Iterable[RawRow], threads: int = 1) -> Iterator[Located]:
+        """Yield the rows that can be used, in order.
+
+        Args:
+            raws: rows as they were read.
+            threads: how many check rows at once; worth it where images are fetched one by one.
 
         Raises:
             UserError: one can't, and none may be left out.
         """
-        for raw in raws:
-            try:
-                row = self.check(raw)
-            except BadRow as error:
-                self.bad.refuse(raw.where, error)
+        tried = map(self._try, raws) if threads == 1 else _side_by_side(self._try, raws, threads)
+        for where, row in tried:
+            if isinstance(row, BadRow):
+                self.bad.refuse(where, row)
             else:
-                yield Located(raw.where, row)
+                yield Located(where, row)
+
+    def _try(self, raw: RawRow) -> tuple[str, Row | BadRow]:
+        try:
+            return raw.where, self.check(raw)
+        except BadRow as error:
+            return raw.where, error
+
+
+def _side_by_side(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+    """Do the same work on all items in several threads, a few items ahead of who takes the results, in order."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="rows") as pool:
+        waiting: deque[Future[U]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
