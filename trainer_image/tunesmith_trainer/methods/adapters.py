@@ -5,6 +5,7 @@ Adapters are float32 whatever the base is. Merging is done in float32 onto the b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,16 +51,36 @@ def add_adapters(model: nn.Module, plan: TrainingPlan, task: Task) -> nn.Module:
         raise UserError(Reason.INVALID_SPEC, message)
     whole = sorted({*task.head_modules(model), *_new_layers(model)})
     config = _config(plan, whole)
-    torch.manual_seed(plan.training.seed)
     try:
         adapted: nn.Module = get_peft_model(model, config)
     except ValueError as error:
         raise _no_target(model, config.target_modules, error) from error
-    for layer in adapted.modules():
-        # where ranks share layers, PEFT 0.21 leaves its own with the sizes of a part, and transformers reads the whole's
-        if isinstance(layer, nn.Linear) and hasattr(layer.weight, "device_mesh"):
-            layer.out_features, layer.in_features = layer.weight.shape
+    _draw(adapted, plan.training.seed)
     return adapted
+
+
+def _draw(adapted: nn.Module, seed: int) -> None:
+    """Draw the first matrix of each adapter as PEFT does (Kaiming's uniform; the second is zero), but whole.
+
+    Where ranks share a layer, PEFT draws each part by itself: then the result would depend on their number.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, layer in adapted.named_modules():
+        if not isinstance(layer, nn.Linear) or ".lora_" not in name:
+            continue
+        weight: Any = layer.weight
+        # PEFT 0.21 leaves shared layers with the sizes of a part, where transformers reads those of the whole
+        layer.out_features, layer.in_features = weight.shape
+        if ".lora_A." not in name:
+            continue
+        whole = torch.empty(weight.shape)
+        nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator)
+        if hasattr(weight, "device_mesh"):
+            from torch.distributed.tensor import distribute_tensor
+
+            whole = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+        with torch.no_grad():
+            weight.copy_(whole)
 
 
 def _config(plan: TrainingPlan, whole: Sequence[str]) -> Any:

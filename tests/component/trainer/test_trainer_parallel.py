@@ -1,0 +1,186 @@
+"""However ranks share a model, the gradient is that of one process; so are norm, step and what is saved."""
+
+import os
+import socket
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, set_forkserver_preload
+
+import pytest
+
+CASES = ["ddp", "fsdp", "tensor", "tensor+fsdp"]
+METHODS = ["Full", "LoRA", "Pruning", "QAT"]
+CLIP = 0.005
+RANKS = {"tensor+fsdp": 4}
+
+
+def tiny():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        tie_word_embeddings=True, use_cache=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def plan_for(method, world, tensor):
+    from support.plans import training_plan
+
+    settings = {
+        "Full": "Full",
+        "LoRA": {"type": "LoRA", "lora": {"r": 4, "alpha": 8, "targetModules": ["q_proj", "down_proj"]}},
+        "Pruning": {"type": "Full", "pruning": {"sparsityPercent": 50}},
+        "QAT": {"type": "Full", "qat": {"scheme": "Int4"}},
+    }[method]
+    return training_plan(method=settings, replicas=world, tensor_parallel=tensor)
+
+
+def batches():
+    """Four micro-batches of unlike numbers of learned tokens, so that a mean of means would be wrong."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    found = []
+    for learned in (11, 3, 7, 1):
+        ids = torch.randint(96, (2, 12), generator=generator)
+        labels = torch.full_like(ids, -100)
+        labels[:, 12 - learned :] = ids[:, 12 - learned :]
+        found.append((ids, labels))
+    return found
+
+
+def loss_sum(model, ids, labels):
+    from torch.nn import functional
+
+    logits = model(input_ids=ids).logits[:, :-1]
+    return functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+
+
+def train(rank, world, port, case, method, steps=2):
+    """Train for two steps as one rank; return gradients of the first, norms, the logits at the end, and what rank 0 gathers."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    import torch
+
+    from tunesmith_api.v1alpha1.training import Strategy
+    from tunesmith_trainer import methods, parallel
+    from tunesmith_trainer.group import join_group
+    from tunesmith_trainer.model import Numerics
+    from tunesmith_trainer.optimizer import make_optimizer
+
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    group = join_group(rank, world, f"127.0.0.1:{port}", cpu)
+    try:
+        plan = plan_for(method, world, 2 if "tensor" in case else 1)
+        mesh = parallel.mesh(plan, group)
+        model = parallel.shard_tensors(tiny(), mesh)
+        numerics = Numerics(cpu)
+        bare = methods.apply(model, plan, numerics, HeadlessTask(), list).model.train()
+        if rank == 1 and method == "LoRA" and mesh is None:  # as if another CPU had drawn the adapters
+            for parameter in bare.parameters():
+                parameter.data.mul_(1 + parameter.requires_grad)
+        strategy = Strategy.FSDP if "fsdp" in case else Strategy.DDP
+        wrapped = parallel.wrap(bare, group, strategy, numerics, mesh)
+        optimizer = make_optimizer(bare, plan.training, cpu)
+        share = batches()[wrapped.dp_rank :: wrapped.dp_size]
+        units = float(sum((labels[:, 1:] != -100).sum() for _, labels in batches()))
+        norms, gradients = [], {}
+        for step in range(steps):
+            for number, (ids, labels) in enumerate(share, 1):
+                with wrapped.sync(last=number == len(share)):
+                    (loss_sum(wrapped.module, ids, labels) * (wrapped.dp_size / units)).backward()
+            if step == 0:
+                gradients = {name: whole(p.grad) for name, p in bare.named_parameters() if p.grad is not None}
+            norms.append(wrapped.clip_grad_norm(CLIP if step else float("inf")))
+            for options in optimizer.param_groups:
+                options["lr"] = 1e-2
+            optimizer.step()
+            optimizer.zero_grad()
+        held = parallel.held_bytes(bare, optimizer)
+        gathered = wrapped.gathered()
+        assert (gathered is None) == (rank != 0)
+        logits = {}
+        if gathered is not None:
+            finished = methods.finished_model(gathered, plan, None, HeadlessTask()).eval()
+            logits = finished(input_ids=batches()[0][0]).logits.detach().numpy()
+            assert type(finished).__name__ == "LlamaForCausalLM"
+            assert finished.lm_head.weight is finished.model.embed_tokens.weight
+            if method == "Pruning":
+                assert 0.49 < float((finished.model.layers[0].mlp.up_proj.weight == 0).float().mean()) < 0.51
+        return {name: value.numpy() for name, value in gradients.items()}, norms, logits, held
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+class HeadlessTask:
+    def head_modules(self, model):
+        return ()
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach().clone()
+
+
+@pytest.fixture(scope="module")
+def pool():
+    # a process that has left one group keeps parts of it: each rank is a new one
+    set_forkserver_preload(
+        ["transformers.models.llama.modeling_llama", "peft", "tunesmith_trainer.methods", "tunesmith_trainer.parallel"]
+    )
+    with ProcessPoolExecutor(4, mp_context=get_context("forkserver"), max_tasks_per_child=1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process gets, by method."""
+    found = {}
+
+    def get(pool, method):
+        if method not in found:
+            found[method] = pool.submit(train, 0, 1, 0, "ddp", method).result(timeout=300)
+        return found[method]
+
+    return get
+
+
+def together(pool, case, method):
+    world = RANKS.get(case, 2)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [pool.submit(train, rank, world, port, case, method) for rank in range(world)]
+    return [rank.result(timeout=300) for rank in ranks]
+
+
+PAIRS = [
+    *((case, method) for case in ("ddp", "fsdp") for method in METHODS),
+    ("tensor", "Full"),
+    ("tensor", "LoRA"),
+    ("tensor+fsdp", "Full"),
+    ("tensor+fsdp", "LoRA"),
+]
+
+
+@pytest.mark.parametrize(("case", "method"), PAIRS)
+def test_gradients_norms_and_result_are_those_of_one_process(pool, alone, case, method):
+    import numpy
+
+    gradients, norms, logits, _ = alone(pool, method)
+    for rank, found in enumerate(together(pool, case, method)):
+        assert found[0].keys() == gradients.keys()
+        for name, expected in gradients.items():
+            numpy.testing.assert_allclose(found[0][name], expected, atol=1e-5, err_msg=f"{name} of rank {rank}")
+        assert found[1] == pytest.approx(norms, rel=1e-5)
+        assert norms[1] > CLIP  # clipping had something to do
+        if rank == 0:
+            numpy.testing.assert_allclose(found[2], logits, atol=1e-4)
+
+
+def test_fsdp_ranks_hold_half_of_what_replicas_do(pool, alone):
+    replica = together(pool, "ddp", "Full")[0][3]
+    shares = [found[3] for found in together(pool, "fsdp", "Full")]
+    assert max(shares) <= 0.6 * replica
