@@ -142,7 +142,7 @@ def _worst(run: TrainingRun, model: nn.Module) -> tuple[WorstExample, ...]:
     held_out = run.inputs.prepared.eval
     if run.last_evaluation is None or held_out is None:
         return ()
-    found = []
+    found: list[WorstExample] = []
     for outcome in run.last_evaluation.assessment.outcomes:
         # a classifier's guess has its probability behind it
         if outcome.expected == outcome.predicted.partition(" (")[0] or len(found) == SHOWN:

@@ -91,7 +91,7 @@ class Group:
         box = [value if self.rank == 0 else None]
         dist.broadcast_object_list(box, src=0, device=self.device)
         result: Any = box[0]
-        return result  # type: ignore[no-any-return]
+        return result
 
     def first(self, work: Callable[[], T]) -> T:
         """Have rank 0 do a piece of work that may take long, and return its result on all ranks.

@@ -75,7 +75,7 @@ def _adamw_8bit(groups: list[dict[str, Any]], betas: tuple[float, float], epsilo
     """AdamW with 8-bit state (Dettmers et al., 2022) by bitsandbytes, for parameters shared out over ranks, too."""
     import bitsandbytes
 
-    class AdamW8bit(bitsandbytes.optim.AdamW8bit):  # type: ignore[misc]
+    class AdamW8bit(bitsandbytes.optim.AdamW8bit):
         """AdamW works element by element: a rank's part of a parameter is a parameter of its own to it."""
 
         def _with_part(self, work: Any, group: dict[str, Any], parameter: nn.Parameter, *place: int) -> None:

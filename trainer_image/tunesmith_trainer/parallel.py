@@ -75,7 +75,7 @@ class Wrapped:
         otherwise, and memory is what it is chosen for. The sum is the same.
         """
         unsynced = getattr(self.module, "no_sync", None)
-        if last or unsynced is None or self.module.find_unused_parameters:  # type: ignore[truthy-bool]
+        if last or unsynced is None or self.module.find_unused_parameters:
             return nullcontext()
         context: AbstractContextManager[Any] = unsynced()
         return context
@@ -187,7 +187,8 @@ def shard_tensors(model: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
         message = f"spec.parallelism.tensorParallel: transformers has no plan for {name}: set it to 1, strategy to FSDP"
         raise UserError(Reason.INVALID_SPEC, message)
     config = bare.config.get_text_config()
-    heads = {getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads")} - {None}
+    found = (getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    heads = {int(count) for count in found if count is not None}
     if any(count % size for count in heads):
         numbers = ", ".join(str(count) for count in sorted(heads))
         message = f"spec.parallelism.tensorParallel {size}: the model's attention heads ({numbers}) can't be divided so"

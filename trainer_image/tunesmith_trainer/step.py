@@ -26,10 +26,13 @@ Loss = Callable[[nn.Module, Batch], torch.Tensor]
 class Synced(Protocol):
     """What `parallel.wrap` makes of a model."""
 
-    module: nn.Module
-    """What is called forward."""
-    dp_size: int
-    """Ranks that see different examples, over which gradients are averaged."""
+    @property
+    def module(self) -> nn.Module:
+        """What is called forward."""
+
+    @property
+    def dp_size(self) -> int:
+        """Ranks that see different examples, over which gradients are averaged."""
 
     def sync(self, last: bool) -> AbstractContextManager[Any]:
         """The context of one micro-batch: gradients are averaged in the last one only."""

@@ -23,9 +23,7 @@ def long_training(make_training):
 
 
 def test_a_lost_rank_and_a_lost_pod_cost_no_step(pods, job, make_plan, make_training):
-    plan = make_plan(
-        job, replicas=2, method="LoRA", training=long_training(make_training), checkpoint_every_steps=20
-    )
+    plan = make_plan(job, replicas=2, method="LoRA", training=long_training(make_training), checkpoint_every_steps=20)
     head, other = pods.start(plan, 0), pods.start(plan, 1)
     pods.wait_for(lambda report: report.global_step >= 45, what="step 45")
     os.kill(other.ranks()[0], signal.SIGKILL)
