@@ -18,7 +18,7 @@ Log = Callable[[str], None]
 
 BASE_PACKAGES = (
     "base-files", "base-passwd", "bash", "ca-certificates", "coreutils", "dash", "libc-bin", "libgomp1", "libstdc++6", "libtinfo6",
-    "python3", "tzdata",
+    "python3", "tzdata", "wordnet-base",
 )  # fmt: skip
 # the maintainer scripts of an extracted package don't run: what they would have made
 BASE_HOOKS = (
