@@ -162,15 +162,15 @@ class VolumeStore:
                 parent.rmdir()
 
 
-def _make(file: Path, attempts: int = 10) -> None:
+def _make(file: Path, attempts: int = 50) -> None:
     """Make an empty file and its folder, which another pod may be removing just now, since it was empty."""
     for attempt in range(attempts):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
             return
-        except FileNotFoundError:
-            if attempt == attempts - 1:
+        except (FileNotFoundError, FileExistsError):  # the second: it was there, and a moment later it wasn't
+            if attempt == attempts - 1 or file.parent.is_file():
                 raise
 
 
