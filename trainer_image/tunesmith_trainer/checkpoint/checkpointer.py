@@ -83,7 +83,7 @@ class Checkpointer:
     owed: bool = False
     """A save was put off since the one before is still in flight: call `save` again after the next step."""
     stall_seconds: float = 0.0
-    """Seconds that steps have spent in `save` so far: the snapshots."""
+    """Seconds that steps have waited for snapshots so far. What `wait` takes at the end of a run is not in it."""
     _jobs: list[Future[None]] = field(default_factory=list)
     _part: Future[None] | None = None
     _error: Exception | None = None
@@ -152,12 +152,12 @@ class Checkpointer:
         Raises:
             Failure: with `must`, what the save in flight failed with.
         """
-        began = time.monotonic()
         if must:
             self.wait()
         if self._due is not None:
             self.owed = True
             return False
+        began = time.monotonic()
         self.owed = False
         finite = metric if metric is not None and math.isfinite(metric) else None
         self._due = _Due(state.step, cursor, finite)
