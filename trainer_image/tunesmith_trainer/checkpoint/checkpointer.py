@@ -42,7 +42,7 @@ T = TypeVar("T")
 FAILED = -(2.0**40)
 """What a rank says whose part failed: whatever the others say, the sum is negative."""
 
-TRANSFERS = 4
+TRANSFERS = 3
 """Files that one rank sends, fetches or hashes at the same time."""
 
 

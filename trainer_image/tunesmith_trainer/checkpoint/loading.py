@@ -21,7 +21,7 @@ from tunesmith_store.errors import Retryable
 from tunesmith_store.files import locked, sha256_of
 from tunesmith_store.store import NotFound, ObjectStore
 from tunesmith_trainer.checkpoint.parts import PartIndex, Reading, Whole, part_name, plan_reading, wholes_of
-from tunesmith_trainer.checkpoint.room import DiskFull, DiskUsage, need_disk
+from tunesmith_trainer.checkpoint.room import DiskFull, DiskUsage, disk_full, need_disk
 from tunesmith_trainer.checkpoint.saving import STATE
 from tunesmith_trainer.checkpoint.state import RunState, is_optimizer_key, trained_parameters, trained_tensors
 from tunesmith_trainer.optimizer import restore_state
@@ -153,9 +153,13 @@ def fetch(
     start = int(first * len(names))
     try:
         need_disk(source.folder, source.size_of(names), disk_usage)
-    except DiskFull as full:
-        raise full.refused(f"fetch the checkpoint of step {source.manifest.step}") from full
-    return Fetched(state, reading, source.get([*names[start:], *names[:start]]), wholes)
+        paths = source.get([*names[start:], *names[:start]])
+    except (DiskFull, OSError) as error:
+        full = error if isinstance(error, DiskFull) else disk_full(error)
+        if full is None:
+            raise
+        raise full.refused(f"fetch the checkpoint of step {source.manifest.step}") from error
+    return Fetched(state, reading, paths, wholes)
 
 
 def _stand_ins(parameters: Mapping[str, nn.Parameter], wholes: Mapping[str, Whole]) -> dict[str, torch.Tensor]:
