@@ -1,0 +1,101 @@
+"""The S3 client against a real store: large files in parts, and every refusal in words that help."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import boto3
+import pytest
+
+from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.plan import StoragePlan
+from tunesmith_store.errors import Retryable, UserError
+from tunesmith_store.store import NotFound, S3Store
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def connect(object_store, monkeypatch):
+    def make(credentials=object_store.credentials, endpoint=object_store.endpoint_url):
+        for name, value in credentials.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers credentials
+        return S3Store(StoragePlan(endpoint_url=endpoint))
+
+    return make
+
+
+@pytest.fixture
+def large(tmp_path):
+    """70 MB, which travel in five parts, the last of which is not full."""
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(70 * MB + 5))
+    return path
+
+
+def test_a_large_file_survives_the_way_up_and_down(connect, bucket, large, tmp_path, object_store):
+    store = connect()
+    store.upload(large, f"{bucket}/folder/large")
+    assert store.head(f"{bucket}/folder/large").size == 70 * MB + 5
+    assert store.head(f"{bucket}/folder/large").tag.endswith("-5"), "it went up in parts"
+    store.download(f"{bucket}/folder/large", tmp_path / "deep" / "back")
+    assert (
+        hashlib.sha256((tmp_path / "deep" / "back").read_bytes()).digest()
+        == hashlib.sha256(large.read_bytes()).digest()
+    )
+
+
+def test_several_threads_share_one_store(connect, bucket, tmp_path):
+    store = connect()
+
+    def round_trip(number):
+        path = tmp_path / f"{number}"
+        path.write_bytes(bytes([number]) * MB)
+        store.upload(path, f"{bucket}/{number}")
+        store.download(f"{bucket}/{number}", tmp_path / f"back-{number}")
+        return (tmp_path / f"back-{number}").read_bytes() == path.read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(round_trip, range(16)))
+    assert len(store.list(bucket)) == 16
+
+
+def test_small_objects_appear_whole_and_go(connect, bucket):
+    store = connect()
+    store.put_bytes(f"{bucket}/a/b", b"12345")
+    assert store.get_bytes(f"{bucket}/a/b") == b"12345"
+    assert store.get_range(f"{bucket}/a/b", 3, 9) == b"45"
+    assert [info.uri for info in store.list(f"{bucket}/a")] == [f"{bucket}/a/b"]
+    assert store.list(f"{bucket}/another") == []
+    store.delete(f"{bucket}/a/b")
+    store.delete(f"{bucket}/a/b")
+    assert store.list(bucket) == []
+
+
+@pytest.mark.parametrize("ask", ["head", "get_bytes", "download"])
+def test_what_is_not_there_is_not_found(connect, bucket, tmp_path, ask):
+    arguments = (tmp_path / "x",) if ask == "download" else ()
+    with pytest.raises(NotFound, match="nowhere"):
+        getattr(connect(), ask)(f"{bucket}/nowhere", *arguments)
+
+
+@pytest.mark.parametrize("size", [10, 70 * MB])
+def test_a_refused_upload_names_the_secret(connect, bucket, object_store, tmp_path, size):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(size))
+    with pytest.raises(UserError, match=r"spec\.storage\.secretRef") as caught:
+        connect(object_store.read_only).upload(path, f"{bucket}/file")
+    assert (caught.value.reason, caught.value.exit_code) == (Reason.STORAGE_UNWRITABLE, ExitCode.STORAGE_DENIED)
+
+
+def test_a_missing_bucket_is_named(connect, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"1")
+    with pytest.raises(UserError, match="bucket 'no-such-bucket' does not exist"):
+        connect().upload(path, "s3://no-such-bucket/file")
+
+
+def test_a_store_that_is_not_there_is_worth_another_try(connect, tmp_path):
+    with pytest.raises(Retryable, match=r"spec\.storage\.endpointURL"):
+        connect(endpoint="http://127.0.0.1:9").get_bytes("s3://b/x")
