@@ -7,7 +7,6 @@ knows nothing of it; `clip_grad_norm` knows how to add up a norm whose parts lie
 from __future__ import annotations
 
 import copy
-import ctypes
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -266,14 +265,6 @@ def _share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None) ->
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # without it a forward pass alone, as evaluation's, would leave whole embeddings behind for checkpoints to find
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    _give_back()
-
-
-def _give_back() -> None:
-    """Return what the whole weights have left free in this process to the system, where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

@@ -1,9 +1,12 @@
 """However ranks share a model, the gradient is that of one process; so are norm, step and what is saved."""
 
 import os
+import shutil
 import socket
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, set_forkserver_preload
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +22,7 @@ def tiny():
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
         tie_word_embeddings=True, use_cache=False,
     )  # fmt: skip
     return LlamaForCausalLM(config)
@@ -30,11 +33,25 @@ def plan_for(method, world, tensor):
 
     settings = {
         "Full": "Full",
+        "8bit": "Full",
         "LoRA": {"type": "LoRA", "lora": {"r": 4, "alpha": 8, "targetModules": ["q_proj", "down_proj"]}},
         "Pruning": {"type": "Full", "pruning": {"sparsityPercent": 50}},
+        "QLoRA": {"type": "QLoRA", "lora": {"r": 4, "alpha": 8}},
         "QAT": {"type": "Full", "qat": {"scheme": "Int4"}},
     }[method]
-    return training_plan(method=settings, replicas=world, tensor_parallel=tensor)
+    training = {"optim": "adamw_8bit"} if method == "8bit" else {}
+    return training_plan(method=settings, training=training, replicas=world, tensor_parallel=tensor)
+
+
+def load(method, plan, numerics, folder):
+    if method != "QLoRA":
+        return tiny()
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tunesmith_trainer.model import load_options, load_pretrained
+
+    return load_pretrained(AutoModelForCausalLM, folder, **load_options(plan, numerics, torch.float32))
 
 
 def batches():
@@ -71,12 +88,14 @@ def train(rank, world, port, case, method, steps=2):
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
+    folder = Path(tempfile.mkdtemp())
+    tiny().save_pretrained(folder)  # in a group, only rank 0 would
     group = join_group(rank, world, f"127.0.0.1:{port}", cpu)
     try:
         plan = plan_for(method, world, 2 if "tensor" in case else 1)
         mesh = parallel.mesh(plan, group)
-        model = parallel.shard_tensors(tiny(), mesh)
         numerics = Numerics(cpu)
+        model = parallel.shard_tensors(load(method, plan, numerics, folder), mesh)
         bare = methods.apply(model, plan, numerics, HeadlessTask(), list).model.train()
         if rank == 1 and method == "LoRA" and mesh is None:  # as if another CPU had drawn the adapters
             for parameter in bare.parameters():
@@ -99,11 +118,13 @@ def train(rank, world, port, case, method, steps=2):
             optimizer.step()
             optimizer.zero_grad()
         held = parallel.held_bytes(bare, optimizer)
+        if method == "8bit":
+            check_packed_state(optimizer, bare.get_input_embeddings().weight)
         gathered = wrapped.gathered()
         assert (gathered is None) == (rank != 0)
         logits = {}
         if gathered is not None:
-            finished = methods.finished_model(gathered, plan, None, HeadlessTask()).eval()
+            finished = methods.finished_model(gathered, plan, folder, HeadlessTask()).eval()
             logits = finished(input_ids=batches()[0][0]).logits.detach().numpy()
             assert type(finished).__name__ == "LlamaForCausalLM"
             assert finished.lm_head.weight is finished.model.embed_tokens.weight
@@ -111,13 +132,32 @@ def train(rank, world, port, case, method, steps=2):
                 assert 0.49 < float((finished.model.layers[0].mlp.up_proj.weight == 0).float().mean()) < 0.51
         return {name: value.numpy() for name, value in gradients.items()}, norms, logits, held
     finally:
+        shutil.rmtree(folder)
         if world > 1:
             torch.distributed.destroy_process_group()
+
+
+def check_packed_state(optimizer, weight):
+    """8-bit state comes out in the parameter's own layout, and goes in again."""
+    import torch
+
+    from tunesmith_trainer.optimizer import portable_state, restore_state
+
+    assert optimizer.state[weight]["state1"].dtype is torch.uint8
+    codes = optimizer.state[weight]["state1"].clone()
+    state = portable_state(optimizer, weight)
+    assert state["exp_avg"].shape == weight.shape
+    assert getattr(state["exp_avg"], "placements", None) == getattr(weight, "placements", None)
+    restore_state(optimizer, weight, state)
+    assert torch.equal(optimizer.state[weight]["state1"], codes)
 
 
 class HeadlessTask:
     def head_modules(self, model):
         return ()
+
+    def load_model(self, folder, **options):
+        return tiny()
 
 
 def whole(tensor):
@@ -158,6 +198,8 @@ def together(pool, case, method):
 
 PAIRS = [
     *((case, method) for case in ("ddp", "fsdp") for method in METHODS),
+    ("ddp", "QLoRA"),
+    ("fsdp", "8bit"),
     ("tensor", "Full"),
     ("tensor", "LoRA"),
     ("tensor+fsdp", "Full"),
