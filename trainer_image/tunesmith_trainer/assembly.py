@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tunesmith_api.plan import TrainingPlan
+from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_store.files import fetch_model
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer import data, memory, methods, parallel
@@ -105,7 +106,9 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     strategy = parallel.choose(plan, estimate, group)
     mesh = parallel.mesh(plan, group)
     prepared, packed = _prepare_model(plan, inputs, numerics, mesh)
-    bare: nn.Module = prepared.model.to(numerics.device).train()
+    bare: nn.Module = prepared.model.train()
+    if strategy is not Strategy.FSDP:  # which moves each rank's share alone: the whole may not fit
+        bare = bare.to(numerics.device)
     task.attach_reference(bare)
     wrapped = parallel.wrap(bare, group, strategy, numerics, mesh)
     optimizer = make_optimizer(bare, training, numerics.device)

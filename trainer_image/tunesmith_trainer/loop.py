@@ -194,20 +194,24 @@ class TrainingRun:
 
     # ---- training
 
-    def _batches(self) -> tuple[list[Batch], int, bool]:
-        """Return this rank's micro-batches of the step, their tokens, and whether they only keep the others company."""
+    def _batches(self) -> tuple[list[Batch], int, int]:
+        """Return this rank's micro-batches of the step, their tokens, and how many only keep the others company."""
         training, parts, step = self.plan.training, self.parts, self.state.step
         share = self.inputs.order.share(step, parts.wrapped.dp_rank, parts.wrapped.dp_size)
         # what a step draws at random (masks, dropout) is a function of the step and the rank
         torch.manual_seed(order.step_seed(training.seed, step, parts.wrapped.dp_rank))
-        idle = not share
+        tokens = sum(example.length for example in share)
+        idle = 0 if share else 1
         if idle:  # a small last batch may leave this rank without an example, but not out of the reduction
             share = self.inputs.order.share(step, 0, 1)[:1]
         if parts.packed or training.group_by_length:
             share = sorted(share, key=lambda example: example.length)
         cut = order.micro_batches(share, training.micro_batch_size, self.task.longest, parts.packed)
         batches = [self.task.collate(piece, parts.numerics.device, parts.packed) for piece in cut]
-        return batches, 0 if idle else sum(example.length for example in share), idle
+        if parts.wrapped.is_sharded:  # ranks that share out the model have to run it equally often
+            missing = int(self.group.max([len(batches)])[0]) - len(batches)
+            batches, idle = [*batches, *[batches[0]] * missing], idle + missing
+        return batches, tokens, idle
 
     def _step(self) -> None:
         """Take one optimizer step, unless some pod has been told to stop or the step turns out bad."""
@@ -217,7 +221,7 @@ class TrainingRun:
             return
         began = time.monotonic()
         batches, tokens, idle = self._batches()
-        units = 0.0 if idle else sum(batch.units for batch in batches)
+        units = sum(batch.units for batch in batches[: len(batches) - idle])
         agreed = self.group.sum([units, tokens, self.pod.stop_file.exists(), self.checkpointer.ready])
         shared = parts.wrapped.ranks_per_replica
         all_units, all_tokens = agreed[0] / shared, int(agreed[1] / shared)
@@ -227,8 +231,9 @@ class TrainingRun:
         found = compute_gradients(
             parts.wrapped,
             batches,
-            (lambda model, batch: parts.loss(model, batch) * 0.0) if idle else parts.loss,
+            parts.loss,
             global_units=all_units,
+            idle=idle,
             autocast=parts.numerics.autocast,
             scaler=parts.scaler,
         )

@@ -65,13 +65,14 @@ def compute_gradients(
     loss: Loss,
     *,
     global_units: float,
+    idle: int = 0,
     autocast: Callable[[], AbstractContextManager[Any] | None] = lambda: None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Gradients:
     """Accumulate the gradients of all micro-batches of this rank, averaged over ranks in the last one.
 
-    `batches` has at least one, if need be without units, since all ranks take part in the averaging. `global_units`
-    counts the units of the whole step over all ranks.
+    `batches` has at least one, since all ranks take part in the averaging; the last `idle` of them only keep the other
+    ranks company and count for nothing. `global_units` counts the units of the whole step over all ranks.
     """
     # times dp_size, since the average over ranks divides by it
     scale = model.dp_size / max(global_units, 1e-12)
@@ -80,6 +81,8 @@ def compute_gradients(
         with model.sync(last=number == len(batches)):
             with autocast() or nullcontext():
                 value = loss(model.module, batch)
+            if number > len(batches) - idle:
+                value = value * 0.0
             scaled = value * scale
             (scaler.scale(scaled) if scaler is not None else scaled).backward()
         # stays on the device: one wait for the GPU at the end instead of one for each micro-batch

@@ -128,6 +128,16 @@ def test_a_micro_batch_without_targets_is_harmless(task):
     assert math.isfinite(found.loss_sum)
 
 
+def test_batches_that_only_keep_other_ranks_company_count_for_nothing(task):
+    expected, alone = gradients(task, [EXAMPLES], packed=True)
+    model = llama()
+    with packed_implementation(model, True):
+        batches = [task.collate(part, CPU, True) for part in (EXAMPLES, EXAMPLES[:2], EXAMPLES[1:])]
+        found = compute_gradients(Alone(model), batches, task.loss, global_units=UNITS, idle=2)
+    assert found.loss_sum == pytest.approx(alone.loss_sum, abs=1e-5)
+    assert torch.allclose(flat(model), flat(expected), atol=1e-6)
+
+
 def test_clipping_bounds_the_gradient_and_returns_the_norm_before(task):
     model, _ = gradients(task, [EXAMPLES], packed=True)
     norm = flat(model).norm().item()
