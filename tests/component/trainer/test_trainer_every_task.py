@@ -145,7 +145,7 @@ CASES = {
     "chat": Case("ChatSFT", chat_llama, chats, "tokenAccuracy", True),
     "text": Case("CausalLM", tiny.llama, texts, "perplexity"),
     "masked": Case("MaskedLM", lambda folder: learning.tiny_bert(folder, "BertForMaskedLM"), texts, "perplexity", training={"max_steps": 24}),
-    "sentiment": Case("SequenceClassification", real_minilm, classified, training={"learning_rate": 1e-3, "max_steps": 24}),
+    "sentiment": Case("SequenceClassification", real_minilm, classified, training={"learning_rate": 3e-4, "max_steps": 30}),
     "many labels": Case(
         "SequenceClassification", learning.tiny_bert, multi_label, "f1", True, {"max_steps": 24},
         plan={"classification": {"problemType": "MultiLabel"}},
