@@ -60,6 +60,8 @@ def environment_of(
         keys.ENV_RAY_PORT: str(ray_port),
         "PYTHONUNBUFFERED": "1",
     }
+    if search := environ.get("PYTHONPATH"):  # the supervisor works in another folder
+        pod["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in search.split(os.pathsep) if entry)
     return {**own, **environ, **pod}
 
 
