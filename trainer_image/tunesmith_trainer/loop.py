@@ -153,6 +153,7 @@ class TrainingRun:
             store=self.store,
             uri=self.plan.checkpoint_uri,
             folder=self.pod.scratch / "checkpoints",
+            ranks_per_pod=self.pod.processes,
             run_digest=self.run_digest,
             keep_last=self.plan.checkpoint_keep_last,
             keep_best=self.plan.checkpoint_keep_best and self.plan.dataset.is_evaluated,
@@ -377,13 +378,13 @@ class TrainingRun:
 
     # ---- saving
 
-    def _save(self, *, must: bool = False) -> None:
+    def _save(self, *, defer: bool = True, must: bool = False) -> None:
         state = self.state
         if self.parts.scaler is not None:
             state.scaler = dict(self.parts.scaler.state_dict())
         metric = state.best_metric if state.best_step == state.step else None
         cursor = self.inputs.order.cursor(state.step)
-        self.checkpointer.save(self.parts.bare, self.parts.optimizer, state, cursor, metric, must=must)
+        self.checkpointer.save(self.parts.bare, self.parts.optimizer, state, cursor, metric, defer=defer, must=must)
 
     def _save_if_due(self) -> None:
         """Every everySteps, at the end, and where an evaluation was the best so far; the upload goes on beside."""
@@ -391,7 +392,7 @@ class TrainingRun:
         is_best = self.plan.checkpoint_keep_best and state.best_metric is not None and state.best_step == state.step
         due = state.step % self.plan.checkpoint_every_steps == 0 or self.checkpointer.owed
         if due or is_best or self._is_done():
-            self._save(must=self._is_done())
+            self._save(defer=not is_best, must=self._is_done())
 
     def _save_and_interrupt(self) -> None:
         """Save at this very step, tell the supervisors, and end this process's work."""

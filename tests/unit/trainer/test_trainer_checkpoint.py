@@ -219,14 +219,17 @@ def test_there_is_no_manifest_before_all_ranks_have_said_that_they_are_ready(mak
     assert newest(make()) == 1
 
 
-def test_a_save_that_must_be_waits_for_the_one_in_flight(make, store):
+@pytest.mark.parametrize(("how", "counts"), [({"must": True}, False), ({"defer": False}, True)])
+def test_a_save_that_must_not_be_put_off_waits_for_the_one_in_flight(make, store, how, counts):
     held = Held(store._root)
     checkpointer = make(into=held)
     trained = Trained(1)
     trained.save(checkpointer)
     trained.step()
-    threading.Timer(0.2, held.go.set).start()
-    assert trained.save(checkpointer, must=True)
+    before = checkpointer.stall_seconds
+    threading.Timer(0.4, held.go.set).start()
+    assert trained.save(checkpointer, **how)
+    assert (checkpointer.stall_seconds - before > 0.35) is counts, "the end of a run holds up no step"
     assert checkpointer.wait().step == 2
     assert steps_in(store) == [1, 2]
 

@@ -83,7 +83,7 @@ class Checkpointer:
     owed: bool = False
     """A save was put off since the one before is still in flight: call `save` again after the next step."""
     stall_seconds: float = 0.0
-    """Seconds that steps have waited for snapshots so far. What `wait` takes at the end of a run is not in it."""
+    """Seconds that steps have waited in `save` so far. What the end of a run takes is not in it."""
     _jobs: list[Future[None]] = field(default_factory=list)
     _part: Future[None] | None = None
     _error: Exception | None = None
@@ -133,6 +133,7 @@ class Checkpointer:
         cursor: DataCursor,
         metric: float | None = None,
         *,
+        defer: bool = True,
         must: bool = False,
     ) -> bool:
         """Take a snapshot and upload it in the background.
@@ -143,21 +144,25 @@ class Checkpointer:
             state: of the run, at this step.
             cursor: where in the data the next step begins.
             metric: the held-out metric of this very state, where it was evaluated; it decides which is best.
-            must: wait for the save in flight instead of putting this one off, and fail if there is no room on the disk
-                instead of going on without; `wait` raises then. For the last save of a run.
+            defer: put this save off while the one before is in flight. Without it the step waits: for a state that
+                will not come again, as that of the best evaluation.
+            must: wait as without `defer`, and fail if there is no room on the disk instead of going on without; `wait`
+                raises then. For the last save of a run.
 
         Returns:
             False where the save is put off (`owed`): the same on all ranks.
 
         Raises:
-            Failure: with `must`, what the save in flight failed with.
+            Failure: what the save in flight failed with, where it is waited for.
         """
-        if must:
+        began = time.monotonic()
+        if must or not defer:
             self.wait()
         if self._due is not None:
             self.owed = True
             return False
-        began = time.monotonic()
+        if must:  # there is no step any more that could wait
+            began = time.monotonic()
         self.owed = False
         finite = metric if metric is not None and math.isfinite(metric) else None
         self._due = _Due(state.step, cursor, finite)
