@@ -25,6 +25,7 @@ from tunesmith_store.router import store_of
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.group import join_group
 from tunesmith_trainer.loop import TrainingRun
+from tunesmith_trainer.parallel import held_bytes
 
 __all__: list[str] = []
 
@@ -34,16 +35,6 @@ class Measured(TrainingRun):
 
     def _finish(self) -> Any:
         return self.checkpointer.newest
-
-
-def held_bytes(run: TrainingRun) -> int:
-    """Bytes of weights and optimizer state that this rank holds."""
-    tensors = list(run.parts.bare.parameters())
-    state = [value for values in run.parts.optimizer.state.values() for value in values.values()]
-    local = [
-        getattr(tensor, "_local_tensor", tensor) for tensor in [*tensors, *state] if isinstance(tensor, torch.Tensor)
-    ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def main() -> None:
@@ -78,7 +69,7 @@ def main() -> None:
         "tokensPerStep": sum(record["tokens"] for record in history) / len(history),
         "peakBytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "stallSeconds": run.checkpointer.stall_seconds,
-        "stateBytes": held_bytes(run),
+        "stateBytes": held_bytes(run.parts.bare, run.parts.optimizer),
         "trainSeconds": run.state.train_seconds,
         "wallSeconds": time.monotonic() - began,
     }
