@@ -42,14 +42,23 @@ def main() -> int:
     if unknown := set(chosen.figures) - set(known):
         parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     results: dict[str, object] = {}
+    failed = []
     with opened(chosen.runs, chosen.steps) as bench:
         for name, figure in known.items():
             if not chosen.figures or name in chosen.figures:
                 say(f"measuring {name}")
-                results |= figure(bench)
-    print(*(verdict(name, value) for name, value in results.items()), sep="\n", file=sys.stderr)
+                try:
+                    found = figure(bench)
+                except RuntimeError as error:  # the other figures are worth having
+                    failed.append(name)
+                    say(f"{name} could not be measured: {error}")
+                    continue
+                results |= found
+                print(*(verdict(key, value) for key, value in found.items()), sep="\n", file=sys.stderr)
+    if failed:
+        say(f"not measured: {', '.join(failed)}")
     print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in results.items()}))
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["free_port", "median", "pairs", "run_module", "say"]
+__all__ = ["compared", "free_port", "median", "medians", "run_module", "say", "say_run"]
 
 Figures = dict[str, Any]
 
@@ -77,14 +77,27 @@ def run_module(
     return results
 
 
-def pairs(
-    runs: int, one: Callable[[], Figures], other: Callable[[], Figures], name: str
-) -> list[tuple[Figures, Figures]]:
-    """Run two measurements in turns, so that both see the same moods of the machine."""
+def compared(
+    runs: int,
+    ours: Callable[[], Figures],
+    theirs: Callable[[], Figures],
+    compare: Callable[[Figures, Figures], dict[str, float]],
+) -> Figures:
+    """Run two measurements in turns, so that both see the same moods of the machine; return the medians of `compare`."""
     found = []
     for number in range(runs):
         # who begins alternates: neither always finds the warmer machine
-        both = [one(), other()] if number % 2 == 0 else [other(), one()][::-1]
-        found.append((both[0], both[1]))
-        say(f"{name}: run {number + 1} of {runs}")
-    return found
+        mine, other = (ours(), theirs()) if number % 2 == 0 else (theirs(), ours())[::-1]
+        found.append(compare(mine, other))
+        say_run(number, runs, found[-1])
+    return medians(found)
+
+
+def say_run(number: int, runs: int, figures: Mapping[str, float]) -> None:
+    """Tell what one run has given."""
+    say(f"run {number + 1} of {runs}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+
+
+def medians(found: Sequence[Mapping[str, float]]) -> Figures:
+    """The median of each figure over the runs."""
+    return {name: median([figures[name] for figures in found]) for name in found[0]}

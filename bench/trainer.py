@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bench.runs import Figures, median, pairs, run_module, say
+from bench.runs import Figures, compared, median, medians, run_module, say_run
 from bench.workload import Workload, prepare
 from objectstore import ObjectStore
 
@@ -36,12 +34,15 @@ class Bench:
 
     def bucket(self) -> str:
         """A bucket of its own for one run, with model and data."""
-        self._count += 1
-        base = self.store.ensure_bucket(f"bench-{self._count}")
+        base = self._new_bucket()
         self.store.put_folder(self.work.model, f"{base}/model")
         for name in ("train", "eval"):
             self.store.put_file(getattr(self.work, name), f"{base}/{name}.jsonl")
         return base
+
+    def _new_bucket(self) -> str:
+        self._count += 1
+        return self.store.ensure_bucket(f"bench-{self._count}")
 
     def ours(self, *options: str, ranks: int = 1, steps: int | None = None) -> list[Figures]:
         """Our loop under torchrun's variables; each rank's figures."""
@@ -70,16 +71,15 @@ class Bench:
 
     def tokens_vs_hf_trainer(self) -> Figures:
         """Useful tokens per second against transformers.Trainer, and the held-out loss after the same steps."""
-        found = pairs(
-            self.runs,
-            lambda: self.ours("evaluate=1")[0],
-            lambda: self.peer("hf", evaluate=True),
-            "transformers.Trainer",
-        )
-        # both see the same examples in each step: the ratio of tokens per second is that of seconds, inverted
-        speed = [median(theirs["secondsPerStep"]) / median(ours["secondsPerStep"]) for ours, theirs in found]
-        gaps = [100 * abs(ours["evalLoss"] - theirs["evalLoss"]) / theirs["evalLoss"] for ours, theirs in found]
-        return {"tokens_vs_hf_trainer": median(speed), "loss_gap_percent": median(gaps)}
+
+        def compare(ours: Figures, theirs: Figures) -> Figures:
+            # both see the same examples in each step: the ratio of tokens per second is that of seconds, inverted
+            return {
+                "tokens_vs_hf_trainer": median(theirs["secondsPerStep"]) / median(ours["secondsPerStep"]),
+                "loss_gap_percent": 100 * abs(ours["evalLoss"] - theirs["evalLoss"]) / theirs["evalLoss"],
+            }
+
+        return compared(self.runs, lambda: self.ours("evaluate=1")[0], lambda: self.peer("hf", evaluate=True), compare)
 
     def tokens_vs_trl_packed(self) -> Figures:
         """Useful tokens per second against TRL's SFTTrainer with packing, padding left out."""
@@ -87,14 +87,18 @@ class Bench:
         def rate(run: Figures) -> float:
             return float(run["tokensPerStep"]) / median(run["secondsPerStep"])
 
-        found = pairs(self.runs, lambda: self.ours()[0], lambda: self.peer("trl"), "TRL, packed")
-        return {"tokens_vs_trl_packed": median([rate(ours) / rate(theirs) for ours, theirs in found])}
+        def compare(ours: Figures, theirs: Figures) -> Figures:
+            return {"tokens_vs_trl_packed": rate(ours) / rate(theirs)}
+
+        return compared(self.runs, lambda: self.ours()[0], lambda: self.peer("trl"), compare)
 
     def step_time_vs_torchrun(self) -> Figures:
         """Seconds per step under Ray against the same loop without it; 2 ranks, a core each."""
-        found = pairs(self.runs, self._under_ray, lambda: self.ours(ranks=2)[0], "Ray against torchrun")
-        ratios = [median(ray["secondsPerStep"]) / median(plain["secondsPerStep"]) for ray, plain in found]
-        return {"step_time_vs_torchrun": median(ratios)}
+
+        def compare(ray: Figures, plain: Figures) -> Figures:
+            return {"step_time_vs_torchrun": median(ray["secondsPerStep"]) / median(plain["secondsPerStep"])}
+
+        return compared(self.runs, self._under_ray, lambda: self.ours(ranks=2)[0], compare)
 
     def _under_ray(self) -> Figures:
         base, scratch = self.bucket(), Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
@@ -110,9 +114,9 @@ class Bench:
             "checkpoint": {"uri": f"{base}/checkpoints", "everySteps": 10_000}, "output": {"uri": f"{base}/tuned"},
             "storage": {"endpointURL": self.store.endpoint_url},
         }  # fmt: skip
-        job = scratch / "job.yaml"
+        job = scratch / "job.json"
         head = {"apiVersion": "tunesmith.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "bench"}}
-        job.write_text(yaml.safe_dump({**head, "spec": spec}))
+        job.write_text(json.dumps({**head, "spec": spec}))
         command = [sys.executable, "-m", "tunesmith_cli", "run", "-f", str(job), "--work-dir", str(scratch)]
         environment = {**os.environ, **self.store.environment()}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -133,8 +137,10 @@ class Bench:
         def ours() -> Figures:
             return max(self.ours("every=4", ranks=2), key=lambda run: run["peakBytes"])
 
-        found = pairs(self.runs, ours, plain, "memory")
-        return {"peak_memory_vs_plain": median([mine["peakBytes"] / other["peakBytes"] for mine, other in found])}
+        def compare(mine: Figures, other: Figures) -> Figures:
+            return {"peak_memory_vs_plain": mine["peakBytes"] / other["peakBytes"]}
+
+        return compared(self.runs, ours, plain, compare)
 
     def fsdp_memory_vs_ddp(self) -> Figures:
         """Bytes of weights and optimizer state on a rank; 2 ranks. The same every time: one run is enough."""
@@ -144,25 +150,33 @@ class Bench:
 
     def checkpoint_stall_percent(self) -> Figures:
         """Part of the training time that steps wait for checkpoints: every 25 steps of a full fine-tune to S3."""
-        shares = []
-        for number in range(self.runs):
-            runs = self.ours("every=25", "batch=4", ranks=2, steps=54)
-            shares.append(max(100 * run["stallSeconds"] / run["trainSeconds"] for run in runs))
-            say(f"checkpoint stall: run {number + 1} of {self.runs}: {shares[-1]:.2f} %")
-        return {"checkpoint_stall_percent": median(shares)}
+
+        def once() -> Figures:
+            ranks = self.ours("every=25", "batch=4", ranks=2, steps=54)
+            return {"checkpoint_stall_percent": max(100 * run["stallSeconds"] / run["trainSeconds"] for run in ranks)}
+
+        return self._repeated(once)
 
     def storage_vs_multipart(self) -> Figures:
         """Checkpoint bytes per second against a bare multipart copy of the same bytes."""
+
+        def once() -> Figures:
+            bucket = self._new_bucket()
+            arguments = (self.store.endpoint_url, bucket.removeprefix("s3://"))
+            run = run_module("bench.storage", *arguments, environment=self.store.environment())[0]
+            return {
+                "upload_vs_multipart": run["plainUp"] / run["up"],
+                "restore_vs_multipart": run["plainDown"] / run["down"],
+            }
+
+        return self._repeated(once)
+
+    def _repeated(self, once: Callable[[], Figures]) -> Figures:
         found = []
         for number in range(self.runs):
-            bucket = self.store.ensure_bucket(f"bytes-{number}").removeprefix("s3://")
-            arguments = (self.store.endpoint_url, bucket)
-            found += run_module("bench.storage", *arguments, environment=self.store.environment())
-            say(f"storage: run {number + 1} of {self.runs}")
-        return {
-            "upload_vs_multipart": median([run["plainUp"] / run["up"] for run in found]),
-            "restore_vs_multipart": median([run["plainDown"] / run["down"] for run in found]),
-        }
+            found.append(once())
+            say_run(number, self.runs, found[-1])
+        return medians(found)
 
     def seconds_to_first_step(self) -> Figures:
         """Seconds from apply to the first step in a real cluster of two nodes."""
