@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,15 @@ def identify(archive: Path) -> ImageId:
     except (tarfile.TarError, KeyError, IndexError, TypeError, ValueError) as error:
         message = f"{archive} is neither a docker nor an OCI archive with a named image: {error!r}"
         raise UnreadableArchive(message) from error
+
+
+def left_over_snapshot(error: str) -> Path | None:
+    """The folder that an import of containerd's couldn't make since it is there: made before, and in no database.
+
+    That is what a store has whose containerd was killed before its database reached the disk.
+    """
+    found = re.search(r"failed to rename: rename \S+ (/\S+/snapshots/\d+): (?:file exists|directory not empty)", error)
+    return Path(found[1]) if found else None
 
 
 def _load(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str) -> Any:

@@ -8,6 +8,7 @@ in a slot of the cache that the cluster leases, and is kept between boots.
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterable
@@ -331,18 +332,25 @@ class Node:
             held = set(self._ctr("images", "ls", "-q").split())
             if image.names and all(known.get(name) == image.config and name in held for name in image.names):
                 return False
-            # --local: unpacked by the client, a fifth faster than through the transfer service.
-            ctr = [self._binaries.path("ctr"), "-n", "k8s.io", "images", "import", "--local", "-"]
-            argv = self._box.command(ctr)
-            with archive.open("rb") as content:
-                done = subprocess.run(argv, stdin=content, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise ClusterFailed(f"{self.name} could not import {archive}: {done.stderr.strip()[-1000:]}")
+            error = self._import_archive(archive)
+            while (left_over := images.left_over_snapshot(error)) and left_over.is_relative_to(self._state.slot):
+                shutil.rmtree(left_over)
+                error = self._import_archive(archive)
+            if error:
+                raise ClusterFailed(f"{self.name} could not import {archive}: {error[-1000:]}")
             known |= dict.fromkeys(image.names, image.config)
             scratch = record.with_suffix(".new")
             scratch.write_text(json.dumps(known, indent=1) + "\n")
             scratch.rename(record)
             return True
+
+    def _import_archive(self, archive: Path) -> str:
+        """Import it; return what went wrong, or nothing."""
+        # --local: unpacked by the client, a fifth faster than through the transfer service.
+        argv = self._box.command([self._binaries.path("ctr"), "-n", "k8s.io", "images", "import", "--local", "-"])
+        with archive.open("rb") as content:
+            done = subprocess.run(argv, stdin=content, capture_output=True, text=True, check=False)
+        return (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
 
     def pod_processes(self, pod_uid: str) -> list[int]:
         """Numbers of a pod's processes on this node."""
