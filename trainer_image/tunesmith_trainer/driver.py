@@ -29,10 +29,10 @@ POLL_SECONDS = 0.2
 
 
 def train_loop_per_worker(config: dict[str, str]) -> dict[str, Any]:
-    """Ray Train's entry into a worker process. The import is in here so that only workers load torch."""
-    from tunesmith_trainer import worker
+    """Ray Train's entry into a worker of its own."""
+    from tunesmith_trainer import handover
 
-    return worker.run(config["run_digest"])
+    return handover.hand_over(config["run_digest"])
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Keeps packages out of a process that its plan has no use for. Called by `worker` before transformers is imported.
+"""Keeps packages out of a process that its plan has no use for. Called by `training` before transformers is imported.
 
 transformers and PEFT import what they find installed, needed or not: torchao, bitsandbytes, scipy. On two cores that is
 some five seconds of CPU for each rank, at every start.

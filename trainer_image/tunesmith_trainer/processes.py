@@ -28,11 +28,17 @@ class Children:
         self._ended: dict[int, int] = {}
         self._handles: dict[int, subprocess.Popen[bytes]] = {}
 
-    def spawn(self, command: Sequence[str], environment: Mapping[str, str], log: Path | None = None) -> int:
-        """Start a process, its output going to a file or to ours; return its pid."""
+    def spawn(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> int:
+        """Start a process that reads from a file descriptor, and writes to a file or where we do; return its pid."""
         with contextlib.ExitStack() as stack:
             out = None if log is None else stack.enter_context(log.open("ab"))
-            child = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            child = subprocess.Popen(command, env=dict(environment), stdin=stdin, stdout=out, stderr=out)
         self._handles[child.pid] = child
         return child.pid
 

@@ -1,28 +1,37 @@
 """One pod's Ray node: how it is started, whether it is up, and what else its processes need. Used by `supervisor`.
 
-The flags and variables are about starting fast on few cores: `ray start` alone costs seconds of CPU for things that a
-training pod has no use for.
+The variables are about starting fast on few cores, and about noticing losses soon.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
 import struct
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 from tunesmith_api import keys
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.processes import Children
+from tunesmith_trainer.ray_start import NodeSettings
 
-__all__ = ["RayNode", "child_environment"]
+__all__ = ["RayNode", "child_environment", "own_gpu"]
 
 OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing big goes through it
 SIOCGIFADDR = 0x8915
+PORTS = {
+    "node_manager_port": keys.PORT_RAY_NODE_MANAGER,
+    "object_manager_port": keys.PORT_RAY_OBJECT_MANAGER,
+    "min_worker_port": keys.PORT_RAY_WORKER_MIN,
+    "max_worker_port": keys.PORT_RAY_WORKER_MAX,
+}
+# what Ray Train's worker imports, and our end of it
+PRELOADED = ("ray.train.v2._internal.execution.worker_group.worker", "tunesmith_trainer.handover")
 
 
 def child_environment(pod: PodEnvironment) -> dict[str, str]:
@@ -51,8 +60,13 @@ def child_environment(pod: PodEnvironment) -> dict[str, str]:
         # each of these is one more Python process that imports everything
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
+        # one Ray process per CPU slot starts with Ray, imports what it will need, and is kept until Ray Train wants it
+        "RAY_enable_worker_prestart": "1",
+        "RAY_preload_python_modules": ",".join(PRELOADED),
+        "RAY_idle_worker_killing_time_threshold_ms": "86400000",
+        # nobody collects them
+        "RAY_enable_metrics_collection": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # Ray would kill a training process at 95 % of the pod's memory and then retry it for ever
@@ -62,10 +76,23 @@ def child_environment(pod: PodEnvironment) -> dict[str, str]:
         "RAY_health_check_timeout_ms": "5000",
         "RAY_health_check_failure_threshold": "5",
     }
+    if pod.ip.startswith("127."):
+        # Ray takes any loopback address for the machine's own, unless it is told to stay on this machine
+        variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if interface := _interface_of(pod.ip):
         variables["GLOO_SOCKET_IFNAME"] = interface
         variables["NCCL_SOCKET_IFNAME"] = f"={interface}"
     return {**os.environ, **variables}
+
+
+def own_gpu(number: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable that leaves training process `number` the one GPU that is its own.
+
+    Before it starts: CUDA reads it once, and an import may be enough for that.
+    """
+    name = "CUDA_VISIBLE_DEVICES"
+    visible = environment[name].split(",") if environment.get(name) else None
+    return {name: visible[number].strip() if visible else str(number)}
 
 
 def _interface_of(ip: str) -> str | None:
@@ -81,60 +108,46 @@ def _interface_of(ip: str) -> str | None:
     return None
 
 
-@dataclass
 class RayNode:
-    """Ray's processes in this pod. Start once; to restart, kill all children and make a new one."""
+    """Ray's processes in this pod. Made and started once; to restart, kill all children and make a new one."""
 
-    pod: PodEnvironment
-    plan: TrainingPlan
-    children: Children
-    address: str
-    """Of the head's GCS, "ip:port"."""
-    _starter: int | None = None
-    _watched: list[int] = field(default_factory=list)
-
-    def start(self) -> None:
-        """Begin to start; `is_up` says when that is done."""
-        self._starter = self.children.spawn(
-            self._command(), child_environment(self.pod), self.pod.scratch / "ray-start.log"
-        )
-
-    def _command(self) -> list[str]:
-        command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start"),
-            f"--node-ip-address={self.pod.ip}",
-            *self._ports(),
-            f"--object-store-memory={OBJECT_STORE_BYTES}",
+    def __init__(self, pod: PodEnvironment, plan: TrainingPlan, children: Children) -> None:
+        """Begin to import Ray: that needs no head, and takes longer than what comes after it."""
+        self.pod, self.children = pod, children
+        self.address = ""
+        """Of the head's GCS, "ip:port"; empty until it is known."""
+        self._watched: list[int] = []
+        settings = NodeSettings(
+            ip=pod.ip,
+            gcs_port=(pod.ray_port or keys.PORT_RAY_GCS) if pod.is_head else 0,
             # one CPU slot for each training process, whatever the number of cores
-            f"--num-cpus={self.pod.processes}",
-            f"--num-gpus={self.plan.gpus_per_worker * self.pod.processes}",
-            "--disable-usage-stats",
-            "--include-log-monitor=false",
-        ]
-        if self.pod.is_head:
-            port = self.address.rpartition(":")[2]
-            unused = ("--include-dashboard=false", "--no-monitor")
-            return [*command, "--head", f"--port={port}", *unused]
-        return [*command, f"--address={self.address}"]
+            cpus=pod.processes,
+            gpus=plan.gpus_per_worker * pod.processes,
+            object_store_bytes=OBJECT_STORE_BYTES,
+            # on a network that is shared with others Ray takes free ports
+            ports={"min_worker_port": 0, "max_worker_port": 0} if pod.ray_port else PORTS,
+        )
+        read, self._address_pipe = os.pipe()
+        self._starter = children.spawn(
+            [sys.executable, "-m", "tunesmith_trainer.ray_start", settings.to_json()],
+            child_environment(pod),
+            pod.scratch / "ray-start.log",
+            read,
+        )
+        os.close(read)
 
-    def _ports(self) -> list[str]:
-        if self.pod.ray_port:
-            return ["--min-worker-port=0", "--max-worker-port=0"]
-        return [
-            f"--node-manager-port={keys.PORT_RAY_NODE_MANAGER}",
-            f"--object-manager-port={keys.PORT_RAY_OBJECT_MANAGER}",
-            f"--runtime-env-agent-port={keys.PORT_RAY_RUNTIME_ENV_AGENT}",
-            f"--dashboard-agent-grpc-port={keys.PORT_RAY_DASHBOARD_AGENT}",
-            f"--metrics-export-port={keys.PORT_RAY_METRICS_EXPORT}",
-            f"--min-worker-port={keys.PORT_RAY_WORKER_MIN}",
-            f"--max-worker-port={keys.PORT_RAY_WORKER_MAX}",
-        ]
+    def start(self, address: str) -> None:
+        """Begin to start, as the head at this address or joining it there; `is_up` says when that is done."""
+        self.address = address
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `is_lost` says so
+            os.write(self._address_pipe, f"{address}\n".encode())
+        os.close(self._address_pipe)
 
     def is_up(self) -> bool:
         """Whether Ray has started here. Remembers its processes, so that `is_lost` can watch them."""
         if self._watched:
             return True
-        if self._starter is None or self.children.exit_code(self._starter) != 0:
+        if not self.address or self.children.exit_code(self._starter) != 0:
             return False
         names = ("gcs_server", "raylet") if self.pod.is_head else ("raylet",)
         found = [self.children.named(name) for name in names]
@@ -145,9 +158,9 @@ class RayNode:
         """Whether starting failed or one of Ray's processes has ended."""
         if self._watched:
             return not all(self.children.is_alive(pid) for pid in self._watched)
-        return self._starter is not None and self.children.exit_code(self._starter) not in (None, 0)
+        return self.children.exit_code(self._starter) not in (None, 0)
 
     def log_tail(self) -> str:
-        """Return the end of what `ray start` said."""
+        """Return the end of what starting Ray said."""
         log = Path(self.pod.scratch / "ray-start.log")
         return "\n".join(log.read_text(errors="replace").splitlines()[-8:]) if log.exists() else ""

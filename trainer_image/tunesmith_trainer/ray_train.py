@@ -1,4 +1,4 @@
-"""Ray Train with less around it: one Python process per rank, the driver, and nothing else.
+"""Ray Train with less around it: one worker per rank, the driver, and nothing else.
 
 Used by `driver` alone. Around a TorchTrainer Ray Train starts five more actors: its controller, a cleaner of placement
 groups, an autoscaling coordinator, a data set manager and a barrier for `report()`; and it imports torch in the driver.
@@ -31,6 +31,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from tunesmith_store.errors import Failure, Retryable, UserError
 from tunesmith_trainer import rendezvous
 from tunesmith_trainer.errors import Interrupted
+from tunesmith_trainer.handover import ProcessLost
 
 __all__ = ["InProcessTrainer", "RestartPolicy", "cause_of"]
 
@@ -51,9 +52,9 @@ def cause_of(error: BaseException) -> BaseException:
         return error
 
     def rank(failure: BaseException) -> int:
-        kinds: list[type[BaseException]] = [UserError, Interrupted, RayActorError, RayTrainError]
-        known = next((number for number, kind in enumerate(kinds) if isinstance(failure, kind)), len(kinds))
-        return known + isinstance(failure, Retryable)
+        kinds = (UserError, Interrupted, RayActorError | ProcessLost, RayTrainError)
+        known = next((number for number, kind in enumerate(kinds) if isinstance(failure, kind)), None)
+        return len(kinds) + isinstance(failure, Retryable) if known is None else known
 
     return min((_unwrapped(failure) for failure in error.worker_failures.values()), key=rank)
 
@@ -106,6 +107,12 @@ state._shutdown_sync_actor = lambda barrier: None
 
 
 class _WorkerGroup(WorkerGroup):
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Any) -> dict[str, Any]:
+        # the variables that Ray Train would pass on are in every pod's environment; without a runtime environment
+        # no agent is asked for it, and a worker fits that was started beforehand
+        return {}
+
     def _init_train_context_on_workers(
         self, workers: Any, sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:

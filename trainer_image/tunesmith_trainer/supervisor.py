@@ -1,4 +1,4 @@
-"""The first process of every trainer pod: starts Ray, watches it, and has the last word.
+"""The first process of every trainer pod: starts Ray and the training process, watches them, and has the last word.
 
 On pod 0 it also runs the driver, serves progress, and is the rendezvous: its /healthz names Ray's address and an
 incarnation that changes whenever Ray is started anew, so that the other pods rejoin at once. Crashed parts are
@@ -17,23 +17,26 @@ import threading
 import time
 import urllib.request
 import uuid
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, Outcome, TerminationReport, TrainerState
-from tunesmith_trainer import oom, termination
+from tunesmith_trainer import handover, oom, termination
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.processes import Children
 from tunesmith_trainer.progress import ProgressUpdate
-from tunesmith_trainer.ray_node import RayNode, child_environment
+from tunesmith_trainer.ray_node import RayNode, child_environment, own_gpu
 from tunesmith_trainer.status_server import ProgressBoard, StatusServer
 
 __all__ = ["Supervisor", "main"]
 
 TICK_SECONDS = 0.1
 HEAD_POLL_SECONDS = 0.5
+TRAINING_PAUSE_SECONDS = 5.0  # at least from one start of a training process to the next
+TRAINED_PAUSE_SECONDS = 10.0
 STOP_GRACE_SECONDS = 50.0  # of the pod's 60
 RESTART_PAUSE_SECONDS = (0.5, 10.0)
 
@@ -41,6 +44,15 @@ RESTART_PAUSE_SECONDS = (0.5, 10.0)
 def say(text: str) -> None:
     """Print for people who read `kubectl logs`."""
     print(text, flush=True)
+
+
+@dataclass
+class _Started:
+    """A training process of this pod."""
+
+    pid: int
+    began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
 
 
 class Supervisor:
@@ -54,6 +66,7 @@ class Supervisor:
         self.stopping = threading.Event()
         self.node: RayNode | None = None
         self.driver: int | None = None
+        self.training: dict[int, _Started] = {}
         self.incarnation = ""
         self.restarts = 0
         self.killed_for_memory = oom.oom_kills()
@@ -102,6 +115,7 @@ class Supervisor:
                     code = self._tend_head() if self.pod.is_head else self._tend_worker()
                 if code is not None:
                     return code
+                self._tend_training()
                 self.stopping.wait(TICK_SECONDS)
         finally:
             self.children.kill_all()
@@ -109,7 +123,7 @@ class Supervisor:
 
     def _tend_head(self) -> int | None:
         """Keep Ray and the driver running; return the exit code once the driver has a result."""
-        if self.node is None:
+        if not self.incarnation:
             self._start_ray(f"{self.pod.ip}:{self.pod.ray_port or keys.PORT_RAY_GCS}", uuid.uuid4().hex)
         if self.driver is None:
             if time.monotonic() >= self._not_before:
@@ -125,31 +139,58 @@ class Supervisor:
 
     def _tend_worker(self) -> int | None:
         """Follow the head: join its Ray, and join anew whenever the head has started a new one."""
+        self._prepare_ray()
         if time.monotonic() - self._head_polled >= HEAD_POLL_SECONDS:
             self._head_polled = time.monotonic()
             facts = self._ask_head()
             if facts.get("ready") and facts["incarnation"] != self.incarnation:
-                if self.node is not None:
+                if self.incarnation:
                     say("the head's Ray was started anew: joining it")
                     self._stop_ray()
                 self._start_ray(str(facts["address"]), str(facts["incarnation"]))
-        return self._tend_ray() if self.node else None
+        return self._tend_ray()
+
+    def _tend_training(self) -> None:
+        """Keep training processes at hand: they import and fetch while Ray starts, and wait for Ray Train."""
+        for number in range(self.pod.processes):
+            started = self.training.get(number)
+            if started is None or self._needs_successor(started):
+                environment = child_environment(self.pod)
+                if self.plan.gpus_per_worker:
+                    environment |= own_gpu(number, environment)
+                log = handover.log_path(self.pod, number)
+                self.training[number] = _Started(self.children.spawn(handover.command(number), environment, log))
+
+    def _needs_successor(self, process: _Started) -> bool:
+        code = self.children.exit_code(process.pid)
+        if code is None:
+            return False
+        now = time.monotonic()
+        process.ended = process.ended or now
+        # after one that has trained to its end comes another only if a peer has failed at the very last
+        pause = 0.0 if code else TRAINED_PAUSE_SECONDS
+        return now >= max(process.ended + pause, process.began + TRAINING_PAUSE_SECONDS)
 
     # ---- Ray in this pod
 
+    def _prepare_ray(self) -> RayNode | None:
+        """Return the node that is or will be started here; None in the pause after a failure."""
+        if self.node is None and time.monotonic() >= self._not_before:
+            shutil.rmtree(self.pod.scratch / "ray", ignore_errors=True)
+            self.node = RayNode(self.pod, self.plan, self.children)
+        return self.node
+
     def _start_ray(self, address: str, incarnation: str) -> None:
-        if time.monotonic() < self._not_before:
-            return
-        shutil.rmtree(self.pod.scratch / "ray", ignore_errors=True)
-        self.node = RayNode(self.pod, self.plan, self.children, address)
-        self.incarnation = incarnation
-        self.node.start()
+        if (node := self._prepare_ray()) is not None:
+            self.incarnation = incarnation
+            node.start(address)
 
     def _stop_ray(self) -> None:
         """End Ray and with it everything that runs in this pod: nothing of it survives without Ray."""
         self.pod.ray_file.unlink(missing_ok=True)
         self.children.kill_all()
         self.node = self.driver = None
+        self.training = {}
         self.incarnation = ""
 
     def _tend_ray(self) -> int | None:

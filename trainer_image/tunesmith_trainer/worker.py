@@ -1,4 +1,4 @@
-"""The bridge between Ray Train's worker process and `loop`: ranks, device, and errors in words. Started by `driver`."""
+"""The bridge between an assignment of Ray Train and `loop`: ranks, device, and errors in words. Run by `training`."""
 
 from __future__ import annotations
 
@@ -15,36 +15,32 @@ from torch import distributed as dist
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import MemoryFacts
 from tunesmith_store.router import store_of
-from tunesmith_trainer import oom, rendezvous
+from tunesmith_trainer import oom
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.errors import OutOfMemory
 from tunesmith_trainer.group import join_group
-from tunesmith_trainer.lean import hide_unused
+from tunesmith_trainer.handover import Assignment
 from tunesmith_trainer.loop import TrainingRun
 from tunesmith_trainer.progress import ProgressPusher
 
 __all__ = ["run"]
 
 
-def run(run_digest: str) -> dict[str, Any]:
+def run(assignment: Assignment) -> dict[str, Any]:
     """Train as one rank of Ray Train's group; return the RunResult as plain data."""
-    import ray.train
-
     pod = PodEnvironment.read()
     plan = pod.plan()
-    hide_unused(plan)
     torch.set_num_threads(pod.threads)
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank, world_size = assignment.rank, assignment.world_size
     pusher = ProgressPusher(plan.head_host, pod.token, pod.progress_port) if rank == 0 else None
     if pusher:
         pusher.phase("workersStarted")
     pod.interrupted_file.unlink(missing_ok=True)
     with _announced(pod), _in_words(plan):
         device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
-        group = join_group(rank, world_size, rendezvous.address(), device, plan.collective_timeout_seconds)
+        group = join_group(rank, world_size, assignment.address, device, plan.collective_timeout_seconds)
         try:
-            result = TrainingRun(plan, pod, group, store_of(plan), run_digest, pusher).run()
+            result = TrainingRun(plan, pod, group, store_of(plan), assignment.run_digest, pusher).run()
         finally:
             if pusher:
                 pusher.close()

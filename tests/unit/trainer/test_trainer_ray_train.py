@@ -21,6 +21,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, wo
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: E402
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # noqa: E402
 
+from tunesmith_trainer.handover import ProcessLost  # noqa: E402
 from tunesmith_trainer.ray_train import InProcessTrainer, RestartPolicy, cause_of  # noqa: E402
 
 
@@ -28,6 +29,8 @@ def test_this_ray_has_the_hooks():
     assert list(inspect.signature(WorkerGroup._init_train_context_on_workers).parameters) == [
         "self", "workers", "sync_actor", "train_context_args",
     ]  # fmt: skip
+    assert isinstance(vars(WorkerGroup)["_get_worker_runtime_env"], staticmethod)
+    assert list(inspect.signature(WorkerGroup._get_worker_runtime_env).parameters) == ["custom_runtime_env"]
     assert "_initialize_and_run_controller" in vars(DataParallelTrainer)
     assert "_create_default_callbacks" in vars(DataParallelTrainer)
     assert TrainController.worker_group_cls is WorkerGroup
@@ -60,6 +63,7 @@ def group_error(*failures):
 USER = UserError(Reason.OUT_OF_MEMORY, "too big", ExitCode.OUT_OF_MEMORY)
 LOST = Retryable("lost contact with another worker")
 DIED = ActorDiedError()
+GONE = ProcessLost("a training process ended unexpectedly")
 BUG = KeyError("oops")
 STOP = Interrupted(None)
 
@@ -70,6 +74,8 @@ STOP = Interrupted(None)
         ([LOST, USER], USER, FailureDecision.RAISE),
         ([DIED, USER], USER, FailureDecision.RAISE),
         ([LOST, DIED], DIED, FailureDecision.RETRY),
+        ([LOST, GONE], GONE, FailureDecision.RETRY),
+        ([BUG, GONE], GONE, FailureDecision.RETRY),
         ([BUG, DIED], DIED, FailureDecision.RETRY),
         ([LOST, BUG], BUG, FailureDecision.RAISE),
         ([LOST, LOST], LOST, FailureDecision.RETRY),

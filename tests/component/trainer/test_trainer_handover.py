@@ -1,0 +1,122 @@
+"""A training process of its own and its assignment, without Ray: real process, real training, real store."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from multiprocessing.connection import Client
+from pathlib import Path
+
+import pytest
+
+from tunesmith_api import keys
+from tunesmith_api.keys import Reason
+from tunesmith_api.plan import StoragePlan
+from tunesmith_store.errors import UserError
+from tunesmith_trainer import handover
+from tunesmith_trainer.environment import PodEnvironment
+from tunesmith_trainer.handover import Assignment, ProcessLost, assign
+
+ALONE = Assignment(rank=0, world_size=1, address="", run_digest="d" * 64)
+
+
+class Site:
+    """A pod's scratch folder and the training process in it."""
+
+    def __init__(self, folder: Path, store, plan) -> None:
+        (folder / "scratch").mkdir(parents=True)
+        plan = plan.model_copy(
+            update={"storage": StoragePlan(endpoint_url=store.endpoint_url), "head_host": "127.0.0.1"}
+        )
+        (folder / "plan.json").write_text(plan.to_json())
+        self.environment = {
+            **os.environ,
+            **store.environment(),
+            keys.ENV_WORKER_INDEX: "0",
+            keys.ENV_POD_IP: "127.0.0.1",
+            keys.ENV_PLAN: str(folder / "plan.json"),
+            keys.ENV_SCRATCH: str(folder / "scratch"),
+            keys.ENV_TERMINATION_LOG: str(folder / "termination"),
+            keys.ENV_CPU_LIMIT: "1000",
+            "HF_HUB_OFFLINE": "1",
+        }
+        self.pod = PodEnvironment.read(self.environment)
+        with handover.log_path(self.pod, 0).open("wb") as log:
+            self.process = subprocess.Popen(handover.command(0), env=self.environment, stdout=log, stderr=log)
+
+    def trains(self) -> bool:
+        return self.pod.ranks_folder.is_dir() and any(self.pod.ranks_folder.iterdir())
+
+    def wait_until_it_trains(self) -> None:
+        deadline = time.monotonic() + 120
+        while not self.trains():
+            assert time.monotonic() < deadline, handover.log_path(self.pod, 0).read_text()
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def site(networks, pod_store):
+    folder = Path(tempfile.mkdtemp(prefix="ts", dir="/tmp"))  # a socket's path must be short
+    sites = []
+
+    def make(plan) -> Site:
+        sites.append(Site(folder / str(len(sites)), pod_store, plan))
+        return sites[-1]
+
+    yield make
+    for made in sites:
+        made.process.kill()
+        made.process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_an_assignment_is_trained_and_its_result_comes_back(site, job, make_plan, make_training):
+    made = site(make_plan(job, training=make_training(max_steps=6)))
+    result = assign(made.pod, 0, ALONE)  # comes long before the imports are done
+    assert result["global_step"] == 6
+    assert result["metrics"]["steps"] == 6
+    assert made.process.wait(20) == 0
+
+
+def test_an_error_of_training_is_raised_with_its_message(site, job, make_plan):
+    made = site(make_plan(job, model_uri=f"{job}/typo"))
+    with pytest.raises(UserError, match=r"spec\.model\.uri") as error:
+        assign(made.pod, 0, ALONE)
+    assert error.value.reason is Reason.MODEL_NOT_FOUND
+    assert made.process.wait(20) == 1
+
+
+def test_a_killed_training_process_is_a_lost_one(site, job, make_plan, make_training):
+    made = site(make_plan(job, training=make_training(max_steps=100_000)))
+
+    def kill() -> None:
+        made.wait_until_it_trains()
+        made.process.send_signal(signal.SIGKILL)
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(ProcessLost, match="ended unexpectedly"):
+        assign(made.pod, 0, ALONE)
+
+
+def test_a_training_process_ends_with_who_gave_it_its_assignment(site, job, make_plan, make_training):
+    made = site(make_plan(job, training=make_training(max_steps=100_000)))
+    while not handover.socket_path(made.pod, 0).exists():
+        time.sleep(0.05)
+    with Client(str(handover.socket_path(made.pod, 0)), "AF_UNIX") as connection:
+        connection.send(ALONE)
+        made.wait_until_it_trains()
+        assert made.process.poll() is None
+    assert made.process.wait(20) == 1
+
+
+def test_where_no_training_process_comes_the_wait_ends(site, job, make_plan, monkeypatch):
+    made = site(make_plan(job))
+    made.process.kill()
+    made.process.wait()
+    monkeypatch.setattr(handover, "WAIT_SECONDS", 1.0)
+    handover.log_path(made.pod, 0).write_text("Fatal Python error: Segmentation fault\n\n")
+    with pytest.raises(ProcessLost, match="Segmentation fault"):
+        assign(made.pod, 0, ALONE)
