@@ -35,7 +35,7 @@ def main() -> int:
     """Measure what was asked for, or all of it."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="runs of each measurement (default 5)")
-    parser.add_argument("--steps", type=int, default=6, help="steps that count in each run (default 6)")
+    parser.add_argument("--steps", type=int, default=4, help="steps that count in each run (default 4)")
     parser.add_argument("figures", nargs="*", help="measure these only; see bench/trainer.py for the names")
     chosen = parser.parse_args()
     known = {figure.__name__: figure for figure in FIGURES}

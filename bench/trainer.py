@@ -152,7 +152,7 @@ class Bench:
         """Part of the training time that steps wait for checkpoints: every 25 steps of a full fine-tune to S3."""
 
         def once() -> Figures:
-            ranks = self.ours("every=25", "batch=4", ranks=2, steps=54)
+            ranks = self.ours("every=25", ranks=2, steps=2 * 25 - WARM)
             return {"checkpoint_stall_percent": max(100 * run["stallSeconds"] / run["trainSeconds"] for run in ranks)}
 
         return self._repeated(once)

@@ -88,7 +88,7 @@ def run_record(plan: dict[str, Any] | None = None, **changes: Any) -> RunRecord:
         ),
         "environment": Environment(
             versions={"torch": "2.13.0"}, device="CPU", workers=2, trained_parameters=1000, total_parameters=4000,
-            train_seconds=24.0, wall_seconds=61.5, phase_seconds={"modelLoaded": 9.5, "firstStep": 14.25},
+            train_seconds=24.0, wall_seconds=61.5,
         ),
         "checkpoints": (Checkpoint(step=40, uri="s3://checkpoints/step-00000040", best=True),),
         "model": SavedModel(uri="s3://models/sentiment", digest="cd" * 32, size_bytes=91_000_000),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from tunesmith_trainer.report.record import (
     Data,
     Environment,
     Incident,
+    IncidentKind,
     RunRecord,
     Sample,
     SavedModel,
@@ -106,7 +108,7 @@ def _record(run: TrainingRun, model: nn.Module, metrics: dict[str, float]) -> Ru
         trained_parameters=facts.trained_parameters,
         total_parameters=facts.parameters,
         train_seconds=round(state.train_seconds, 1),
-        wall_seconds=round(time.monotonic() - run.began, 1),
+        wall_seconds=round(time.time() - state.began_unix, 1),
     )
     newest = run.checkpointer.newest
     return record.model_copy(
@@ -117,7 +119,10 @@ def _record(run: TrainingRun, model: nn.Module, metrics: dict[str, float]) -> Ru
             "confusion": confusion,
             "worst": _worst(run, model),
             "samples": _samples(run, model),
-            "incidents": tuple(Incident(step=int(event["step"]), message=str(event["text"])) for event in state.events),
+            "incidents": tuple(
+                Incident(step=int(event["step"]), kind=_kind(event), message=str(event["text"]))
+                for event in state.events
+            ),
             "environment": environment,
             "checkpoints": (Checkpoint(step=newest.step, uri=newest.uri, best=newest.step == state.best_step),)
             if newest
@@ -125,6 +130,11 @@ def _record(run: TrainingRun, model: nn.Module, metrics: dict[str, float]) -> Ru
             "model": SavedModel(uri=plan.output_uri, step=run.saved_step),
         }
     )
+
+
+def _kind(event: Mapping[str, int | str]) -> IncidentKind:
+    """What an event of the run's state is; before it had a kind there were only rollbacks."""
+    return IncidentKind(event.get("kind", IncidentKind.ROLLBACK))
 
 
 def _confusion(run: TrainingRun) -> Confusion | None:

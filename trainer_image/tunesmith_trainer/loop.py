@@ -27,6 +27,7 @@ from tunesmith_trainer.evaluate import Evaluation, evaluate
 from tunesmith_trainer.finish import finish, sample_before
 from tunesmith_trainer.group import Group
 from tunesmith_trainer.guards import LossGuard, diverged
+from tunesmith_trainer.report.record import IncidentKind
 from tunesmith_trainer.schedule import lr_at
 from tunesmith_trainer.step import clipped_norm, compute_gradients, drop_gradients, take_step
 from tunesmith_trainer.tasks.base import Batch
@@ -98,8 +99,6 @@ class TrainingRun:
         self.tracker = Tracker.silent()
         self.last_evaluation: Evaluation | None = None
         self._recent: list[tuple[float, int]] = []
-        self._stopped_early = False
-        self.began = time.monotonic()
 
     def run(self) -> RunResult:
         """Train to the end.
@@ -132,6 +131,11 @@ class TrainingRun:
 
     def _is_done(self) -> bool:
         return self._stopped_early or self.state.step >= self.max_steps
+
+    @property
+    def _stopped_early(self) -> bool:
+        stopping = self.plan.training.early_stopping
+        return stopping is not None and self.state.evaluations_without_improvement >= stopping.patience
 
     # ---- set-up
 
@@ -172,7 +176,12 @@ class TrainingRun:
         self.state.restarts += 1
         reference = self.checkpointer.newest
         self.report.update(restarts=self.state.restarts, global_step=self.state.step, checkpoint=reference)
-        self.report.log(f"resumed from step {self.state.step} of {reference.uri if reference else ''}")
+        text = f"resumed from step {self.state.step}"
+        self._happened(IncidentKind.RESTART, self.state.step, text)
+        self.report.log(f"{text} of {reference.uri if reference else ''}")
+
+    def _happened(self, kind: IncidentKind, step: int, text: str) -> None:
+        self.state.events = [*self.state.events, {"step": step, "kind": kind.value, "text": text}]
 
     def _restore(self, before: int | None = None) -> bool:
         """Put the newest good checkpoint, if there is one, into model, optimizer and state."""
@@ -255,20 +264,21 @@ class TrainingRun:
 
     def _roll_back(self, trouble: str) -> None:
         """Go back to the newest good checkpoint and leave the batch of this step out; bounded."""
-        step, rollbacks = self.state.step, self.state.rollbacks + 1
+        before, step = self.state, self.state.step
+        rollbacks = before.rollbacks + 1
         drop_gradients(self.parts.optimizer)
         if rollbacks > self.plan.max_rollbacks:
-            raise diverged(trouble, step + 1, self.state.rollbacks)
-        skipped, events = [*self.state.skipped_steps, step], self.state.events
+            raise diverged(trouble, step + 1, before.rollbacks)
         # what went wrong again at once was wrong in the checkpoint already
         found = self._restore(step - 1 if self._just_restored() else None)
-        self.state.rollbacks, self.state.skipped_steps = rollbacks, skipped
+        self.state.rollbacks, self.state.skipped_steps = rollbacks, [*before.skipped_steps, step]
+        self.state.restarts, self.state.events = before.restarts, before.events
         self.guard.forget()
         where = f"back to step {self.state.step}" if found else "no checkpoint to go back to yet"
         text = (
             f"{trouble} at step {step + 1}: {where}, its batch is left out ({rollbacks} of {self.plan.max_rollbacks})"
         )
-        self.state.events = [*events, {"step": step + 1, "text": text}]
+        self._happened(IncidentKind.ROLLBACK, step + 1, text)
         self.report.update(rollbacks=rollbacks, global_step=self.state.step)
         self.report.log(text)
 
@@ -369,12 +379,13 @@ class TrainingRun:
             state.best_metric, state.best_step, state.evaluations_without_improvement = value, state.step, 0
             return
         state.evaluations_without_improvement += 1
-        if stopping and state.evaluations_without_improvement >= stopping.patience and state.step < self.max_steps:
-            self._stopped_early = True
-            self.report.log(
-                f"stopped early: {name} has not improved on {state.best_metric:.4f} (step {state.best_step}) in "
+        if stopping and self._stopped_early and state.step < self.max_steps:
+            text = (
+                f"{name} has not improved on {state.best_metric:.4f} (step {state.best_step}) in "
                 f"{stopping.patience} evaluations"
             )
+            self._happened(IncidentKind.EARLY_STOP, state.step, text)
+            self.report.log(f"stopped early: {text}")
 
     # ---- saving
 

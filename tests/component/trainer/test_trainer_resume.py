@@ -7,6 +7,7 @@ import pytest
 from ranks import Stopped, run_ranks
 
 from tunesmith_api.plan import StoragePlan
+from tunesmith_api.v1alpha1.training import EarlyStopping
 from tunesmith_trainer.errors import Interrupted
 
 STEPS = 12
@@ -75,6 +76,7 @@ def test_resumed_loss_equals_uninterrupted_loss(
     assert result.metrics["evalLoss"] == pytest.approx(metrics["evalLoss"], abs=1e-5)
     assert result.metrics["evalLossBefore"] == pytest.approx(metrics["evalLossBefore"], abs=1e-5)
     assert expected[-1] < expected[0] - 0.1, "the model learns"
+    assert state.events == [{"step": 8, "kind": "Restart", "text": "resumed from step 8"}]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -91,6 +93,23 @@ def test_sigterm_saves_the_very_step_and_the_next_pod_goes_on_from_it(
     assert not isinstance(result, Exception), result
     assert steps(state) == list(range(1, STEPS + 1))
     assert result.restarts == 1
+
+
+def test_a_run_that_stopped_early_has_ended_also_for_who_resumes_it(
+    pool, plan_of, object_store, tmp_path, make_training
+):
+    training = make_training(eval_steps=2, early_stopping=EarlyStopping(patience=2, min_delta="100"))
+    plan = plan_of(training=training)
+    stopped, state = run_ranks(pool, plan, tmp_path / "first", 1, object_store.environment())
+    assert not isinstance(stopped, Exception), stopped
+    assert state.step == 6, "the first evaluation is the best, two more are not better"
+    assert [event["kind"] for event in state.events] == ["EarlyStop"]
+    again = plan.model_copy(update={"output_uri": plan.output_uri + "-again"})
+    result, state = run_ranks(pool, again, tmp_path / "second", 1, object_store.environment())
+    assert not isinstance(result, Exception), result
+    assert state.step == 6
+    assert [event["kind"] for event in state.events] == ["EarlyStop", "Restart"]
+    assert b"Stopped early at step 6" in object_store.get_bytes(f"{again.output_uri}/report.html")
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 1), (2, 3)])

@@ -82,6 +82,19 @@ def test_anybody_can_read_the_files(tmp_path):
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
+@pytest.mark.parametrize(("before", "after"), [(9, 1000), (1000, 9), (64, 64)])
+def test_a_file_is_written_over_the_one_before(tmp_path, before, after):
+    path = tmp_path / "f.safetensors"
+    for size in (before, after):
+        tensors = {"a": torch.randn(size), "b": torch.randn(size).half()}
+        write_file(own_pieces(held(tensors), 0, 1), path)
+        inode = path.stat().st_ino
+    found = load_file(path)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    write_file(own_pieces(held(tensors), 0, 1), path)
+    assert path.stat().st_ino == inode
+
+
 def write_part(folder, rank, pieces):
     files = plan_files(pieces, rank)
     for name, inside in files.items():

@@ -76,17 +76,16 @@ def test_a_classifier_that_is_no_better_than_its_most_frequent_class_is_caught()
     assert "“a”" in verdict_of(record).findings[0].text
 
 
-def test_rollbacks_skipped_batches_and_restarts_are_counted():
+def test_rollbacks_and_restarts_are_counted():
     incidents = (
         Incident(step=21, message="spike"),
-        Incident(step=21, kind=IncidentKind.SKIPPED_BATCH, message="left out"),
         Incident(step=30, kind=IncidentKind.RESTART, message="resumed"),
         Incident(step=50, kind=IncidentKind.EARLY_STOP, message="no better for 3 evaluations"),
     )
     record = calm(incidents=incidents)
     assert titles(record, Level.WARNING) == ["The loss spiked"]
     assert titles(record, Level.NOTE) == ["Stopped early at step 50", "1 restart"]
-    assert verdict_of(record).findings[0].text.startswith("1 rollback and 1 skipped batch (at step 21).")
+    assert verdict_of(record).findings[0].text.startswith("1 rollback (at step 21), the batch left out")
 
 
 @pytest.mark.parametrize(("truncated", "warned"), [(50, False), (51, True)])

@@ -168,7 +168,7 @@ class Checkpointer:
         self._due = _Due(state.step, cursor, finite)
         try:
             snapshot = self._snapshots.take(model, optimizer, state)
-            self._start(self._upload, snapshot)
+            self._start(self._upload, snapshot, must)
         except DiskFull as full:
             if must:
                 self._error = full.refused(f"save the checkpoint of step {state.step}")
@@ -199,7 +199,7 @@ class Checkpointer:
         self._part = self._pool.submit(work, *arguments)
         self._jobs.append(self._part)
 
-    def _upload(self, snapshot: Snapshot) -> None:
+    def _upload(self, snapshot: Snapshot, last: bool) -> None:
         # before this rank's files are replaced, and so before any manifest of them can be written
         self._shelf.clear(snapshot.step)
         uri = self._shelf.folder(snapshot.step)
@@ -207,6 +207,8 @@ class Checkpointer:
             self._snapshots.upload(snapshot, self.store, uri, self._transfers)
         except DiskFull as full:
             self._say_missing(snapshot.step, full)
+        if last:
+            self._snapshots.release()
 
     def _say_missing(self, step: int, full: DiskFull) -> None:
         self._shelf.clear(step)
@@ -296,6 +298,7 @@ class Checkpointer:
                 ranks raise the same.
         """
         self.wait()
+        self._snapshots.release()  # the room is needed for what is fetched
         found = self._restore_first(lambda: self._shelf.manifests(before), model, optimizer)
         if found is None:
             return None

@@ -8,6 +8,7 @@ doesn't depend on how many ranks wrote it, nor on the strategy. torch's own file
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 from pydantic import Field
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -52,6 +52,14 @@ __all__ = [
 
 FILE_BYTES = 256 << 20
 """Files are closed once they hold this much: several travel at once, and reading maps no more than one into memory."""
+
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""Names of the safetensors format."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +198,24 @@ def plan_files(pieces: Iterable[Piece], rank: int) -> dict[str, list[Piece]]:
 
 
 def write_file(pieces: Iterable[Piece], path: Path) -> None:
-    """Write pieces to one file. Values that are in the CPU's memory are not copied on the way."""
-    save_file({piece.key: piece.values().to("cpu").contiguous() for piece in pieces}, path)
+    """Write pieces as safetensors to one file, over what it held. One after the other, and without a copy on the CPU.
+
+    The library's `save_file` begins with an empty file. The step waits for this, and memory that the kernel still has
+    of the file is written four times as fast as memory that it has to find first.
+    """
+    pieces = sorted(pieces, key=lambda piece: -piece.dtype.itemsize)  # so that all are aligned, as the format has it
+    header, end = {}, 0
+    for piece in pieces:
+        begin, end = end, end + piece.size_bytes
+        header[piece.key] = {"dtype": DTYPES[piece.dtype], "shape": piece.size, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for piece in pieces:
+            values = piece.values().to("cpu").contiguous().reshape(-1)
+            file.write(memoryview(values.view(torch.uint8).numpy()))
+        file.truncate()
 
 
 def facts_of(files: Mapping[str, Iterable[Piece]]) -> tuple[PieceFacts, ...]:

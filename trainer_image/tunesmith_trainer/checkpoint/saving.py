@@ -1,8 +1,8 @@
 """One rank's part of one checkpoint: the snapshot, which the step waits for, and its upload, which it doesn't.
 
 On the CPU the snapshot is written straight from the model's memory to files in scratch: they cost page cache, not
-memory of the process. From a GPU it is copied to pinned memory first, and written to files beside training. Called by
-`checkpointer`.
+memory of the process, and each snapshot is written over the one before. From a GPU it is copied to pinned memory
+first, and written to files beside training. Called by `checkpointer`.
 """
 
 from __future__ import annotations
@@ -67,12 +67,16 @@ class Snapshots:
         Raises:
             DiskFull: there is no room for them.
         """
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
         pieces = own_pieces(held_tensors(model, optimizer), self.rank, self.world_size)
-        need_disk(self.folder, sum(piece.size_bytes for piece in pieces) * self.neighbours, self.disk_usage)
+        files = plan_files(pieces, self.rank)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in [path for path in self.folder.iterdir() if path.name not in files]:
+            path.unlink()
+        held = sum(path.stat().st_size for path in self.folder.iterdir())
+        more = max(0, sum(piece.size_bytes for piece in pieces) - held)
+        need_disk(self.folder, more * self.neighbours, self.disk_usage)
         text = state.to_json() if self.rank == 0 else b""
-        snapshot = Snapshot(state.step, self.folder, plan_files(pieces, self.rank), text, written=False)
+        snapshot = Snapshot(state.step, self.folder, files, text, written=False)
         on_gpu = next(model.parameters()).is_cuda
         return self._copied(snapshot) if on_gpu and self._has_memory_for(pieces) else self._written(snapshot)
 
@@ -99,14 +103,18 @@ class Snapshots:
             for name, pieces in snapshot.files.items():
                 write_file(pieces, snapshot.folder / name)
         except OSError as error:
-            shutil.rmtree(snapshot.folder, ignore_errors=True)
+            self.release()
             if full := disk_full(error):
                 raise full from error
             raise
         return replace(snapshot, written=True)
 
+    def release(self) -> None:
+        """Delete the files that are kept for the next snapshot to be written over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def upload(self, snapshot: Snapshot, store: ObjectStore, uri: str, pool: Executor) -> None:
-        """Upload a snapshot and, after it, its index; then delete the local files.
+        """Upload a snapshot and, after it, its index.
 
         Raises:
             Failure: it could not be uploaded.
@@ -122,7 +130,6 @@ class Snapshots:
         for path, digest, upload in sent:
             upload.result()
             entries.append(FileEntry(path=path.name, size=path.stat().st_size, sha256=digest.result()))
-            path.unlink()
         if snapshot.state:
             store.put_bytes(f"{uri}/{STATE}", snapshot.state)
             entries.append(entry_of_bytes(STATE, snapshot.state))

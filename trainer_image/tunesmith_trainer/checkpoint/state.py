@@ -7,6 +7,7 @@ name (`layers.0.weight`), one of the optimizer's by `<parameter>:<its name>` (`l
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -42,7 +43,9 @@ class RunState:
     best_step: int = 0
     evaluations_without_improvement: int = 0
     events: list[dict[str, int | str]] = field(default_factory=list)
-    """What went wrong and was healed: `step` and `text`."""
+    """What happened on the way, for the report: `step`, `kind` (one of its IncidentKinds) and `text`."""
+    began_unix: float = field(default_factory=time.time)
+    """When the run was first started, in seconds since 1970."""
     samples_before: list[str] = field(default_factory=list)
     """What the model answered to the report's questions before its first step."""
     scaler: dict[str, float] = field(default_factory=dict)

@@ -115,7 +115,6 @@ def render(record: RunRecord) -> str:
         samples=[sample for sample in record.samples if sample.after is not None or sample.before is not None],
         shorten=_shorten,
         environment_rows=_environment_rows(record),
-        phases=_phases(record),
         storage=storage,
         count=count,
     )
@@ -215,14 +214,6 @@ def _environment_rows(record: RunRecord) -> list[tuple[str, str]]:
         rows.append(("trained parameters", f"{count(facts.trained_parameters)} ({share})"))
         rows.append(("all parameters", count(facts.total_parameters)))
     return rows
-
-
-def _phases(record: RunRecord) -> list[tuple[str, str, float]]:
-    """Return (phase, when it was reached, its part of the longest in percent)."""
-    reached = record.environment.phase_seconds
-    longest = max(reached.values(), default=0.0) or 1.0
-    ordered = sorted(reached.items(), key=lambda item: item[1])
-    return [(metric(name).label, duration(seconds), 100 * seconds / longest) for name, seconds in ordered]
 
 
 def _classes(record: RunRecord) -> list[ClassResult]:

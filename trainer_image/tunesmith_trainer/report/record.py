@@ -231,7 +231,6 @@ class IncidentKind(StrEnum):
     """What happened on the way."""
 
     ROLLBACK = "Rollback"
-    SKIPPED_BATCH = "SkippedBatch"
     RESTART = "Restart"
     EARLY_STOP = "EarlyStop"
 
@@ -256,9 +255,6 @@ class Environment(_Part):
     total_parameters: int | None = None
     train_seconds: float | None = Field(default=None, description="Time spent in optimizer steps.")
     wall_seconds: float | None = Field(default=None, description="From the first start to the end.")
-    phase_seconds: dict[str, float] = Field(
-        default_factory=dict, description="Start-up phase → seconds from the start until it was reached."
-    )
 
 
 class Checkpoint(_Part):

@@ -202,12 +202,12 @@ def _about_majority(record: RunRecord) -> Iterator[Finding]:
 
 def _about_course(record: RunRecord) -> Iterator[Finding]:
     rolled = [item for item in record.incidents if item.kind is IncidentKind.ROLLBACK]
-    skipped = [item for item in record.incidents if item.kind is IncidentKind.SKIPPED_BATCH]
-    if rolled or skipped:
-        steps = ", ".join(str(item.step) for item in (rolled or skipped)[:8])
-        numbers = ((len(rolled), "rollback"), (len(skipped), "skipped batch"))
-        happened = " and ".join(_times(number, what) for number, what in numbers if number)
-        text = f"{happened} (at step {steps}). A lower learning rate or a longer warm-up makes them rarer."
+    if rolled:
+        steps = ", ".join(str(item.step) for item in rolled[:8])
+        text = (
+            f"{_times(len(rolled), 'rollback')} (at step {steps}), the batch left out each time. "
+            "A lower learning rate or a longer warm-up makes them rarer."
+        )
         yield Finding(Level.WARNING, "The loss spiked", text)
     stopped = next((item for item in record.incidents if item.kind is IncidentKind.EARLY_STOP), None)
     if stopped:
@@ -229,7 +229,7 @@ def _about_course(record: RunRecord) -> Iterator[Finding]:
 
 
 def _times(number: int, what: str) -> str:
-    return f"{count(number)} {what}" if number == 1 else f"{count(number)} {what}{'es' if what.endswith('h') else 's'}"
+    return f"{count(number)} {what}" if number == 1 else f"{count(number)} {what}s"
 
 
 def _about_convergence(record: RunRecord) -> Iterator[Finding]:
