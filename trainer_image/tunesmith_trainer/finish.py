@@ -134,7 +134,7 @@ def _record(run: TrainingRun, model: nn.Module, metrics: dict[str, float]) -> Ru
 
 def _kind(event: Mapping[str, int | str]) -> IncidentKind:
     """What an event of the run's state is; before it had a kind there were only rollbacks."""
-    return IncidentKind(event.get("kind", IncidentKind.ROLLBACK))
+    return IncidentKind(str(event.get("kind", IncidentKind.ROLLBACK)))
 
 
 def _confusion(run: TrainingRun) -> Confusion | None:
