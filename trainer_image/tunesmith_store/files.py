@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +52,7 @@ def entries_below(root: Path) -> tuple[FileEntry, ...]:
     return tuple(file_entry(root, path) for path in sorted(files))
 
 
-def verify(root: Path, entries: tuple[FileEntry, ...]) -> str:
+def verify(root: Path, entries: Iterable[FileEntry]) -> str:
     """Return the path of the first file that is missing or not what its entry says; "" where all are right."""
     for entry in entries:
         path = root / entry.path
@@ -70,10 +70,12 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def fetch_model(store: ObjectStore, uri: str, folder: Path, field: str = "spec.model.uri") -> Path:
+def fetch_model(
+    store: ObjectStore, uri: str, folder: Path, field: str = "spec.model.uri", *, weights: bool = True
+) -> Path:
     """Download a model folder once per pod; return its local folder. A model of ours is verified by its manifest.
 
-    `field` is the spec's name of `uri`, for the message.
+    `field` is the spec's name of `uri`, for the message. Without `weights`, the rest is fetched: what the model is.
 
     Raises:
         UserError: there is nothing at `uri`.
@@ -92,9 +94,11 @@ def fetch_model(store: ObjectStore, uri: str, folder: Path, field: str = "spec.m
         wanted = {entry.path for entry in manifest.files} if manifest else None
         names = [info.uri.removeprefix(base) for info in objects]
         names = [name for name in names if (name in wanted if wanted is not None else _is_model_file(name))]
+        names = [name for name in names if weights or not name.endswith(".safetensors")]
         with ThreadPoolExecutor(4, thread_name_prefix="download") as pool:
             list(pool.map(lambda name: store.download(base + name, folder / name), names))
-        if manifest and (bad := verify(folder, manifest.files)):
+        fetched = [entry for entry in manifest.files if entry.path in names] if manifest else []
+        if bad := verify(folder, fetched):
             raise Retryable(f"{base}{bad} is not what {keys.MODEL_MANIFEST} says: it is damaged or being rewritten")
         (folder / DONE).touch()
     return folder

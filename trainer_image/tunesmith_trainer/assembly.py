@@ -21,6 +21,7 @@ from tunesmith_store.files import fetch_model
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer import data, memory, methods, parallel
 from tunesmith_trainer.attention import packs_exactly
+from tunesmith_trainer.base_model import fetch_base
 from tunesmith_trainer.group import Group
 from tunesmith_trainer.methods.distillation import Distiller
 from tunesmith_trainer.model import Numerics, apply_dropout, enable_gradient_checkpointing, load_options, stored_dtype
@@ -55,7 +56,7 @@ def load_inputs(plan: TrainingPlan, scratch: Path, group: Group, store: ObjectSt
         UserError: the model or the data can't be used.
         Retryable: the store can't be reached.
     """
-    base = fetch_model(store, plan.model_uri, scratch / "model")
+    base = fetch_base(plan, store, scratch)
     task = task_for(plan, json.loads((base / "config.json").read_text()))
     task.load_processor(base)
     prepared = data.prepare(plan, task, store, scratch, writer=group.rank == 0, log=log)

@@ -17,6 +17,7 @@ from tunesmith_api.reports import ModelRef
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_trainer import methods
+from tunesmith_trainer.data import DataStatistics
 from tunesmith_trainer.export import Export, describe, publish, write_model
 from tunesmith_trainer.model import stored_dtype
 from tunesmith_trainer.report.attribution import explained
@@ -115,7 +116,7 @@ def _record(run: TrainingRun, model: nn.Module, metrics: dict[str, float]) -> Ru
         update={
             "pipeline_tag": run.task.pipeline_tag,
             "higher_is_better": tuple(sorted(run.task.higher_is_better)),
-            "data": Data.of(run.inputs.prepared.statistics, confusion.labels if confusion else ()),
+            "data": Data.of(_statistics(run), confusion.labels if confusion else ()),
             "confusion": confusion,
             "worst": _worst(run, model),
             "samples": _samples(run, model),
@@ -130,6 +131,12 @@ def _record(run: TrainingRun, model: nn.Module, metrics: dict[str, float]) -> Ru
             "model": SavedModel(uri=plan.output_uri, step=run.saved_step),
         }
     )
+
+
+def _statistics(run: TrainingRun) -> DataStatistics:
+    facts = run.dataset_facts
+    left_out = {"bad_rows": facts.bad_rows, "first_bad_row": facts.first_bad_row}
+    return run.inputs.prepared.statistics.model_copy(update=left_out)
 
 
 def _kind(event: Mapping[str, int | str]) -> IncidentKind:

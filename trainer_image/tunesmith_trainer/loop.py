@@ -99,6 +99,7 @@ class TrainingRun:
         self.tracker = Tracker.silent()
         self.last_evaluation: Evaluation | None = None
         self._recent: list[tuple[float, int]] = []
+        self._left_out = order.LeftOut()
 
     def run(self) -> RunResult:
         """Train to the end.
@@ -144,7 +145,7 @@ class TrainingRun:
         self.report.update(state=TrainerState.PREPARING, message="loading model and data")
         self.inputs = load_inputs(plan, scratch, self.group, self.store, self.report.log)
         self.task, self.max_steps = self.inputs.task, self.inputs.max_steps
-        self.report.update(dataset=self.inputs.prepared.facts)
+        self.report.update(dataset=self.dataset_facts)
         self.report.phase("dataLoaded")
         self.parts = assemble(plan, self.inputs, self.group, self.store, scratch, self.report.log)
         self.report.phase("modelLoaded")
@@ -179,6 +180,7 @@ class TrainingRun:
         text = f"resumed from step {self.state.step}"
         self._happened(IncidentKind.RESTART, self.state.step, text)
         self.report.log(f"{text} of {reference.uri if reference else ''}")
+        self.report.update(dataset=self.dataset_facts)
 
     def _happened(self, kind: IncidentKind, step: int, text: str) -> None:
         self.state.events = [*self.state.events, {"step": step, "kind": kind.value, "text": text}]
@@ -210,6 +212,7 @@ class TrainingRun:
         share = self.inputs.order.share(step, parts.wrapped.dp_rank, parts.wrapped.dp_size)
         # what a step draws at random (masks, dropout) is a function of the step and the rank
         torch.manual_seed(order.step_seed(training.seed, step, parts.wrapped.dp_rank))
+        self._left_out = self.inputs.order.left_out
         tokens = sum(example.length for example in share)
         idle = 0 if share else 1
         if idle:  # a small last batch may leave this rank without an example, but not out of the reduction
@@ -232,7 +235,8 @@ class TrainingRun:
         began = time.monotonic()
         batches, tokens, idle = self._batches()
         units = sum(batch.units for batch in batches[: len(batches) - idle])
-        agreed = self.group.sum([units, tokens, self.pod.stop_file.exists(), self.checkpointer.ready])
+        stop, ready = self.pod.stop_file.exists(), self.checkpointer.ready
+        agreed = self.group.sum([units, tokens, stop, ready, self._left_out.count])
         shared = parts.wrapped.ranks_per_replica
         all_units, all_tokens = agreed[0] / shared, int(agreed[1] / shared)
         self.checkpointer.settle(agreed[3])
@@ -257,10 +261,31 @@ class TrainingRun:
         take_step(parts.wrapped, parts.optimizer, learning_rate=rate, scaler=parts.scaler)
         state.step += 1
         state.tokens += all_tokens
+        if agreed[4]:
+            self._note_left_out(int(agreed[4] / shared))
         if state.step == 1 or state.step % self.plan.training.logging_steps == 0 or state.step == self.max_steps:
             self._record(loss, rate, norm, all_tokens, time.monotonic() - began)
         state.train_seconds += time.monotonic() - began
         self.after_step(state.step)
+
+    def _note_left_out(self, rows: int) -> None:
+        """Count the rows of this step that couldn't be used; all ranks know that there were some."""
+        first = next(filter(None, self.group.meet(self._left_out.first)), "")
+        if not self.state.first_bad_row:
+            self.report.log(f"warning: a bad row is left out: {first}; status.dataset.badRows counts them")
+        self.state.bad_rows += rows
+        self.state.first_bad_row = self.state.first_bad_row or first
+        self.report.update(dataset=self.dataset_facts)
+
+    @property
+    def dataset_facts(self) -> DatasetFacts:
+        """What the data turned out to hold, so far."""
+        facts, state = self.inputs.prepared.facts, self.state
+        found = {
+            "bad_rows": facts.bad_rows + state.bad_rows,
+            "first_bad_row": facts.first_bad_row or state.first_bad_row,
+        }
+        return facts.model_copy(update=found)
 
     def _roll_back(self, trouble: str) -> None:
         """Go back to the newest good checkpoint and leave the batch of this step out; bounded."""
@@ -460,6 +485,7 @@ class TrainingRun:
         self.report.update(state=TrainerState.SAVING, message="saving the tuned model", eta_seconds=0)
         metrics = self.metrics()
         model = finish(self, metrics)
-        facts = self.inputs.prepared.facts
         steps = self.state.step
-        return RunResult(model, self.checkpointer.newest, metrics, steps, steps, self.state.restarts, facts)
+        return RunResult(
+            model, self.checkpointer.newest, metrics, steps, steps, self.state.restarts, self.dataset_facts
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import resource
 from contextlib import AbstractContextManager
@@ -262,7 +263,7 @@ def pad_id(tokenizer: Any) -> int:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Return the number format of the weights on disk: the tuned model is saved in the same."""
+    """Return the number format of the weights on disk, or else of config.json: the tuned model is saved in the same."""
     from safetensors import safe_open
 
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -272,4 +273,6 @@ def stored_dtype(folder: Path) -> torch.dtype:
                 kind = tensors.get_slice(key).get_dtype()
                 if kind in names:
                     return names[kind]
-    return torch.float32
+    config = json.loads((folder / "config.json").read_text())
+    named = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return named if named in names.values() else torch.float32

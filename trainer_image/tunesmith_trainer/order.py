@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from tunesmith_trainer.tasks.base import Example
 
 __all__ = [
     "Examples",
+    "LeftOut",
     "SetOrder",
     "TrainingOrder",
     "cursor_at",
@@ -108,6 +109,14 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return random.Random(f"tunesmith-step:{seed}:{step}:{rank}").getrandbits(63)
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows that couldn't be used: how many, and what is wrong with the first."""
+
+    count: int = 0
+    first: str = ""
+
+
 class Examples(Protocol):
     """A set of encoded examples; `data.ExampleSet` is one."""
 
@@ -124,6 +133,10 @@ class TrainingOrder(Protocol):
     steps_per_epoch: int | None
     """None where the data is read while training, and nobody knows how long it is."""
 
+    @property
+    def left_out(self) -> LeftOut:
+        """The rows that the last `share` left out, unless an earlier epoch has met them already."""
+
     def share(self, step: int, rank: int, world_size: int) -> list[Example]:
         """Return one rank's part of the global batch of step `step`, counted from 0."""
 
@@ -133,6 +146,8 @@ class TrainingOrder(Protocol):
 
 class SetOrder:
     """A new random order in each epoch."""
+
+    left_out = LeftOut()  # such rows were counted while the set was made
 
     def __init__(self, examples: Examples, global_batch_size: int, seed: int) -> None:
         self._examples, self._size, self._seed = examples, global_batch_size, seed

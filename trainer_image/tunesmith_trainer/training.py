@@ -18,8 +18,8 @@ from typing import Any
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_store.errors import Failure
-from tunesmith_store.files import fetch_model
 from tunesmith_store.router import store_of
+from tunesmith_trainer.base_model import fetch_base
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.handover import Answer, Assignment, socket_path
 from tunesmith_trainer.lean import hide_unused
@@ -99,7 +99,7 @@ def _prepare(plan: TrainingPlan, pod: PodEnvironment) -> None:
 
 def _fetch(plan: TrainingPlan, pod: PodEnvironment) -> None:
     try:
-        fetch_model(store_of(plan), plan.model_uri, pod.scratch / "model")
+        fetch_base(plan, store_of(plan), pod.scratch)
     except Failure as error:
         print(error.message, flush=True)
 

@@ -6,6 +6,7 @@ from multiprocessing import get_context
 import pytest
 from ranks import Stopped, run_ranks
 
+from support.plans import dataset
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.v1alpha1.training import EarlyStopping
 from tunesmith_trainer.errors import Interrupted
@@ -110,6 +111,24 @@ def test_a_run_that_stopped_early_has_ended_also_for_who_resumes_it(
     assert state.step == 6
     assert [event["kind"] for event in state.events] == ["EarlyStop", "Restart"]
     assert b"Stopped early at step 6" in object_store.get_bytes(f"{again.output_uri}/report.html")
+
+
+def test_rows_left_out_while_streaming_are_counted_once(
+    pool, plan_of, local_job, object_store, tmp_path, rows, make_training
+):
+    # 48 rows, 8 to a step: every row twice in 12 steps, the bad ones on either rank
+    mixed = [{"messages": "none"} if number % 7 == 3 else row for number, row in enumerate(rows(48))]
+    object_store.put_json_lines(mixed, f"{local_job}/mixed.jsonl")
+    source = dataset(f"{local_job}/mixed.jsonl", f"{local_job}/eval.jsonl", streaming=True, onBadRow="Skip")
+    plan = plan_of(dataset=source, training=make_training(max_steps=STEPS))
+    environment = object_store.environment()
+    crashed, _ = run_ranks(pool, plan, tmp_path / "first", 2, environment, crash_after=5)
+    assert isinstance(crashed, Stopped)
+    result, state = run_ranks(pool, plan, tmp_path / "second", 1, environment)
+    assert not isinstance(result, Exception), result
+    assert steps(state) == list(range(1, STEPS + 1))
+    assert result.dataset.bad_rows == sum(number % 7 == 3 for number in range(48))
+    assert f"{local_job}/mixed.jsonl line " in result.dataset.first_bad_row
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 1), (1, 8), (2, 1), (2, 3)])

@@ -72,6 +72,12 @@ def test_a_whole_model_is_fetched_without_what_training_does_not_read(hub, tmp_p
     assert names == {"config.json", "model.safetensors", "tokenizer.json"}
 
 
+def test_a_model_that_begins_at_random_is_fetched_without_its_weights(hub, tmp_path):
+    hub.model("o/n").push(MODEL)
+    folder = fetch_model(HubStore(hub.url), "hf://o/n", tmp_path / "model", weights=False)
+    assert {path.name for path in folder.iterdir() if path.name[0] != "."} == {"config.json", "tokenizer.json"}
+
+
 @pytest.mark.parametrize(
     ("uri", "revision", "reason", "words"),
     [

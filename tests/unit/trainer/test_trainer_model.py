@@ -99,6 +99,15 @@ def test_what_was_used_grows_with_what_is_held():
 # ---- loading
 
 
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [({"dtype": "bfloat16"}, torch.bfloat16), ({"torch_dtype": "float16"}, torch.float16), ({}, torch.float32)],
+)
+def test_without_weights_the_configuration_says_their_format(tmp_path, config, kind):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert stored_dtype(tmp_path) is kind
+
+
 def test_weights_are_loaded_in_the_format_asked_for_and_stay_what_they_were(tmp_path):
     original = llama().to(torch.bfloat16)
     original.save_pretrained(tmp_path)

@@ -97,7 +97,6 @@ def test_the_page_tells_the_run(page):
         "s3://models/sentiment",
         "the loss jumped to 4.1 from 0.7",
         "training.learningRate",
-        "first step",
         "user: is it late?",
         "91 MB",
     ):

@@ -44,6 +44,9 @@ class RunState:
     evaluations_without_improvement: int = 0
     events: list[dict[str, int | str]] = field(default_factory=list)
     """What happened on the way, for the report: `step`, `kind` (one of its IncidentKinds) and `text`."""
+    bad_rows: int = 0
+    """Training rows left out so far, where they are read while training."""
+    first_bad_row: str = ""
     began_unix: float = field(default_factory=time.time)
     """When the run was first started, in seconds since 1970."""
     samples_before: list[str] = field(default_factory=list)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from tunesmith_api.artifacts import DataCursor
@@ -25,6 +25,7 @@ from tunesmith_trainer.data.encoded import Augmenter
 from tunesmith_trainer.data.images import ImageLoader
 from tunesmith_trainer.data.rows import BadRows, RawRow, RowChecker, columns_of
 from tunesmith_trainer.data.sources import Source
+from tunesmith_trainer.order import LeftOut
 from tunesmith_trainer.tasks.base import BadRow, Example, Task
 
 __all__ = ["ShuffledRows", "StreamingOrder", "check_streamable"]
@@ -128,21 +129,25 @@ class StreamingOrder:
         rows: ShuffledRows,
         encode: Callable[[int, int, RawRow], list[Example]],
         global_batch_size: int,
-        bad: BadRows | None = None,
+        on_bad_row: OnBadRow = OnBadRow.FAIL,
     ) -> None:
         """Take note of where rows come from; nothing is read yet.
 
         Args:
             rows: all rows of all epochs.
-            encode: turns (epoch, number, row) into examples; none where there is nothing to learn in it.
+            encode: turns (epoch, number, row) into examples; none where there is nothing to learn in it. It raises
+                BadRow where a row can't be used.
             global_batch_size: rows of a step over all ranks.
-            bad: what `encode` tells of rows that can't be used.
+            on_bad_row: what to do about those.
         """
-        self._rows, self._encode, self._size = rows, encode, global_batch_size
-        self.bad = bad if bad is not None else BadRows(OnBadRow.FAIL)
-        """Rows of this rank that couldn't be used, so far."""
+        self._rows, self._encode, self._size, self._on_bad_row = rows, encode, global_batch_size, on_bad_row
         self._reader: _Reader | None = None
-        self._last: tuple[tuple[int, int, int], list[Example]] | None = None
+        self._last: tuple[tuple[int, int, int], _Encoded] | None = None
+
+    @property
+    def left_out(self) -> LeftOut:
+        """The rows that the last `share` left out, unless an earlier epoch has met them already."""
+        return self._last[1].left_out if self._last else LeftOut()
 
     @classmethod
     def of(
@@ -151,16 +156,11 @@ class StreamingOrder:
         """Return the order of a plan's training data."""
         training = plan.training
         rows = ShuffledRows(source.rows, source.name, training.seed, plan.dataset.shuffle_buffer_size)
-        bad = BadRows(plan.dataset.on_bad_row)
-        checker = RowChecker(task, columns_of(plan), ImageLoader(store), bad)
+        checker = RowChecker(task, columns_of(plan), ImageLoader(store), BadRows(plan.dataset.on_bad_row))
 
         def encode(epoch: int, number: int, raw: RawRow) -> list[Example]:
-            try:
-                row = checker.check(raw)
-                examples = task.encode(row)
-            except BadRow as error:
-                bad.refuse(raw.where, error)
-                return []
+            row = checker.check(raw)
+            examples = task.encode(row)
             changed = (
                 [augmenter.example(row, part, number, epoch) for part in range(len(examples))] if augmenter else []
             )
@@ -168,7 +168,7 @@ class StreamingOrder:
                 examples = [new or old for new, old in zip(changed, examples, strict=True)]
             return [replace(example, epoch=epoch) for example in examples if example.units]
 
-        return cls(rows, encode, training.global_batch_size, bad)
+        return cls(rows, encode, training.global_batch_size, plan.dataset.on_bad_row)
 
     def share(self, step: int, rank: int, world_size: int) -> list[Example]:
         """Return one rank's part of the global batch of step `step`, counted from 0.
@@ -178,14 +178,12 @@ class StreamingOrder:
             Retryable: the store can't be reached.
         """
         key = (step, rank, world_size)
-        if self._last is not None and self._last[0] == key:
-            return list(self._last[1])
-        if self._reader is None or self._reader.next != key:
-            self.close()
-            self._reader = _Reader(self, key)
-        examples = self._reader.take()
-        self._last = (key, examples)
-        return list(examples)
+        if self._last is None or self._last[0] != key:
+            if self._reader is None or self._reader.next != key:
+                self.close()
+                self._reader = _Reader(self, key)
+            self._last = (key, self._reader.take())
+        return list(self._last[1].examples)
 
     def cursor(self, step: int) -> DataCursor:
         """Return where in the data training stands once `step` steps are done."""
@@ -199,12 +197,30 @@ class StreamingOrder:
             self._reader.close()
             self._reader = None
 
-    def shares(self, step: int, rank: int, world_size: int) -> Iterator[list[Example]]:
+    def shares(self, step: int, rank: int, world_size: int) -> Iterator[_Encoded]:
         """Yield one rank's parts from a step on."""
         rows = self._rows.start(step * self._size)
         while True:
             own = [row for place, row in enumerate(islice(rows, self._size)) if place % world_size == rank]
-            yield [example for row in own for example in self._encode(*row)]
+            yield self._encoded(own)
+
+    def _encoded(self, rows: Iterable[tuple[int, int, RawRow]]) -> _Encoded:
+        examples: list[Example] = []
+        bad, met_before = BadRows(self._on_bad_row), BadRows(self._on_bad_row)
+        for epoch, number, raw in rows:
+            try:
+                examples += self._encode(epoch, number, raw)
+            except BadRow as error:
+                (met_before if epoch else bad).refuse(raw.where, error)
+        return _Encoded(examples, LeftOut(bad.count, bad.first))
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One rank's part of a step."""
+
+    examples: list[Example]
+    left_out: LeftOut
 
 
 class _Reader:
@@ -212,20 +228,20 @@ class _Reader:
 
     def __init__(self, order: StreamingOrder, key: tuple[int, int, int]) -> None:
         self.next = key
-        self._queue: queue.Queue[list[Example] | Exception] = queue.Queue(AHEAD)
+        self._queue: queue.Queue[_Encoded | Exception] = queue.Queue(AHEAD)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(order, *key), name="data", daemon=True)
         self._thread.start()
 
     def _run(self, order: StreamingOrder, step: int, rank: int, world_size: int) -> None:
         try:
-            for examples in order.shares(step, rank, world_size):
-                if not self._put(examples):
+            for encoded in order.shares(step, rank, world_size):
+                if not self._put(encoded):
                     return
         except Exception as error:  # raised again where the step is asked for
             self._put(error)
 
-    def _put(self, item: list[Example] | Exception) -> bool:
+    def _put(self, item: _Encoded | Exception) -> bool:
         while not self._ended.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -234,8 +250,8 @@ class _Reader:
             return True
         return False
 
-    def take(self) -> list[Example]:
-        """Return the next step's examples."""
+    def take(self) -> _Encoded:
+        """Return the next step's part."""
         item = self._queue.get()
         if isinstance(item, Exception):
             raise item
