@@ -96,6 +96,11 @@ class PodEnvironment:
         return self.scratch / "interrupted.json"
 
     @property
+    def micro_batch_file(self) -> Path:
+        """The micro-batch size that is small enough for this pod, where the plan's has turned out not to be."""
+        return self.scratch / "micro-batch"
+
+    @property
     def threads(self) -> int:
         """Compute threads for one training process: the CPU limit in whole cores, at least 1."""
         cores = self.cpu_millicores // 1000 if self.cpu_millicores else (os.cpu_count() or 1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import CheckpointRef, MemoryFacts
-from tunesmith_store.errors import Failure, UserError
+from tunesmith_store.errors import Failure, Retryable, UserError
 
-__all__ = ["Interrupted", "OutOfMemory"]
+__all__ = ["Interrupted", "OutOfMemory", "SmallerMicroBatch"]
 
 
 class OutOfMemory(UserError):
@@ -15,6 +15,13 @@ class OutOfMemory(UserError):
     def __init__(self, message: str, memory: MemoryFacts) -> None:
         super().__init__(Reason.OUT_OF_MEMORY, message, ExitCode.OUT_OF_MEMORY)
         self.memory = memory
+
+
+class SmallerMicroBatch(Retryable):
+    """A worker ran out of memory while it trained: the group goes on with half the micro-batch, to the same result."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Reason.OUT_OF_MEMORY)
 
 
 class Interrupted(Failure):

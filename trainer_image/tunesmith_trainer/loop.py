@@ -101,6 +101,11 @@ class TrainingRun:
         self._recent: list[tuple[float, int]] = []
         self._left_out = order.LeftOut()
 
+    @property
+    def is_assembled(self) -> bool:
+        """Whether model, data and optimizer are there: what fails now is a step's or an evaluation's fault."""
+        return hasattr(self, "parts")
+
     def run(self) -> RunResult:
         """Train to the end.
 

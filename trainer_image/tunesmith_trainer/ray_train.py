@@ -30,7 +30,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from tunesmith_store.errors import Failure, Retryable, UserError
 from tunesmith_trainer import rendezvous
-from tunesmith_trainer.errors import Interrupted
+from tunesmith_trainer.errors import Interrupted, SmallerMicroBatch
 from tunesmith_trainer.handover import ProcessLost
 
 __all__ = ["InProcessTrainer", "RestartPolicy", "cause_of"]
@@ -43,8 +43,8 @@ def _unwrapped(error: BaseException) -> BaseException:
 def cause_of(error: BaseException) -> BaseException:
     """Return the failure behind Ray Train's error that says most.
 
-    That is a user's error before any other, then an interruption, then a lost process (which explains whatever its
-    peers ran into), then a bug, and lost connections last.
+    That is a user's error before any other, then an interruption, then a lack of memory, then a lost process (which
+    explains whatever its peers ran into), then a bug, and lost connections last.
     """
     if isinstance(error, ControllerError):
         return error.controller_failure
@@ -52,7 +52,7 @@ def cause_of(error: BaseException) -> BaseException:
         return error
 
     def rank(failure: BaseException) -> int:
-        kinds = (UserError, Interrupted, RayActorError | ProcessLost, RayTrainError)
+        kinds = (UserError, Interrupted, SmallerMicroBatch, RayActorError | ProcessLost, RayTrainError)
         known = next((number for number, kind in enumerate(kinds) if isinstance(failure, kind)), None)
         return len(kinds) + isinstance(failure, Retryable) if known is None else known
 
@@ -62,8 +62,8 @@ def cause_of(error: BaseException) -> BaseException:
 class RestartPolicy(FailurePolicy):
     """Restart the group where that helps.
 
-    After a lost process, peer or store, a bounded number of times; after an interruption without counting it. A user's
-    error or a bug would only come again: end.
+    After a lost process, peer or store, a bounded number of times; after an interruption without counting it, nor after
+    a micro-batch that was too big, which can't go on for ever. A user's error or a bug would only come again: end.
     """
 
     def __init__(self, config: FailureConfig, restarted: Callable[[int, str], None]) -> None:
@@ -81,7 +81,7 @@ class RestartPolicy(FailurePolicy):
             return FailureDecision.RETRY if isinstance(cause, RayTrainError | RayError) else FailureDecision.RAISE
         if not isinstance(cause, Interrupted | Retryable | RayActorError | RayTrainError):
             return FailureDecision.RAISE
-        if not isinstance(cause, Interrupted):
+        if not isinstance(cause, Interrupted | SmallerMicroBatch):
             self._counted += 1
             if 0 <= self.failure_config.max_failures < self._counted:
                 return FailureDecision.RAISE

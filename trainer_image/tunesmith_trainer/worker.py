@@ -17,8 +17,8 @@ from tunesmith_api.reports import MemoryFacts
 from tunesmith_store.router import store_of
 from tunesmith_trainer import oom
 from tunesmith_trainer.environment import PodEnvironment
-from tunesmith_trainer.errors import OutOfMemory
-from tunesmith_trainer.group import join_group
+from tunesmith_trainer.errors import OutOfMemory, SmallerMicroBatch
+from tunesmith_trainer.group import Group, join_group
 from tunesmith_trainer.handover import Assignment
 from tunesmith_trainer.loop import TrainingRun
 from tunesmith_trainer.progress import ProgressPusher
@@ -36,11 +36,14 @@ def run(assignment: Assignment) -> dict[str, Any]:
     if pusher:
         pusher.phase("workersStarted")
     pod.interrupted_file.unlink(missing_ok=True)
-    with _announced(pod), _in_words(plan):
+    with _announced(pod):
         device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
         group = join_group(rank, world_size, assignment.address, device, plan.collective_timeout_seconds)
+        plan = _that_fits(plan, pod, group)
+        run = TrainingRun(plan, pod, group, store_of(plan), assignment.run_digest, pusher)
         try:
-            result = TrainingRun(plan, pod, group, store_of(plan), assignment.run_digest, pusher).run()
+            with _in_words(run):
+                result = run.run()
         finally:
             if pusher:
                 pusher.close()
@@ -66,23 +69,38 @@ def _announced(pod: PodEnvironment) -> Iterator[None]:
         mark.unlink(missing_ok=True)
 
 
+def _that_fits(plan: TrainingPlan, pod: PodEnvironment, group: Group) -> TrainingPlan:
+    """Return the plan with the smallest micro-batch that any pod has had to go down to."""
+    own = int(pod.micro_batch_file.read_text()) if pod.micro_batch_file.exists() else plan.training.micro_batch_size
+    training = plan.training.model_copy(update={"micro_batch_size": min(group.meet(own))})
+    return plan.model_copy(update={"training": training})
+
+
 @contextmanager
-def _in_words(plan: TrainingPlan) -> Iterator[None]:
+def _in_words(run: TrainingRun) -> Iterator[None]:
     """Turn running out of memory into what helps."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _out_of_memory(plan, error) from error
+        raise _out_of_memory(run, error) from error
     except RuntimeError as error:
         if "can't allocate memory" in str(error):
-            raise _out_of_memory(plan, error) from error
+            raise _out_of_memory(run, error) from error
         raise
 
 
-def _out_of_memory(plan: TrainingPlan, error: BaseException) -> OutOfMemory:
-    training = plan.training
+def _out_of_memory(run: TrainingRun, error: BaseException) -> OutOfMemory | SmallerMicroBatch:
+    plan, training = run.plan, run.plan.training
     memory = MemoryFacts(micro_batch_size=training.micro_batch_size, **_memory_numbers())
     where = "GPU memory" if plan.gpus_per_worker else "memory"
+    half = training.micro_batch_size // 2
+    if run.is_assembled and half:
+        # the process ends, and with it whatever is in pieces in the GPU's memory; the pod and its GPU stay
+        run.pod.micro_batch_file.write_text(str(half))
+        return SmallerMicroBatch(
+            f"a worker ran out of {where} with a micro-batch of {training.micro_batch_size}: going on with {half}, to "
+            f"the same result; set spec.training.microBatchSize to {half} to have it from the start"
+        )
     limit = f" of {memory.limit_bytes / 2**30:.1f}" if memory.limit_bytes else ""
     message = (
         f"a worker ran out of {where} (at most {memory.peak_bytes / 2**30:.1f}{limit} GiB used) with microBatchSize "

@@ -1,6 +1,7 @@
 """A training process of its own and its assignment, without Ray: real process, real training, real store."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from support.plans import dataset
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_store.errors import UserError
 from tunesmith_trainer import handover
 from tunesmith_trainer.environment import PodEnvironment
+from tunesmith_trainer.errors import SmallerMicroBatch
 from tunesmith_trainer.handover import Assignment, ProcessLost, assign
 
+ROWS = 1024
 ALONE = Assignment(rank=0, world_size=1, address="", run_digest="d" * 64)
 
 
@@ -44,8 +48,22 @@ class Site:
             "HF_HUB_OFFLINE": "1",
         }
         self.pod = PodEnvironment.read(self.environment)
+        self.process = self.start()
+
+    def start(self, memory_bytes: int = resource.RLIM_INFINITY) -> subprocess.Popen:
+        """Start the training process, as the supervisor does; another one once it has ended."""
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+
         with handover.log_path(self.pod, 0).open("wb") as log:
-            self.process = subprocess.Popen(handover.command(0), env=self.environment, stdout=log, stderr=log)
+            command = handover.command(0)
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, preexec_fn=limit)
+        return self.process
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def trains(self) -> bool:
         return self.pod.ranks_folder.is_dir() and any(self.pod.ranks_folder.iterdir())
@@ -68,8 +86,7 @@ def site(networks, pod_store):
 
     yield make
     for made in sites:
-        made.process.kill()
-        made.process.wait()
+        made.end()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -114,9 +131,28 @@ def test_a_training_process_ends_with_who_gave_it_its_assignment(site, job, make
 
 def test_where_no_training_process_comes_the_wait_ends(site, job, make_plan, monkeypatch):
     made = site(make_plan(job))
-    made.process.kill()
-    made.process.wait()
+    made.end()
     monkeypatch.setattr(handover, "WAIT_SECONDS", 1.0)
     handover.log_path(made.pod, 0).write_text("Fatal Python error: Segmentation fault\n\n")
     with pytest.raises(ProcessLost, match="Segmentation fault"):
         assign(made.pod, 0, ALONE)
+
+
+def test_where_memory_runs_out_the_micro_batch_is_halved_until_it_fits(site, job, pod_store, make_plan, make_training):
+    long = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 400}]}
+    pod_store.put_json_lines([long] * ROWS, f"{job}/long.jsonl")
+    training = make_training(max_steps=2, global_batch_size=ROWS, micro_batch_size=ROWS, max_length=256)
+    made = site(make_plan(job, training=training, dataset=dataset(f"{job}/long.jsonl")))
+    made.end()
+    messages, result = [], None
+    while result is None:
+        made.start(memory_bytes=2 << 30)
+        try:
+            result = assign(made.pod, 0, ALONE)
+        except SmallerMicroBatch as error:
+            messages.append(error.message)
+        made.process.wait(20)
+    assert messages
+    for number, message in enumerate(messages):
+        assert f"with a micro-batch of {ROWS >> number}: going on with {ROWS >> number + 1}" in message
+    assert result["global_step"] == 2

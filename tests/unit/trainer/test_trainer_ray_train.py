@@ -6,7 +6,7 @@ import pytest
 
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_store.errors import Retryable, UserError
-from tunesmith_trainer.errors import Interrupted
+from tunesmith_trainer.errors import Interrupted, SmallerMicroBatch
 
 ray = pytest.importorskip("ray")
 from ray.exceptions import ActorDiedError  # noqa: E402
@@ -66,6 +66,7 @@ DIED = ActorDiedError()
 GONE = ProcessLost("a training process ended unexpectedly")
 BUG = KeyError("oops")
 STOP = Interrupted(None)
+TIGHT = SmallerMicroBatch("a worker ran out of GPU memory with a micro-batch of 8: going on with 4")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,8 @@ STOP = Interrupted(None)
         ([LOST, BUG], BUG, FailureDecision.RAISE),
         ([LOST, LOST], LOST, FailureDecision.RETRY),
         ([LOST, STOP], STOP, FailureDecision.RETRY),
+        ([DIED, TIGHT], TIGHT, FailureDecision.RETRY),
+        ([TIGHT, USER], USER, FailureDecision.RAISE),
     ],
 )
 def test_the_failure_that_explains_most_decides(failures, cause, decision):
@@ -88,12 +91,12 @@ def test_the_failure_that_explains_most_decides(failures, cause, decision):
     assert RestartPolicy(FailureConfig(max_failures=1), lambda *_: None).make_decision(error) is decision
 
 
-def test_restarts_are_bounded_but_interruptions_do_not_count():
+def test_restarts_are_bounded_but_interruptions_and_smaller_micro_batches_do_not_count():
     told = []
     policy = RestartPolicy(FailureConfig(max_failures=2), lambda number, cause: told.append((number, cause)))
-    decisions = [policy.make_decision(group_error(error)) for error in (DIED, STOP, STOP, LOST, DIED)]
-    assert decisions == [FailureDecision.RETRY] * 4 + [FailureDecision.RAISE]
-    assert [number for number, _ in told] == [1, 2, 3, 4]
+    decisions = [policy.make_decision(group_error(error)) for error in (DIED, STOP, TIGHT, STOP, LOST, DIED)]
+    assert decisions == [FailureDecision.RETRY] * 5 + [FailureDecision.RAISE]
+    assert [number for number, _ in told] == [1, 2, 3, 4, 5]
 
 
 def test_a_group_that_waits_for_a_pod_is_tried_on_and_on():
