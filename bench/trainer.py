@@ -32,32 +32,35 @@ class Bench:
         self.work: Workload = prepare()
         self._count = 0
 
-    def bucket(self) -> str:
-        """A bucket of its own for one run, with model and data."""
-        base = self._new_bucket()
-        self.store.put_folder(self.work.model, f"{base}/model")
-        for name in ("train", "eval"):
-            self.store.put_file(getattr(self.work, name), f"{base}/{name}.jsonl")
-        return base
-
-    def _new_bucket(self) -> str:
+    @contextmanager
+    def bucket(self) -> Iterator[str]:
+        """A bucket of its own for one run; what the run leaves in it would fill the disk in the end."""
         self._count += 1
-        return self.store.ensure_bucket(f"bench-{self._count}")
+        base = self.store.ensure_bucket(f"bench-{self._count}")
+        try:
+            yield base
+        finally:
+            self.store.drop_bucket(base)
+
+    @contextmanager
+    def workload(self) -> Iterator[str]:
+        """A bucket for one run, with model and data."""
+        with self.bucket() as base:
+            self.store.put_folder(self.work.model, f"{base}/model")
+            for name in ("train", "eval"):
+                self.store.put_file(getattr(self.work, name), f"{base}/{name}.jsonl")
+            yield base
 
     def ours(self, *options: str, ranks: int = 1, steps: int | None = None) -> list[Figures]:
         """Our loop under torchrun's variables; each rank's figures."""
         count = str((steps or self.steps) + WARM)
         scratch = tempfile.mkdtemp(prefix="bench", dir=self.folder)
-        arguments = [self.bucket(), count, f"endpoint={self.store.endpoint_url}", f"warm={WARM}", f"scratch={scratch}"]
+        own = (f"endpoint={self.store.endpoint_url}", f"warm={WARM}", f"scratch={scratch}")
+        environment = self.store.environment()
         try:
-            return run_module(
-                "bench.ours",
-                *arguments,
-                *options,
-                ranks=ranks,
-                threads=2 // ranks,
-                environment=self.store.environment(),
-            )
+            with self.workload() as base:
+                arguments = (base, count, *own, *options)
+                return run_module("bench.ours", *arguments, ranks=ranks, threads=2 // ranks, environment=environment)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -101,7 +104,10 @@ class Bench:
         return compared(self.runs, self._under_ray, lambda: self.ours(ranks=2)[0], compare)
 
     def _under_ray(self) -> Figures:
-        base, scratch = self.bucket(), Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+        with self.workload() as base, tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as scratch:
+            return self._run_by_cli(base, Path(scratch))
+
+    def _run_by_cli(self, base: str, scratch: Path) -> Figures:
         plan = self.work.plan(base, self.steps + WARM)
         spec: dict[str, Any] = {
             "task": "ChatSFT", "model": {"uri": f"{base}/model"}, "dataset": {"train": {"uri": f"{base}/train.jsonl"}},
@@ -120,7 +126,6 @@ class Bench:
         command = [sys.executable, "-m", "tunesmith_cli", "run", "-f", str(job), "--work-dir", str(scratch)]
         environment = {**os.environ, **self.store.environment()}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        shutil.rmtree(scratch, ignore_errors=True)
         if done.returncode:
             raise RuntimeError(f"tunesmith run failed:\n{(done.stdout + done.stderr)[-3000:]}")
         history = json.loads(self.store.get_bytes(f"{base}/tuned/metrics.json"))["history"]
@@ -161,9 +166,9 @@ class Bench:
         """Checkpoint bytes per second against a bare multipart copy of the same bytes."""
 
         def once() -> Figures:
-            bucket = self._new_bucket()
-            arguments = (self.store.endpoint_url, bucket.removeprefix("s3://"))
-            run = run_module("bench.storage", *arguments, environment=self.store.environment())[0]
+            with self.bucket() as base:
+                arguments = (self.store.endpoint_url, base.removeprefix("s3://"))
+                run = run_module("bench.storage", *arguments, environment=self.store.environment())[0]
             return {
                 "upload_vs_multipart": run["plainUp"] / run["up"],
                 "restore_vs_multipart": run["plainDown"] / run["down"],

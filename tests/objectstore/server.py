@@ -163,6 +163,10 @@ class ObjectStore:
                 raise
         return f"s3://{name}"
 
+    def drop_bucket(self, uri: str) -> None:
+        """Delete the bucket of `s3://name` with all that is in it; its room on the disk is free at once."""
+        self.client().delete_bucket(Bucket=split_uri(uri)[0])
+
     def put_file(self, source: Path | str, uri: str) -> str:
         """Upload one file to `s3://bucket/key`; return the URI."""
         bucket, key = split_uri(uri)

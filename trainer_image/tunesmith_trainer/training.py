@@ -5,6 +5,7 @@ While Ray starts it does what needs no rank: the imports, and fetching the model
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -40,7 +41,8 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(connection, trained), name="ray", daemon=True).start()
     answer = _train(assignment)
     trained.set()
-    connection.send(answer)
+    with contextlib.suppress(OSError):  # Ray's end has died just now: Ray Train knows
+        connection.send(answer)
     sys.stdout.flush()
     # not by the interpreter's own end, which would wait for threads of uploads and of gloo
     os._exit(0 if answer.error is None else 1)
