@@ -101,19 +101,20 @@ class Bench:
         def compare(ray: Figures, plain: Figures) -> Figures:
             return {"step_time_vs_torchrun": median(ray["secondsPerStep"]) / median(plain["secondsPerStep"])}
 
-        return compared(self.runs, self._under_ray, lambda: self.ours(ranks=2)[0], compare)
+        steps = 2 * self.steps  # a difference of a few percent takes a longer look
+        return compared(self.runs, lambda: self._under_ray(steps), lambda: self.ours(ranks=2, steps=steps)[0], compare)
 
-    def _under_ray(self) -> Figures:
+    def _under_ray(self, steps: int) -> Figures:
         with self.workload() as base, tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as scratch:
-            return self._run_by_cli(base, Path(scratch))
+            return self._run_by_cli(base, Path(scratch), steps + WARM)
 
-    def _run_by_cli(self, base: str, scratch: Path) -> Figures:
-        plan = self.work.plan(base, self.steps + WARM)
+    def _run_by_cli(self, base: str, scratch: Path, steps: int) -> Figures:
+        plan = self.work.plan(base, steps)
         spec: dict[str, Any] = {
             "task": "ChatSFT", "model": {"uri": f"{base}/model"}, "dataset": {"train": {"uri": f"{base}/train.jsonl"}},
             "method": {"type": "Full"}, "workers": {"replicas": 2, "resources": {"cpu": "1", "memory": "6Gi"}},
             "training": {
-                "maxSteps": self.steps + WARM, "learningRate": "2e-5", "lrSchedulerType": "constant", "weightDecay": "0",
+                "maxSteps": steps, "learningRate": "2e-5", "lrSchedulerType": "constant", "weightDecay": "0",
                 "globalBatchSize": plan.training.global_batch_size, "microBatchSize": plan.training.micro_batch_size,
                 "maxLength": plan.training.max_length, "precision": "FP32", "seed": plan.training.seed,
             },
