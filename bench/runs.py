@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["compared", "free_port", "median", "medians", "run_module", "say", "say_run"]
+__all__ = ["compared", "free_port", "median", "repeated", "run_module", "say"]
 
 Figures = dict[str, Any]
 
@@ -77,27 +77,27 @@ def run_module(
     return results
 
 
+def repeated(runs: int, once: Callable[[int], Figures]) -> Figures:
+    """Run a measurement, which is told its number from 0, tell what it gave; return the median of each figure."""
+    found = []
+    for number in range(runs):
+        found.append(once(number))
+        given = ", ".join(f"{name} {value:.3f}" for name, value in found[-1].items())
+        say(f"run {number + 1} of {runs}: {given}")
+    return {name: median([figures[name] for figures in found]) for name in found[0]}
+
+
 def compared(
     runs: int,
     ours: Callable[[], Figures],
     theirs: Callable[[], Figures],
-    compare: Callable[[Figures, Figures], dict[str, float]],
+    compare: Callable[[Figures, Figures], Figures],
 ) -> Figures:
     """Run two measurements in turns, so that both see the same moods of the machine; return the medians of `compare`."""
-    found = []
-    for number in range(runs):
+
+    def once(number: int) -> Figures:
         # who begins alternates: neither always finds the warmer machine
         mine, other = (ours(), theirs()) if number % 2 == 0 else (theirs(), ours())[::-1]
-        found.append(compare(mine, other))
-        say_run(number, runs, found[-1])
-    return medians(found)
+        return compare(mine, other)
 
-
-def say_run(number: int, runs: int, figures: Mapping[str, float]) -> None:
-    """Tell what one run has given."""
-    say(f"run {number + 1} of {runs}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-
-
-def medians(found: Sequence[Mapping[str, float]]) -> Figures:
-    """The median of each figure over the runs."""
-    return {name: median([figures[name] for figures in found]) for name in found[0]}
+    return repeated(runs, once)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.runs import Figures, compared, median, medians, run_module, say_run
+from bench.runs import Figures, compared, median, repeated, run_module
 from bench.workload import Workload, prepare
 from objectstore import ObjectStore
 
@@ -157,16 +157,16 @@ class Bench:
     def checkpoint_stall_percent(self) -> Figures:
         """Part of the training time that steps wait for checkpoints: every 25 steps of a full fine-tune to S3."""
 
-        def once() -> Figures:
+        def once(_: int) -> Figures:
             ranks = self.ours("every=25", ranks=2, steps=2 * 25 - WARM)
             return {"checkpoint_stall_percent": max(100 * run["stallSeconds"] / run["trainSeconds"] for run in ranks)}
 
-        return self._repeated(once)
+        return repeated(self.runs, once)
 
     def storage_vs_multipart(self) -> Figures:
         """Checkpoint bytes per second against a bare multipart copy of the same bytes."""
 
-        def once() -> Figures:
+        def once(_: int) -> Figures:
             with self.bucket() as base:
                 arguments = (self.store.endpoint_url, base.removeprefix("s3://"))
                 run = run_module("bench.storage", *arguments, environment=self.store.environment())[0]
@@ -175,14 +175,7 @@ class Bench:
                 "restore_vs_multipart": run["plainDown"] / run["down"],
             }
 
-        return self._repeated(once)
-
-    def _repeated(self, once: Callable[[], Figures]) -> Figures:
-        found = []
-        for number in range(self.runs):
-            found.append(once())
-            say_run(number, self.runs, found[-1])
-        return medians(found)
+        return repeated(self.runs, once)
 
     def seconds_to_first_step(self) -> Figures:
         """Seconds from apply to the first step in a real cluster of two nodes."""
