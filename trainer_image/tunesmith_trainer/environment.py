@@ -56,6 +56,11 @@ class PodEnvironment:
         return self.index == 0
 
     @property
+    def gcs_port(self) -> int:
+        """Where Ray's head listens, if this is its pod."""
+        return self.ray_port or keys.PORT_RAY_GCS
+
+    @property
     def listen_ip(self) -> str:
         """Where progress is served: to all of the pod's network, but on a machine's own loopback to nobody else."""
         return self.ip if self.ip.startswith("127.") else "0.0.0.0"  # noqa: S104 - guarded by a NetworkPolicy

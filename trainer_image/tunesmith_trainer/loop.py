@@ -181,11 +181,15 @@ class TrainingRun:
             return
         self.state.restarts += 1
         reference = self.checkpointer.newest
-        self.report.update(restarts=self.state.restarts, global_step=self.state.step, checkpoint=reference)
+        self.report.update(
+            restarts=self.state.restarts,
+            global_step=self.state.step,
+            checkpoint=reference,
+            dataset=self.dataset_facts,
+        )
         text = f"resumed from step {self.state.step}"
         self._happened(IncidentKind.RESTART, self.state.step, text)
         self.report.log(f"{text} of {reference.uri if reference else ''}")
-        self.report.update(dataset=self.dataset_facts)
 
     def _happened(self, kind: IncidentKind, step: int, text: str) -> None:
         self.state.events = [*self.state.events, {"step": step, "kind": kind.value, "text": text}]

@@ -119,7 +119,7 @@ class RayNode:
         self._watched: list[int] = []
         settings = NodeSettings(
             ip=pod.ip,
-            gcs_port=(pod.ray_port or keys.PORT_RAY_GCS) if pod.is_head else 0,
+            gcs_port=pod.gcs_port if pod.is_head else 0,
             # one CPU slot for each training process, whatever the number of cores
             cpus=pod.processes,
             gpus=plan.gpus_per_worker * pod.processes,

@@ -124,7 +124,7 @@ class Supervisor:
     def _tend_head(self) -> int | None:
         """Keep Ray and the driver running; return the exit code once the driver has a result."""
         if not self.incarnation:
-            self._start_ray(f"{self.pod.ip}:{self.pod.ray_port or keys.PORT_RAY_GCS}", uuid.uuid4().hex)
+            self._start_ray(f"{self.pod.ip}:{self.pod.gcs_port}", uuid.uuid4().hex)
         if self.driver is None:
             if time.monotonic() >= self._not_before:
                 self.driver = self.children.spawn(

@@ -298,7 +298,6 @@ class Checkpointer:
                 ranks raise the same.
         """
         self.wait()
-        self._snapshots.release()  # the room is needed for what is fetched
         found = self._restore_first(lambda: self._shelf.manifests(before), model, optimizer)
         if found is None:
             return None
@@ -333,6 +332,7 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer | None,
     ) -> tuple[int, RunState] | None:
         """Load the first of rank 0's candidates that every rank can read."""
+        self._snapshots.release()  # the room is needed for what is fetched
         texts = self._on_first(lambda: [manifest.to_json() for manifest in candidates()])
         for manifest in map(CheckpointManifest.from_json, texts):
             state = self._restore(manifest, model, optimizer)
