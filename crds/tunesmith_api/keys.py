@@ -59,7 +59,7 @@ MLFLOW_SECRET_OPTIONAL_KEYS: Final = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_
 VOLUMES_DIRECTORY: Final = "/mnt/tunesmith"
 ENV_VOLUMES: Final = "TUNESMITH_VOLUMES"
 # where one "pod" does all the work on a machine that it shares with others (the command line): training processes in
-# it, its progress port, and the port of Ray's head; Ray's other ports are free ones then
+# it, its progress port, and the port of Ray's head
 ENV_PROCESSES: Final = "TUNESMITH_PROCESSES"
 ENV_PROGRESS_PORT: Final = "TUNESMITH_PROGRESS_PORT"
 ENV_RAY_PORT: Final = "TUNESMITH_RAY_PORT"
@@ -68,10 +68,6 @@ PORT_PROGRESS: Final = 8080
 PORT_SERVER: Final = 8000
 PORT_HEALTH: Final = 8080  # server pods: PATH_HEALTH is 200 once a real answer was produced
 PORT_RAY_GCS: Final = 6379
-PORT_RAY_NODE_MANAGER: Final = 6380
-PORT_RAY_OBJECT_MANAGER: Final = 6381
-PORT_RAY_WORKER_MIN: Final = 10002
-PORT_RAY_WORKER_MAX: Final = 10101
 PATH_PROGRESS: Final = "/progress"
 PATH_METRICS: Final = "/metrics"
 PATH_HEALTH: Final = "/healthz"

@@ -28,7 +28,7 @@ class PodEnvironment:
     """Training processes in this pod."""
     progress_port: int = keys.PORT_PROGRESS
     ray_port: int = 0
-    """Of Ray's head on a network that is shared with others, where all other ports have to be free ones; else 0."""
+    """Of Ray's head on a network that is shared with others; else 0."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> PodEnvironment:

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tunesmith_api import keys
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.processes import Children
@@ -24,12 +23,6 @@ __all__ = ["RayNode", "child_environment", "own_gpu"]
 
 OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing big goes through it
 SIOCGIFADDR = 0x8915
-PORTS = {
-    "node_manager_port": keys.PORT_RAY_NODE_MANAGER,
-    "object_manager_port": keys.PORT_RAY_OBJECT_MANAGER,
-    "min_worker_port": keys.PORT_RAY_WORKER_MIN,
-    "max_worker_port": keys.PORT_RAY_WORKER_MAX,
-}
 # what Ray Train's worker imports, and our end of it
 PRELOADED = ("ray.train.v2._internal.execution.worker_group.worker", "tunesmith_trainer.handover")
 
@@ -124,8 +117,6 @@ class RayNode:
             cpus=pod.processes,
             gpus=plan.gpus_per_worker * pod.processes,
             object_store_bytes=OBJECT_STORE_BYTES,
-            # on a network that is shared with others Ray takes free ports
-            ports={"min_worker_port": 0, "max_worker_port": 0} if pod.ray_port else PORTS,
         )
         read, self._address_pipe = os.pipe()
         self._starter = children.spawn(

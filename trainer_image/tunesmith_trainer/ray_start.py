@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 __all__ = ["NodeSettings", "main", "without_agents"]
@@ -36,8 +36,6 @@ class NodeSettings:
     cpus: int
     gpus: int
     object_store_bytes: int
-    ports: dict[str, int] = field(default_factory=dict)
-    """Parameters of Ray's RayParams whose names end in _port."""
 
     def to_json(self) -> str:
         """Return what `main` takes as its argument."""
@@ -100,7 +98,10 @@ def main() -> None:
         include_log_monitor=False,
         include_dashboard=False,
         no_monitor=True,
-        **settings.ports,
+        # every port but the head's is a free one. On the same ports as a raylet that was there before, a new one gets
+        # the requests meant for that one for as long as the head believes it alive, and placement can hang for good
+        min_worker_port=0,
+        max_worker_port=0,
     )
     if settings.gcs_port:
         parameters.gcs_server_port = settings.gcs_port
