@@ -27,8 +27,8 @@ class PodEnvironment:
     processes: int = 1
     """Training processes in this pod."""
     progress_port: int = keys.PORT_PROGRESS
-    ray_port: int = 0
-    """Of Ray's head on a network that is shared with others; else 0."""
+    gcs_port: int = keys.PORT_RAY_GCS
+    """Where Ray's head listens, if this is its pod."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> PodEnvironment:
@@ -47,18 +47,13 @@ class PodEnvironment:
             cpu_millicores=int(environ.get(keys.ENV_CPU_LIMIT) or 0),
             processes=int(environ.get(keys.ENV_PROCESSES) or 1),
             progress_port=int(environ.get(keys.ENV_PROGRESS_PORT) or keys.PORT_PROGRESS),
-            ray_port=int(environ.get(keys.ENV_RAY_PORT) or 0),
+            gcs_port=int(environ.get(keys.ENV_RAY_PORT) or keys.PORT_RAY_GCS),
         )
 
     @property
     def is_head(self) -> bool:
         """Whether this pod runs Ray's head and the driver."""
         return self.index == 0
-
-    @property
-    def gcs_port(self) -> int:
-        """Where Ray's head listens, if this is its pod."""
-        return self.ray_port or keys.PORT_RAY_GCS
 
     @property
     def listen_ip(self) -> str:

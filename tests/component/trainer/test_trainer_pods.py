@@ -27,11 +27,10 @@ def wait_for_a_new_rank(pods, pod, lost, step):
 
     What is reported of the step may be older than the loss, and an orphaned rank may train on for a moment.
     """
-    pods.wait_for(
+    reached = pods.wait_for(
         lambda report: report.restarts >= 1 and set(pod.ranks()) - lost and report.global_step >= step,
         what="training after a loss",
-    )
-    reached = pods.progress().global_step
+    ).global_step
     pods.wait_for(lambda report: report.global_step > reached, what="a step of the new rank")
     return reached
 

@@ -103,7 +103,7 @@ def environment(tmp_path, replicas=2, cores=8, **environ):
 def test_all_workers_are_in_one_pod_that_reads_back_what_it_is_told(tmp_path):
     pod = PodEnvironment.read(environment(tmp_path))
     assert (pod.index, pod.ip, pod.listen_ip) == (0, "127.0.0.1", "127.0.0.1")
-    assert (pod.processes, pod.progress_port, pod.ray_port) == (2, 4001, 4002)
+    assert (pod.processes, pod.progress_port, pod.gcs_port) == (2, 4001, 4002)
     assert pod.threads == 4, "the cores are shared out"
     assert pod.plan_path == Path("/tmp/ts-1/plan.json")
     assert len(pod.token) == 32
