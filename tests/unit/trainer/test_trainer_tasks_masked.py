@@ -163,7 +163,9 @@ def test_a_tiny_bert_learns_from_random_weights(bert, texts):
     model = task.load_model(bert, dtype=torch.float32)
     examples = encoded(task, texts[1])
     before = scores(task, model, examples)
-    losses = train(task, model, encoded(task, texts[0]), steps=45, size=24, rate=2e-3)
+    # the word pieces differ from process to process: among equal counts the tokenizer's trainer takes any
+    rows, _ = tweet_rows(4000, 10)
+    losses = train(task, model, encoded(task, rows), steps=200, size=24, rate=2e-3)
     after = scores(task, model, examples)
     assert losses[-1] < losses[0] - 1
     assert after["loss"] < before["loss"] - 0.5
