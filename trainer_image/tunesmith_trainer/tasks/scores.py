@@ -144,7 +144,7 @@ def regression_scores(sums: Sequence[float]) -> dict[str, float]:
     return {
         "mse": _part(squared_error, count),
         "mae": _part(absolute_error, count),
-        "pearson": covariance / math.sqrt(spreads[0] * spreads[1]) if varies else 0.0,
+        "pearson": covariance / (math.sqrt(spreads[0]) * math.sqrt(spreads[1])) if varies else 0.0,
     }
 
 
