@@ -29,6 +29,8 @@ from tunesmith_operator.core.finetunejob.plan import training_plan
 __all__ = ["Options", "run"]
 
 POLL_SECONDS = 0.2
+PROGRESS_SECONDS = 1.0
+"""From one request for numbers to the next: they cost CPU that training could use."""
 LOG_TAIL_LINES = 8
 _LAST_WORDS = tuple(f"{outcome}: " for outcome in Outcome)
 """Begin the supervisor's last line, which the summary says better."""
@@ -113,8 +115,13 @@ def _follow(trainer: Trainer, screen: Screen, places: Places) -> int:
     with _signals() as asked:
         try:
             told = killed = False
+            next_report = time.monotonic()
             while (code := trainer.exit_code()) is None:
-                _show(trainer, screen, places)
+                _show_lines(trainer, screen, places)
+                if time.monotonic() >= next_report:
+                    next_report = time.monotonic() + PROGRESS_SECONDS
+                    if (report := trainer.progress()) is not None:
+                        screen.report(report)
                 if asked.count and not told:
                     told = True
                     screen.line("stopping: a checkpoint is saved first; Ctrl-C again kills the run without it")
@@ -124,7 +131,7 @@ def _follow(trainer: Trainer, screen: Screen, places: Places) -> int:
                     trainer.kill()
                 time.sleep(POLL_SECONDS)
             trainer.finish()
-            _show(trainer, screen, places)
+            _show_lines(trainer, screen, places)
             return KILLED if killed else code
         finally:
             screen.close()
@@ -132,13 +139,10 @@ def _follow(trainer: Trainer, screen: Screen, places: Places) -> int:
                 trainer.kill()
 
 
-def _show(trainer: Trainer, screen: Screen, places: Places) -> None:
+def _show_lines(trainer: Trainer, screen: Screen, places: Places) -> None:
     for line in trainer.lines():
         if not line.startswith(_LAST_WORDS):
             screen.line(places.shown(line))
-    report = trainer.progress() if trainer.exit_code() is None else None
-    if report is not None:
-        screen.report(report)
 
 
 @dataclass

@@ -19,6 +19,8 @@ __all__ = ["Screen", "open_screen"]
 STEP_LINE = re.compile(r"^step \d+/\d+ ")
 NUMBERS = re.compile(r"\d+")
 PLAIN_INTERVAL_SECONDS = 15.0
+DRAWINGS_PER_SECOND = 4
+"""On the cores that train."""
 
 _PHASES = {
     TrainerState.STARTING: "starting",
@@ -81,6 +83,7 @@ class _Bar:
             BarColumn(bar_width=24),
             TextColumn("{task.fields[numbers]}", markup=False),
             console=console,
+            refresh_per_second=DRAWINGS_PER_SECOND,
         )
         self._task = self._progress.add_task("starting", total=None, numbers="")
         self._progress.start()

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["Children"]
+__all__ = ["Children", "SignalPause"]
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -102,3 +104,26 @@ class Children:
             self.reap()
             time.sleep(0.02)
         self.reap()
+
+
+class SignalPause:
+    """Pauses of the main thread that end early when a child ends, or any signal with a handler comes.
+
+    A signal that comes between two pauses ends the next. No threading.Event: a handler that sets one may have
+    interrupted the main thread inside that very Event, and then waits for its lock for ever.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+        # a full buffer is no trouble: the next pause ends at once anyway
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # ignored, it would wake nobody
+
+    def wait(self, seconds: float) -> None:
+        """Wait this long, or until a signal comes."""
+        if select.select([self._read], [], [], seconds)[0]:
+            with contextlib.suppress(BlockingIOError):
+                while self._read.recv(4096):
+                    pass

@@ -59,6 +59,8 @@ class ProgressPusher:
     def __init__(self, host: str, token: str, port: int = keys.PORT_PROGRESS) -> None:
         self._url = f"http://{host}:{port}{keys.PATH_PROGRESS}"
         self._token = token
+        # no proxy of the environment: the peer is a pod of the same job
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._queue: queue.SimpleQueue[ProgressUpdate | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._thread.start()
@@ -109,8 +111,6 @@ class ProgressPusher:
             headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
             method="POST",
         )
-        # no proxy of the environment: the peer is a pod of the same job
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with contextlib.suppress(OSError), opener.open(request, timeout=5):
+        with contextlib.suppress(OSError), self._opener.open(request, timeout=5):
             return True
         return False

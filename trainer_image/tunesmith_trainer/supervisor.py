@@ -13,8 +13,8 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from dataclasses import dataclass, field
@@ -26,15 +26,17 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, Outcome, TerminationReport, TrainerState
 from tunesmith_trainer import handover, oom, termination
 from tunesmith_trainer.environment import PodEnvironment
-from tunesmith_trainer.processes import Children
+from tunesmith_trainer.processes import Children, SignalPause
 from tunesmith_trainer.progress import ProgressUpdate
 from tunesmith_trainer.ray_node import RayNode, child_environment, own_gpu
 from tunesmith_trainer.status_server import ProgressBoard, StatusServer
 
 __all__ = ["Supervisor", "main"]
 
-TICK_SECONDS = 0.1
-HEAD_POLL_SECONDS = 0.5
+# a process that ends wakes the supervisor at once; what it only finds by looking is awaited at the start
+STARTING_TICK_SECONDS, RUNNING_TICK_SECONDS = 0.1, 1.0
+# every other pod asks the head: soon at the start, seldom once it has joined, since there may be hundreds
+JOINING_POLL_SECONDS, JOINED_POLL_SECONDS = 0.5, 1.0
 TRAINING_PAUSE_SECONDS = 5.0  # at least from one start of a training process to the next
 TRAINED_PAUSE_SECONDS = 10.0
 STOP_GRACE_SECONDS = 50.0  # of the pod's 60
@@ -63,7 +65,7 @@ class Supervisor:
         self.children = Children()
         self.board = ProgressBoard(plan.attempt, echo=say)
         self.server = StatusServer(self.board, pod.token, self._health, pod.progress_port, pod.listen_ip)
-        self.stopping = threading.Event()
+        self.stopping = False
         self.node: RayNode | None = None
         self.driver: int | None = None
         self.training: dict[int, _Started] = {}
@@ -81,13 +83,17 @@ class Supervisor:
         return up, {"incarnation": self.incarnation, "address": node.address if node else "", "ready": up}
 
     def _ask_head(self) -> dict[str, Any]:
-        """Return the head's health; {} while it can't be reached."""
+        """Return the head's health, also while its Ray isn't up; {} while it can't be reached."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         url = f"http://{self.plan.head_host}:{keys.PORT_PROGRESS}{keys.PATH_HEALTH}"
         try:
-            with opener.open(url, timeout=2) as answer:
+            try:
+                answer = opener.open(url, timeout=2)
+            except urllib.error.HTTPError as not_ready:
+                answer = not_ready
+            with answer:
                 facts = json.load(answer)
-        except (OSError, ValueError):  # 503 is an OSError too: not up yet
+        except (OSError, ValueError):
             return {}
         return facts if isinstance(facts, dict) else {}
 
@@ -95,8 +101,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Supervise until the job has ended, can't go on here, or the pod is told to stop."""
-        signal.signal(signal.SIGTERM, lambda *_: self.stopping.set())
-        signal.signal(signal.SIGINT, lambda *_: self.stopping.set())
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGINT, self._on_stop)
+        pause = SignalPause()
         for path in (self.pod.stop_file, self.pod.ray_file, self.pod.result_file, self.pod.interrupted_file):
             path.unlink(missing_ok=True)  # of the container's own earlier life, where it was restarted in place
         shutil.rmtree(self.pod.ranks_folder, ignore_errors=True)
@@ -108,7 +115,7 @@ class Supervisor:
         try:
             while True:
                 self.children.reap()
-                if self.stopping.is_set():
+                if self.stopping:
                     return self._stop()
                 code = self._out_of_memory()
                 if code is None:
@@ -116,10 +123,18 @@ class Supervisor:
                 if code is not None:
                     return code
                 self._tend_training()
-                self.stopping.wait(TICK_SECONDS)
+                pause.wait(RUNNING_TICK_SECONDS if self._is_running else STARTING_TICK_SECONDS)
         finally:
             self.children.kill_all()
             self.server.close()
+
+    def _on_stop(self, *_: object) -> None:
+        self.stopping = True
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether all that this pod has to start has been started."""
+        return self.pod.ray_file.exists() and (self.driver is not None or not self.pod.is_head)
 
     def _tend_head(self) -> int | None:
         """Keep Ray and the driver running; return the exit code once the driver has a result."""
@@ -140,13 +155,15 @@ class Supervisor:
     def _tend_worker(self) -> int | None:
         """Follow the head: join its Ray, and join anew whenever the head has started a new one."""
         self._prepare_ray()
-        if time.monotonic() - self._head_polled >= HEAD_POLL_SECONDS:
+        pause = JOINED_POLL_SECONDS if self._is_running else JOINING_POLL_SECONDS
+        if time.monotonic() - self._head_polled >= pause:
             self._head_polled = time.monotonic()
             facts = self._ask_head()
-            if facts.get("ready") and facts["incarnation"] != self.incarnation:
-                if self.incarnation:
-                    say("the head's Ray was started anew: joining it")
-                    self._stop_ray()
+            if self.incarnation and facts.get("incarnation", self.incarnation) != self.incarnation:
+                # before the new one listens: this pod's raylet would register there, and training begin with it
+                say("the head starts Ray anew: joining it")
+                self._stop_ray()
+            if facts.get("ready") and not self.incarnation:
                 self._start_ray(str(facts["address"]), str(facts["incarnation"]))
         return self._tend_ray()
 
@@ -259,7 +276,7 @@ class Supervisor:
             self.pod.stop_file.touch()
         deadline = time.monotonic() + STOP_GRACE_SECONDS
         while ranks and time.monotonic() < deadline and not self._saved_or_finished():
-            time.sleep(TICK_SECONDS)
+            time.sleep(STARTING_TICK_SECONDS)
             ranks = self._live_ranks()
         if (finished := self._finished()) is not None:
             return self._end(finished, ExitCode.SUCCESS)

@@ -11,9 +11,9 @@ import pytest
 
 # In a process of its own: reaping takes every child of the process that does it.
 PROGRAM = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
-from tunesmith_trainer.processes import Children
+from tunesmith_trainer.processes import Children, SignalPause
 
 children = Children()
 {body}
@@ -72,3 +72,31 @@ def test_killing_takes_children_born_meanwhile():
     )
     assert out == ["0"]
     assert time.time() > 0
+
+
+def test_a_pause_ends_with_a_child_or_a_signal_even_an_earlier_one():
+    before, child, handled, quiet = run(
+        """
+        pause = SignalPause()
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+        def seconds(limit):
+            began = time.monotonic()
+            pause.wait(limit)
+            return time.monotonic() - began
+
+        os.kill(os.getpid(), signal.SIGTERM)
+        before = seconds(30)
+        one = children.spawn(["sleep", "0.3"], os.environ)
+        child = seconds(30)
+        children.reap()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        handled = seconds(30)
+        print(before, child, handled, seconds(0.2))
+        """
+    )
+    assert float(before) < 5
+    assert 0.1 < float(child) < 5
+    assert float(handled) < 5
+    assert float(quiet) >= 0.2
