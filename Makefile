@@ -28,7 +28,7 @@ unit component contract integration e2e: ## Tests of one floor
 	@$(PY) -m suite $@
 
 .PHONY: bench-trainer
-bench-trainer: ## Measure the trainer beside its peers; the last line is a JSON object (75 min on two quiet cores)
+bench-trainer: ## Measure the trainer beside its peers; the last line is a JSON object (an hour on two quiet cores)
 	@requirements/apt.sh
 	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -65,7 +66,7 @@ class InOrder(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def with_trainer(work: Workload, steps: int, evaluate: bool) -> dict[str, Any]:
+def with_trainer(work: Workload, scratch: str, steps: int, evaluate: bool) -> dict[str, Any]:
     """transformers.Trainer with its defaults: padding to the longest of 8, logits for every token."""
     from transformers import DataCollatorForSeq2Seq
 
@@ -75,7 +76,7 @@ def with_trainer(work: Workload, steps: int, evaluate: bool) -> dict[str, Any]:
     examples = encoded(work, tokenizer, work.ordered(steps))
     watch = Stopwatch()
     arguments = TrainingArguments(
-        output_dir="/tmp/bench-hf", max_steps=steps, per_device_train_batch_size=PER_DEVICE, report_to=[], save_strategy="no",
+        output_dir=scratch, max_steps=steps, per_device_train_batch_size=PER_DEVICE, report_to=[], save_strategy="no",
         gradient_accumulation_steps=BATCH // PER_DEVICE, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0,
         disable_tqdm=True, logging_strategy="no", use_cpu=True, seed=SEED,
     )  # fmt: skip
@@ -105,7 +106,7 @@ def figures(
     return found
 
 
-def with_trl(work: Workload, steps: int, evaluate: bool) -> dict[str, Any]:
+def with_trl(work: Workload, scratch: str, steps: int, evaluate: bool) -> dict[str, Any]:
     """TRL's SFTTrainer with packing, on the assistant's tokens."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -123,7 +124,7 @@ def with_trl(work: Workload, steps: int, evaluate: bool) -> dict[str, Any]:
     longest = 2 * MAX_LENGTH
     per_step = sum(len(example["input_ids"]) for example in examples) / steps
     arguments = SFTConfig(
-        output_dir="/tmp/bench-trl", max_steps=steps, per_device_train_batch_size=max(1, round(per_step / longest)), packing=True,
+        output_dir=scratch, max_steps=steps, per_device_train_batch_size=max(1, round(per_step / longest)), packing=True,
         max_length=longest, learning_rate=LEARNING_RATE, lr_scheduler_type="constant", weight_decay=0.0, report_to=[],
         save_strategy="no", disable_tqdm=True, logging_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False,
         seed=SEED, completion_only_loss=True,
@@ -147,7 +148,8 @@ def main() -> None:
     """Run one peer."""
     steps, evaluate = int(sys.argv[2]), len(sys.argv) > 3
     run = {"hf": with_trainer, "trl": with_trl}[sys.argv[1]]
-    print(json.dumps(run(prepare(), steps, evaluate)))
+    with tempfile.TemporaryDirectory(prefix="bench") as scratch:
+        print(json.dumps(run(prepare(), scratch, steps, evaluate)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ client library's own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from tunesmith_api.plan import StoragePlan
 from tunesmith_store.errors import Retryable, UserError
 
 __all__ = ["NotFound", "ObjectInfo", "ObjectStore", "S3Store", "split_uri"]
+
+
+MOST_CONNECTIONS = 8
+"""For one file."""
 
 
 class NotFound(Exception):
@@ -140,10 +145,14 @@ class S3Store:
             response_checksum_validation="when_required",
         )
         self._client: Any = boto3.client("s3", endpoint_url=plan.endpoint_url, region_name=plan.region, config=config)
-        # larger chunks than boto3's cost a third less CPU, which a training process has none to spare of; measured
-        # against SeaweedFS on two cores, where more connections or larger parts gained nothing more
+        # larger chunks than boto3's cost a third less CPU, which a training process has none to spare of, and each
+        # connection is a thread: more of them than there are cores only take the interpreter's lock from each other
+        cores = len(os.sched_getaffinity(0))
         self._transfer = TransferConfig(
-            multipart_threshold=32 << 20, multipart_chunksize=16 << 20, max_concurrency=8, io_chunksize=1 << 20
+            multipart_threshold=32 << 20,
+            multipart_chunksize=32 << 20,
+            max_concurrency=min(MOST_CONNECTIONS, max(2, cores)),
+            io_chunksize=1 << 20,
         )
 
     def list(self, uri: str) -> list[ObjectInfo]:

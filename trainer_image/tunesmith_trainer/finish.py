@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,6 @@ from tunesmith_trainer.report.record import (
     Incident,
     IncidentKind,
     RunRecord,
-    Sample,
     SavedModel,
     WorstExample,
     installed_versions,
@@ -51,19 +50,17 @@ SAMPLE_SECONDS = 20.0
 
 def sample_before(run: TrainingRun) -> None:
     """Ask the model a few held-out questions before its first step; the report sets the answers beside those after."""
-    if run.group.rank == 0 and not run.parts.wrapped.is_sharded and (rows := _sample_rows(run)):
-        run.state.samples_before = sample(
-            run.parts.bare, run.task, rows, budget_seconds=SAMPLE_SECONDS, log=run.report.log
-        )
+    run.state.samples_before = _answers(run)
 
 
 def finish(run: TrainingRun, metrics: dict[str, float]) -> ModelRef:
     """Export on rank 0 while the others wait; all return the same model."""
+    samples_after = _answers(run) if run.state.samples_before else []
     gathered = run.parts.wrapped.gathered()
 
     def work() -> ModelRef:
         assert gathered is not None
-        record = _record(run, gathered, metrics)
+        record = _record(run, gathered, metrics, samples_after)
         folder = run.pod.scratch / "export"
         _write(run, gathered, folder)
         export = Export(run.plan, run.run_digest, run.inputs.base, record)
@@ -93,7 +90,7 @@ def _write(run: TrainingRun, model: nn.Module, folder: Path) -> None:
     write_model(methods.finished_model(model, plan, base, run.task), run.task.processor, folder, stored_dtype(base))
 
 
-def _record(run: TrainingRun, model: nn.Module, metrics: dict[str, float]) -> RunRecord:
+def _record(run: TrainingRun, model: nn.Module, metrics: dict[str, float], samples_after: Sequence[str]) -> RunRecord:
     """Put together what the report shows."""
     plan, state, facts = run.plan, run.state, run.parts.facts
     record = RunRecord.of(
@@ -119,7 +116,7 @@ def _record(run: TrainingRun, model: nn.Module, metrics: dict[str, float]) -> Ru
             "data": Data.of(_statistics(run), confusion.labels if confusion else ()),
             "confusion": confusion,
             "worst": _worst(run, model),
-            "samples": _samples(run, model),
+            "samples": samples(run.task, _sample_rows(run), run.state.samples_before, samples_after),
             "incidents": tuple(
                 Incident(step=int(event["step"]), kind=_kind(event), message=str(event["text"]))
                 for event in state.events
@@ -179,12 +176,13 @@ def _worst(run: TrainingRun, model: nn.Module) -> tuple[WorstExample, ...]:
     return explained(model, run.task.processor, found, log=run.report.log)
 
 
-def _samples(run: TrainingRun, model: nn.Module) -> tuple[Sample, ...]:
-    rows, before = _sample_rows(run), run.state.samples_before
-    if not rows or not before:
-        return ()
-    after = sample(model, run.task, rows, budget_seconds=SAMPLE_SECONDS, log=run.report.log)
-    return samples(run.task, rows, before, after)
+def _answers(run: TrainingRun) -> list[str]:
+    """What the model now says to a few held-out prompts: asked on rank 0, or on all ranks where they share it out."""
+    rows, shared = _sample_rows(run), run.parts.wrapped.is_sharded
+    if not rows or (run.group.rank and not shared):
+        return []
+    group = run.group if shared else None
+    return sample(run.parts.bare, run.task, rows, budget_seconds=SAMPLE_SECONDS, group=group, log=run.report.log)
 
 
 def _sample_rows(run: TrainingRun) -> list[Row]:

@@ -256,7 +256,7 @@ def _share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None) ->
     precision is.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     short = numerics.compute_dtype if numerics.is_short else None
     policy = MixedPrecisionPolicy(param_dtype=short, reduce_dtype=torch.float32 if short else None)
@@ -265,6 +265,8 @@ def _share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None) ->
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # without it a forward pass alone, as evaluation's, would leave whole embeddings behind for checkpoints to find
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    if hasattr(model, "generate"):  # adapters' models go round the outermost forward there
+        register_fsdp_forward_method(model, "generate")
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

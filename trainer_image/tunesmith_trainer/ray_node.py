@@ -67,8 +67,8 @@ def child_environment(pod: PodEnvironment) -> dict[str, str]:
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # Ray would kill a training process at 95 % of the pod's memory and then retry it for ever
         "RAY_memory_monitor_refresh_ms": "0",
-        # a lost pod is noticed after about 10 s instead of 30
-        "RAY_health_check_period_ms": "2000",
+        # a pod that is gone is noticed after about 5 s, one that doesn't answer after about 30
+        "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "5000",
         "RAY_health_check_failure_threshold": "5",
     }

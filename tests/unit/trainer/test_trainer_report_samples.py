@@ -8,6 +8,7 @@ from assets.pictures import photographs, to_base64
 from support.learning import word_pieces
 from support.plans import training_plan
 from tunesmith_trainer.chat import CHATML
+from tunesmith_trainer.group import Group
 from tunesmith_trainer.report.samples import MOST_SAMPLES, sample, samples
 from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.visionchat import VisionChat
@@ -141,6 +142,16 @@ def test_a_preferences_prompt_is_asked_in_every_form(chat, row, prompt, expected
     task = prepared("DPO", chat)
     [shown] = samples(task, [row], [], sample(tiny_llama(chat), task, [row]))
     assert (shown.prompt, shown.expected) == (prompt, expected)
+
+
+def test_ranks_that_share_a_model_out_give_shorter_answers_instead_of_fewer(chat):
+    model, task = tiny_llama(chat), prepared("ChatSFT", chat)
+    rows = [conversation(f"question {number}", "yes") for number in range(2)]
+    whole = sample(model, task, rows)
+    assert sample(model, task, rows, group=Group()) == whole
+    short = sample(model, task, rows, budget_seconds=0.0, group=Group())
+    assert len(short) == len(whole)
+    assert all(answer.startswith(start) and answer != start for answer, start in zip(whole, short, strict=True))
 
 
 def test_samples_are_few_and_stop_when_time_is_used_up(chat):

@@ -367,7 +367,8 @@ class Checkpointer:
             error = caught
         finally:
             group.meet(None)  # ranks of this pod may still be reading
-            shutil.rmtree(folder, ignore_errors=True)
+            # freeing gigabytes takes a while, and the next step needn't wait; the next restore does, see `wait`
+            self._jobs.append(self._transfers.submit(shutil.rmtree, folder, True))
         self._raise_together(error)
         return state
 

@@ -12,7 +12,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ __all__ = [
     "write_file",
 ]
 
-FILE_BYTES = 256 << 20
+FILE_BYTES = 128 << 20
 """Files are closed once they hold this much: several travel at once, and reading maps no more than one into memory."""
 
 
@@ -260,6 +260,8 @@ class Reading:
     _planner: DefaultLoadPlanner
     _items: dict[str, dict[str, list[ReadItem]]]
     """By key, then by file."""
+    _open: dict[Path, Any] = field(default_factory=dict)
+    """The file that was read last: opening it anew for each tensor would cost more than reading the small ones."""
 
     @property
     def files(self) -> list[str]:
@@ -270,13 +272,19 @@ class Reading:
         """Read what this rank holds of one tensor; `into` has the shape and layout that the plan was made for."""
         planned, self._planner.state_dict[key] = self._planner.state_dict[key], into
         for name, items in self._items.get(key, {}).items():
-            with safe_open(paths[name], framework="pt") as file:
-                for item in items:
-                    spans = zip(item.storage_offsets, item.lengths, strict=True)
-                    box = tuple(slice(start, start + length) for start, length in spans)
-                    values = file.get_slice(key)[box] if box else file.get_tensor(key)
-                    self._planner.resolve_tensor(item).copy_(values)
+            file = self._opened(paths[name])
+            for item in items:
+                spans = zip(item.storage_offsets, item.lengths, strict=True)
+                box = tuple(slice(start, start + length) for start, length in spans)
+                values = file.get_slice(key)[box] if box else file.get_tensor(key)
+                self._planner.resolve_tensor(item).copy_(values)
         self._planner.state_dict[key] = planned
+
+    def _opened(self, path: Path) -> Any:
+        if path not in self._open:
+            self._open.clear()
+            self._open[path] = safe_open(path, framework="pt")
+        return self._open[path]
 
 
 def plan_reading(parts: Iterable[PartIndex], tensors: Mapping[str, torch.Tensor]) -> Reading:

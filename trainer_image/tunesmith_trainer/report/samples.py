@@ -1,4 +1,4 @@
-"""What the model answers to a few held-out prompts, before and after training. Called by `loop`; pure functions.
+"""What the model answers to a few held-out prompts, before and after training. Called by `finish`.
 
 Only tasks that generate have answers: ChatSFT, CausalLM, Seq2Seq and DPO. Decoding is greedy (or by the beams of
 `spec.generation`), so that before and after differ by the training alone.
@@ -21,6 +21,8 @@ from tunesmith_trainer.tasks.visionchat import TEXT_INPUTS
 if TYPE_CHECKING:
     from torch import nn
 
+    from tunesmith_trainer.group import Group
+
 __all__ = ["MOST_SAMPLES", "sample", "samples"]
 
 MOST_SAMPLES = 4
@@ -28,6 +30,7 @@ MOST_NEW_TOKENS = 128
 BUDGET_SECONDS = 60.0
 PROMPT_TOKENS = 32
 """How much of a plain text is given, at most half of it."""
+PROBE_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def sample(
     task: Task,
     rows: Sequence[Row],
     *,
-    budget_seconds: float | None = BUDGET_SECONDS,
+    budget_seconds: float = BUDGET_SECONDS,
+    group: Group | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """Answer the prompts of the first MOST_SAMPLES rows.
@@ -55,8 +59,9 @@ def sample(
         model: the model, not wrapped by DDP. Its mode stays as it is.
         task: a task whose processor is loaded. Where it generates nothing, there are no answers.
         rows: held-out rows, as they were read.
-        budget_seconds: time for all answers; None for no bound. Ranks that share out a model's layers (FSDP, tensor
-            parallel) have to call this together, and without a bound.
+        budget_seconds: time for all answers.
+        group: the ranks that share out the model's layers (FSDP, tensor parallel), if any do. All of them have to call
+            this with the same rows, and stay together: where time is short, the answers are, instead of fewer.
         log: takes lines for people.
 
     Returns:
@@ -64,22 +69,38 @@ def sample(
     """
     import torch
 
-    began = time.monotonic()
+    prompts = _prompts(task, rows)
     answers: list[str] = []
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for prompt in _prompts(task, rows):
-                left = None if budget_seconds is None else budget_seconds - (time.monotonic() - began)
-                if left is not None and left <= 0:
+            most = MOST_NEW_TOKENS
+            if group is not None and prompts:
+                most = _affordable_tokens(model, task, prompts, budget_seconds, group)
+            began = time.monotonic()
+            for prompt in prompts:
+                left = budget_seconds - (time.monotonic() - began)
+                if group is None and left <= 0:
                     break
-                answers.append(_answer(model, task, prompt, left))
+                answers.append(_answer(model, task, prompt, most, left if group is None else None))
     except Exception as error:  # whatever a model's own code makes of generation
         log(f"warning: the report has {len(answers)} samples: {error}")
     finally:
         model.train(was_training)
     return answers
+
+
+def _affordable_tokens(
+    model: nn.Module, task: Task, prompts: Sequence[_Prompt], budget_seconds: float, group: Group
+) -> int:
+    """Return how many tokens each answer may have, the same on all ranks, from the time that the first few take."""
+    for _ in range(2):  # the first time, things are made that stay
+        began = time.monotonic()
+        _answer(model, task, prompts[0], PROBE_TOKENS, None)
+        seconds = time.monotonic() - began
+    per_token = group.max([seconds])[0] / PROBE_TOKENS
+    return max(1, min(MOST_NEW_TOKENS, int(budget_seconds / len(prompts) / per_token)))
 
 
 def samples(task: Task, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> tuple[Sample, ...]:
@@ -92,7 +113,7 @@ def samples(task: Task, rows: Sequence[Row], before: Sequence[str], after: Seque
     )
 
 
-def _answer(model: nn.Module, task: Task, prompt: _Prompt, seconds: float | None) -> str:
+def _answer(model: nn.Module, task: Task, prompt: _Prompt, most_tokens: int, seconds: float | None) -> str:
     import torch
     from torch.distributed.fsdp import FSDPModule
 
@@ -106,7 +127,7 @@ def _answer(model: nn.Module, task: Task, prompt: _Prompt, seconds: float | None
     generate = getattr(model, "generate")  # noqa: B009 - nn.Module's own type hides it
     produced = generate(
         **inputs,
-        max_new_tokens=min(generation.max_new_tokens, MOST_NEW_TOKENS),
+        max_new_tokens=min(generation.max_new_tokens, most_tokens),
         num_beams=generation.num_beams,
         do_sample=False,
         use_cache=True,
