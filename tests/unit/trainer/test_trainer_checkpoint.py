@@ -470,6 +470,7 @@ def test_nothing_stays_on_the_disk(make, tmp_path):
     checkpointer = make()
     trained = save(checkpointer, 1, 2)
     checkpointer.restore(trained.model, trained.optimizer)
+    checkpointer.wait()
     assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
 
 
