@@ -368,7 +368,10 @@ class Checkpointer:
         finally:
             group.meet(None)  # ranks of this pod may still be reading
             # freeing gigabytes takes a while, and the next step needn't wait; the next restore does, see `wait`
-            self._jobs.append(self._transfers.submit(shutil.rmtree, folder, True))
+            deletion = self._transfers.submit(shutil.rmtree, folder, True)
+            self._jobs.append(deletion)
+            if damage:  # the room is needed for the one before
+                deletion.exception()
         self._raise_together(error)
         return state
 
