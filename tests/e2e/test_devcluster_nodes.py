@@ -119,14 +119,18 @@ def test_pods_of_an_indexed_job_find_each_other_across_nodes_by_hostname(cluster
     first, second = sorted(get(cluster, namespace, "pods")["items"], key=lambda pod: pod["metadata"]["name"])
     assert first["spec"]["nodeName"] != second["spec"]["nodeName"]
     name = first["metadata"]["name"]
-    assert cluster.exec_pod(namespace, name, "/devtool", "lookup", "ring-1.peers").split() == [
-        second["status"]["podIP"]
-    ]
+
+    def look_up(peer):
+        return cluster.exec_pod(namespace, name, "/devtool", "lookup", peer).split()
+
+    everyone = f"peers.{namespace}.svc.cluster.local"
+    # A pod may be Ready a moment before the name server knows it.
+    assert wait_until(lambda: answers(lambda name: len(look_up(name)) == 2, everyone), SECONDS)
+    assert look_up("ring-1.peers") == [second["status"]["podIP"]]
     assert cluster.exec_pod(namespace, name, "/devtool", "get", "http://ring-1.peers:8080").strip() == "ring-1"
-    everyone = cluster.exec_pod(namespace, name, "/devtool", "lookup", f"peers.{namespace}.svc.cluster.local").split()
-    assert sorted(everyone) == sorted(pod["status"]["podIP"] for pod in (first, second))
+    assert sorted(look_up(everyone)) == sorted(pod["status"]["podIP"] for pod in (first, second))
     with pytest.raises(CommandFailed, match="no such host"):
-        cluster.exec_pod(namespace, name, "/devtool", "lookup", "ring-2.peers")
+        look_up("ring-2.peers")
     assert "serving ring-0" in cluster.kubectl("logs", "-n", namespace, name)
 
 

@@ -28,7 +28,7 @@ def connect(object_store, monkeypatch):
 
 @pytest.fixture
 def large(tmp_path):
-    """70 MB, which travel in five parts, the last of which is not full."""
+    """70 MB, which travel in three parts, the last of which is not full."""
     path = tmp_path / "large"
     path.write_bytes(os.urandom(70 * MB + 5))
     return path
@@ -38,7 +38,7 @@ def test_a_large_file_survives_the_way_up_and_down(connect, bucket, large, tmp_p
     store = connect()
     store.upload(large, f"{bucket}/folder/large")
     assert store.head(f"{bucket}/folder/large").size == 70 * MB + 5
-    assert store.head(f"{bucket}/folder/large").tag.endswith("-5"), "it went up in parts"
+    assert store.head(f"{bucket}/folder/large").tag.endswith("-3"), "it went up in parts"
     store.download(f"{bucket}/folder/large", tmp_path / "deep" / "back")
     assert (
         hashlib.sha256((tmp_path / "deep" / "back").read_bytes()).digest()

@@ -144,6 +144,23 @@ def test_a_preferences_prompt_is_asked_in_every_form(chat, row, prompt, expected
     assert (shown.prompt, shown.expected) == (prompt, expected)
 
 
+def test_a_preference_without_a_chat_template_is_asked_as_it_is_trained(tokenizer):
+    row = {"prompt": "why?", "chosen": " so", "rejected": " no"}
+    model, task = tiny_llama(tokenizer), prepared("DPO", tokenizer)
+    ids = tokenizer("why?")["input_ids"]
+    expected = tokenizer.decode(greedy(model, ids, {tokenizer.eos_token_id}), skip_special_tokens=True).strip()
+    assert sample(model, task, [row]) == [expected]
+    [shown] = samples(task, [row], [], [expected])
+    assert (shown.prompt, shown.expected) == ("why?", " so")
+
+
+def test_a_template_that_fails_costs_the_samples_and_not_the_run(chat):
+    chat.chat_template = "{{ raise_exception('only one turn, please') }}"
+    lines = []
+    assert sample(tiny_llama(chat), prepared("ChatSFT", chat), [conversation("one", "two")], log=lines.append) == []
+    assert lines == ["warning: the report has 0 samples: only one turn, please"]
+
+
 def test_ranks_that_share_a_model_out_give_shorter_answers_instead_of_fewer(chat):
     model, task = tiny_llama(chat), prepared("ChatSFT", chat)
     rows = [conversation(f"question {number}", "yes") for number in range(2)]

@@ -6,6 +6,7 @@ Only tasks that generate have answers: ChatSFT, CausalLM, Seq2Seq and DPO. Decod
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,22 +70,21 @@ def sample(
     """
     import torch
 
-    prompts = _prompts(task, rows)
     answers: list[str] = []
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            most = MOST_NEW_TOKENS
+            prompts = _prompts(task, rows)
+            most, deadline = MOST_NEW_TOKENS, time.monotonic() + budget_seconds
             if group is not None and prompts:
-                most = _affordable_tokens(model, task, prompts, budget_seconds, group)
-            began = time.monotonic()
+                most, deadline = _affordable_tokens(model, task, prompts, budget_seconds, group), math.inf
             for prompt in prompts:
-                left = budget_seconds - (time.monotonic() - began)
-                if group is None and left <= 0:
+                left = deadline - time.monotonic()
+                if left <= 0:
                     break
-                answers.append(_answer(model, task, prompt, most, left if group is None else None))
-    except Exception as error:  # whatever a model's own code makes of generation
+                answers.append(_answer(model, task, prompt, most, left))
+    except Exception as error:  # whatever a model's own code or template makes of generation
         log(f"warning: the report has {len(answers)} samples: {error}")
     finally:
         model.train(was_training)
@@ -97,7 +97,7 @@ def _affordable_tokens(
     """Return how many tokens each answer may have, the same on all ranks, from the time that the first few take."""
     for _ in range(2):  # the first time, things are made that stay
         began = time.monotonic()
-        _answer(model, task, prompts[0], PROBE_TOKENS, None)
+        _answer(model, task, prompts[0], PROBE_TOKENS, math.inf)
         seconds = time.monotonic() - began
     per_token = group.max([seconds])[0] / PROBE_TOKENS
     return max(1, min(MOST_NEW_TOKENS, int(budget_seconds / len(prompts) / per_token)))
@@ -105,6 +105,8 @@ def _affordable_tokens(
 
 def samples(task: Task, rows: Sequence[Row], before: Sequence[str], after: Sequence[str]) -> tuple[Sample, ...]:
     """Put what `sample` answered for the same rows beside prompts and expected answers."""
+    if not before and not after:
+        return ()
     prompts = _prompts(task, rows)[: max(len(before), len(after))]
     return tuple(
         Sample(prompt=prompt.shown, expected=prompt.expected, before=old, after=new)
@@ -113,7 +115,7 @@ def samples(task: Task, rows: Sequence[Row], before: Sequence[str], after: Seque
     )
 
 
-def _answer(model: nn.Module, task: Task, prompt: _Prompt, most_tokens: int, seconds: float | None) -> str:
+def _answer(model: nn.Module, task: Task, prompt: _Prompt, most_tokens: int, seconds: float) -> str:
     import torch
     from torch.distributed.fsdp import FSDPModule
 
@@ -215,7 +217,7 @@ def _question_prompt(task: Task, row: Row) -> _Prompt | None:
     expected = pair.chosen if isinstance(pair.chosen, str) else pair.chosen[0]["content"]
     if not isinstance(pair.prompt, str):
         return _conversation(task, pair.prompt, expected) if pair.prompt else None
-    if pair.templated:
+    if pair.templated and task.processor.chat_template:  # as it is encoded for training
         return _conversation(task, [{"role": "user", "content": pair.prompt}], expected)
     return _Prompt(pair.prompt, expected, _ids(task, task.processor(pair.prompt, verbose=False)["input_ids"]))
 
