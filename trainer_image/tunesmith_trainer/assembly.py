@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tunesmith_api.plan import TrainingPlan
+from tunesmith_api.v1alpha1.finetunejob import Init
+from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_store.files import fetch_model
 from tunesmith_store.store import ObjectStore
@@ -29,9 +31,10 @@ from tunesmith_trainer.optimizer import make_optimizer
 from tunesmith_trainer.order import SetOrder, TrainingOrder, total_steps
 from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.base import Batch, Task
+from tunesmith_trainer.tasks.visionchat import VisionChat
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
+    pass
 
 __all__ = ["Assembly", "Inputs", "ModelSize", "assemble", "load_inputs"]
 
@@ -103,22 +106,31 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     """
     training, task = plan.training, inputs.task
     numerics = Numerics.choose(training.precision, plan.gpus_per_worker)
-    estimate = memory.estimate(memory.ModelFacts.of(inputs.base), plan, numerics.bytes_per_activation)
-    strategy = parallel.choose(plan, estimate, group)
+    facts, width = memory.ModelFacts.of(inputs.base), numerics.bytes_per_activation
+    strategy = parallel.choose(plan, memory.estimate(facts, plan, width), group)
     mesh = parallel.mesh(plan, group)
-    prepared, packed = _prepare_model(plan, inputs, numerics, mesh)
+    stored = stored_dtype(inputs.base)
+    weights, is_shared = numerics.weights_dtype(plan.method.type, stored), strategy is Strategy.FSDP
+    options = _load_options(plan, task, numerics, stored, is_shared or mesh is not None)
+    model = _load(plan, inputs, options)
+    packed = training.packing and task.supports_packing and packs_exactly(model)
+    model = parallel.shard_tensors(model, mesh, weights)
+    prepared = methods.apply(model, plan, numerics, task, _some_batches(inputs))
     bare: nn.Module = prepared.model.train()
-    if strategy is not Strategy.FSDP:  # which moves each rank's share alone: the whole may not fit
+    if not is_shared:  # FSDP moves each rank's share alone: the whole may not fit
         bare = bare.to(numerics.device)
-    task.attach_reference(bare)
-    wrapped = parallel.wrap(bare, group, strategy, numerics, mesh)
+    reference = task.attach_reference(bare, is_shared)
+    wrapped = parallel.wrap(bare, group, strategy, numerics, mesh, weights)
+    if is_shared and reference is not None:
+        parallel.share_out(reference, numerics, mesh, numerics.frozen_dtype(stored))
     optimizer = make_optimizer(bare, training, numerics.device)
     trained = sum(parameter.numel() for parameter in bare.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in bare.parameters())
     log(
         f"{plan.method.type}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%}), "
         f"{numerics.name} on {numerics.device}, {group.world_size} worker(s), {strategy}, "
-        f"{'without padding' if packed else 'padded'}; memory estimate per worker {estimate}"
+        f"{'without padding' if packed else 'padded'}; memory estimate per worker "
+        f"{memory.estimate(facts, plan, width, strategy)}"
     )
     return Assembly(
         numerics,
@@ -133,20 +145,33 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     )
 
 
-def _prepare_model(
-    plan: TrainingPlan, inputs: Inputs, numerics: Numerics, mesh: DeviceMesh | None
-) -> tuple[methods.PreparedModel, bool]:
-    """Load the model and do to it what the method does; return it and whether its examples can be packed."""
-    training, task = plan.training, inputs.task
-    torch.manual_seed(training.seed)
-    model = task.load_model(inputs.base, **load_options(plan, numerics, stored_dtype(inputs.base)))
-    packed = training.packing and task.supports_packing and packs_exactly(model)
-    if training.dropout is not None:
-        apply_dropout(model, training.dropout)
-    if training.gradient_checkpointing:
+def _load_options(
+    plan: TrainingPlan, task: Task, numerics: Numerics, stored: torch.dtype, is_shared: bool
+) -> dict[str, Any]:
+    """Return how to load the model; where ranks will share it out, so that it costs little until then.
+
+    In the format of the files, weights take no memory: they are read where they lie. What changes or tries out the
+    whole model needs the format that is trained in. A 4-bit base stays on the CPU.
+    """
+    method, options = plan.method, load_options(plan, numerics, stored)
+    if is_shared and method.type is MethodType.QLORA:
+        options["device_map"] = {"": torch.device("cpu")}
+    is_changed = method.type not in {MethodType.FULL, MethodType.LORA} or method.qat or method.pruning
+    is_tried = isinstance(task, VisionChat) or plan.model_init is Init.RANDOM
+    if is_shared and not is_changed and not is_tried:
+        options["dtype"] = stored
+    return options
+
+
+def _load(plan: TrainingPlan, inputs: Inputs, options: dict[str, Any]) -> nn.Module:
+    """Load the model and set its dropout and what it keeps for the backward pass."""
+    torch.manual_seed(plan.training.seed)
+    model = inputs.task.load_model(inputs.base, **options)
+    if plan.training.dropout is not None:
+        apply_dropout(model, plan.training.dropout)
+    if plan.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    model = parallel.shard_tensors(model, mesh)
-    return methods.apply(model, plan, numerics, task, _some_batches(inputs)), packed
+    return model
 
 
 def _some_batches(inputs: Inputs) -> Callable[[], Sequence[Batch]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from tunesmith_api.reports import ModelRef
@@ -56,7 +57,7 @@ def sample_before(run: TrainingRun) -> None:
 def finish(run: TrainingRun, metrics: dict[str, float]) -> ModelRef:
     """Export on rank 0 while the others wait; all return the same model."""
     samples_after = _answers(run) if run.state.samples_before else []
-    gathered = run.parts.wrapped.gathered()
+    gathered = run.parts.wrapped.gathered(_gathered_format(run))
 
     def work() -> ModelRef:
         assert gathered is not None
@@ -74,6 +75,17 @@ def finish(run: TrainingRun, metrics: dict[str, float]) -> ModelRef:
         return model
 
     return run.group.first(work)
+
+
+def _gathered_format(run: TrainingRun) -> torch.dtype | None:
+    """Return the number format to put a model together in that ranks share: at once that of the files, if possible.
+
+    Adapters, rehearsed rounding and masks are worked in at full precision first, and classifiers have to explain
+    themselves.
+    """
+    plan = run.plan
+    is_worked_in = plan.method.has_adapters or plan.method.qat is not None or plan.method.pruning is not None
+    return None if is_worked_in or plan.task is TaskName.SEQUENCE_CLASSIFICATION else stored_dtype(run.inputs.base)
 
 
 def _write(run: TrainingRun, model: nn.Module, folder: Path) -> None:

@@ -26,9 +26,11 @@ FLOAT = 4
 """Bytes of a float32: trained weights, gradients and optimizer state."""
 RUNTIME = 700 << 20
 """Bytes of Python, torch and transformers themselves, or of a GPU's context and workspaces."""
-QUANTIZED = 0.5 + 4 / 64
-"""Bytes of a 4-bit weight: each 64 share a float32 constant."""
-DOUBLY_QUANTIZED = 0.5 + 1 / 64 + 4 / (64 * 256)
+QUANTIZED = 0.5
+"""Bytes of a 4-bit weight."""
+CONSTANTS = 4 / 64
+"""Bytes beside it: each 64 share a float32 constant, which every rank keeps."""
+QUANTIZED_CONSTANTS = 1 / 64 + 4 / (64 * 256)
 """The same where those constants are held in 8 bits (Dettmers et al., 2023: QLoRA, section 3)."""
 
 _WITH_VOCABULARY = {Task.CHAT_SFT, Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ, Task.DPO}
@@ -211,7 +213,9 @@ def estimate(
     if shares > 1:
         # one layer at a time is gathered whole, and the embeddings
         gathered = facts.vocabulary * facts.hidden + sum(matrix.size for matrix in facts.matrices) // facts.layers
-        weights = weights / shares + (gathered * bytes_per_activation if strategy is Strategy.FSDP else 0)
+        constants = _constants(facts, plan)
+        weights = (weights - constants) / shares + constants
+        weights += gathered * bytes_per_activation if strategy is Strategy.FSDP else 0
     tokens = _tokens(facts, plan)
     return MemoryEstimate(
         weights=int(weights),
@@ -242,9 +246,8 @@ def _weights(facts: ModelFacts, plan: TrainingPlan, trained: int, bytes_per_acti
     method = plan.method
     matrices = sum(matrix.size for matrix in facts.matrices)
     if method.type is MethodType.QLORA:
-        twice = method.quantized_base is None or method.quantized_base.use_double_quant
-        each = DOUBLY_QUANTIZED if twice else QUANTIZED
-        return matrices * each + (facts.parameters - matrices + trained) * FLOAT
+        rest = (facts.parameters - matrices + trained) * FLOAT
+        return matrices * QUANTIZED + _constants(facts, plan) + rest
     if method.has_adapters:
         short = facts.stored_bytes == bytes_per_activation == 2
         return facts.parameters * (2 if short else FLOAT) + trained * FLOAT
@@ -256,6 +259,14 @@ def _weights(facts: ModelFacts, plan: TrainingPlan, trained: int, bytes_per_acti
     if plan.task is Task.DPO:
         total += facts.parameters * (2 if facts.stored_bytes == bytes_per_activation == 2 else FLOAT)  # reference
     return total
+
+
+def _constants(facts: ModelFacts, plan: TrainingPlan) -> float:
+    """Return the bytes of what a 4-bit base keeps beside its weights."""
+    if plan.method.type is not MethodType.QLORA:
+        return 0.0
+    twice = plan.method.quantized_base is None or plan.method.quantized_base.use_double_quant
+    return sum(matrix.size for matrix in facts.matrices) * (QUANTIZED_CONSTANTS if twice else CONSTANTS)
 
 
 def _tokens(facts: ModelFacts, plan: TrainingPlan) -> int:

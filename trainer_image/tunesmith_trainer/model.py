@@ -99,9 +99,12 @@ class Numerics:
         return torch.amp.GradScaler(self.device.type) if self.precision is Precision.FP16 else None
 
     def weights_dtype(self, method: MethodType, stored: torch.dtype) -> torch.dtype:
-        """Return the format of the weights: a frozen base may be short where nothing is lost, all else is float32."""
-        frozen = method is not MethodType.FULL
-        return stored if frozen and self.is_short and stored is self.compute_dtype else torch.float32
+        """Return the format of the weights: that of frozen ones below adapters, and float32 where all are trained."""
+        return torch.float32 if method is MethodType.FULL else self.frozen_dtype(stored)
+
+    def frozen_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """Return the format of weights that aren't trained: short where nothing is lost by it, else float32."""
+        return stored if self.is_short and stored is self.compute_dtype else torch.float32
 
     def used_bytes(self) -> int:
         """Return the most memory that this process has held so far: of the GPU, or resident on a CPU."""
@@ -148,6 +151,10 @@ def load_pretrained(auto_class: Any, folder: Path, **options: Any) -> nn.Module:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise
         raise UserError(Reason.MODEL_INVALID, f"spec.model.uri: the model can't be loaded: {error}") from error
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # else bitsandbytes rearranges 4-bit weights in the first evaluation, and no gradient passes them any more
+            module.support_avx512bf16_for_cpu = False
     changed = [name for name, *_ in found.get("mismatched_keys", ())]
     _prepare(model, [*found["missing_keys"], *changed])
     loaded: nn.Module = model

@@ -33,10 +33,12 @@ from tunesmith_trainer.optimizer import local_tensor
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Wrapped", "choose", "held_bytes", "mesh", "shard_tensors", "wrap"]
+__all__ = ["Wrapped", "choose", "held_bytes", "mesh", "shard_tensors", "share_out", "wrap"]
 
 FILL = 0.85
 """Part of the memory that an estimate may fill: the rest is for what no estimate sees, such as fragmentation."""
+PIECE = 1 << 18
+"""Numbers that are summed up at a time where ranks compare their weights: few enough for a cache to hold."""
 DATA, TENSOR = "dp", "tp"
 """The second is what transformers and PEFT call it."""
 
@@ -80,10 +82,11 @@ class Wrapped:
         context: AbstractContextManager[Any] = unsynced()
         return context
 
-    def gathered(self) -> nn.Module | None:
+    def gathered(self, weights: torch.dtype | None = None) -> nn.Module | None:
         """Return the whole model, in one piece, on rank 0; None on all others. All ranks have to call it.
 
-        Where ranks share it out, that is a new one on the CPU. One parameter at a time is whole on the other ranks.
+        Where ranks share it out, that is a new one on the CPU, in the number format `weights` (None: as they are). One
+        parameter at a time is whole on the other ranks.
         """
         if self.skeleton is None:
             return self.bare if self.rank == 0 else None
@@ -92,7 +95,8 @@ class Wrapped:
             shared: Any = parameter.detach()
             whole = shared.full_tensor() if hasattr(shared, "full_tensor") else shared
             if self.rank == 0:
-                wholes[name] = nn.Parameter(whole.to("cpu", copy=True), requires_grad=parameter.requires_grad)
+                copied = whole.to("cpu", dtype=weights if whole.is_floating_point() else None, copy=True)
+                wholes[name] = nn.Parameter(copied, requires_grad=parameter.requires_grad)
         return _filled(self.skeleton, wholes) if self.rank == 0 else None
 
     def clip_grad_norm(self, max_norm: float) -> float:
@@ -118,8 +122,6 @@ def choose(plan: TrainingPlan, estimate: MemoryEstimate, group: Group) -> Strate
         return plan.strategy
     if plan.tensor_parallel > 1:
         return Strategy.FSDP
-    if plan.method.type is MethodType.QLORA:
-        return Strategy.DDP
     fits = estimate.total <= FILL * _memory_bytes(group.device)
     return group.from_first(Strategy.DDP if fits else Strategy.FSDP)
 
@@ -149,8 +151,6 @@ def mesh(plan: TrainingPlan, group: Group) -> DeviceMesh | None:
 def _check(plan: TrainingPlan, group: Group) -> None:
     size, method = plan.tensor_parallel, plan.method
     problem = None
-    if method.type is MethodType.QLORA and plan.strategy is Strategy.FSDP and group.world_size > 1:
-        problem = "spec.parallelism.strategy FSDP can't share out a 4-bit base model: set DDP, or method.type LoRA"
     if size > 1:
         name = f"spec.parallelism.tensorParallel {size}"
         if group.world_size % size:
@@ -167,11 +167,11 @@ def _check(plan: TrainingPlan, group: Group) -> None:
         raise UserError(Reason.INVALID_SPEC, problem)
 
 
-def shard_tensors(model: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
+def shard_tensors(model: nn.Module, mesh: DeviceMesh | None, weights: torch.dtype = torch.float32) -> nn.Module:
     """Split a loaded model's matrices over the tensor ranks, by the model's own plan in transformers.
 
-    Called before adapters are added, which PEFT splits likewise. Parameters that the plan leaves out stay whole on each
-    rank and get the same gradient there.
+    What is left to a rank gets the number format `weights`. Parameters that the plan leaves out stay whole on each rank
+    and get the same gradient there. Called before adapters are added, which PEFT splits likewise.
 
     Raises:
         UserError: transformers has no plan for the model, or its heads can't be shared out so.
@@ -198,6 +198,8 @@ def shard_tensors(model: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
     _untie(model)
     apply_tensor_parallelism(model, mesh[TENSOR], plan)
     bare.tie_weights()
+    if weights is torch.float32:
+        model.float()
     # PEFT looks here for how to split adapters
     bare._device_mesh, bare.config.distributed_config = mesh[TENSOR], settings
     return model
@@ -214,9 +216,17 @@ def _untie(model: nn.Module) -> None:
 
 
 def wrap(
-    bare: nn.Module, group: Group, strategy: Strategy, numerics: Numerics, mesh: DeviceMesh | None = None
+    bare: nn.Module,
+    group: Group,
+    strategy: Strategy,
+    numerics: Numerics,
+    mesh: DeviceMesh | None = None,
+    weights: torch.dtype = torch.float32,
 ) -> Wrapped:
-    """Make the ranks of a group train a model together. Before the optimizer is made: FSDP replaces parameters."""
+    """Make the ranks of a group train a model together. Before the optimizer is made: FSDP replaces parameters.
+
+    `weights` is the number format to train in, which the model may not have yet where ranks share it out.
+    """
     tensor_ranks = mesh[TENSOR].size() if mesh is not None else 1
     data_ranks = group.world_size // tensor_ranks
     is_shared = tensor_ranks > 1 or (strategy is Strategy.FSDP and data_ranks > 1)
@@ -227,7 +237,7 @@ def wrap(
         return Wrapped(bare, bare, Strategy.DDP, 0, 1, tensor_ranks, group.rank, skeleton)
     data_rank = mesh[DATA].get_local_rank() if mesh is not None else group.rank
     if strategy is Strategy.FSDP:
-        _share_out(bare, numerics, None if mesh is None else mesh[DATA])
+        share_out(bare, numerics, mesh, weights)
         return Wrapped(bare, bare, Strategy.FSDP, data_rank, data_ranks, tensor_ranks, group.rank, skeleton)
     from torch.nn.parallel import DistributedDataParallel
 
@@ -249,24 +259,34 @@ def _may_leave_out(model: nn.Module) -> bool:
     return getattr(config, "vision_config", None) is not None
 
 
-def _share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None) -> None:
+def share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None, weights: torch.dtype) -> None:
     """Apply FSDP2 (Zhao et al., 2023; `fully_shard`) in place: to each transformer block, and to what is left.
 
-    Trained weights, gradients and optimizer state stay float32; what is gathered for computing is short where the
-    precision is.
+    Trained weights, gradients and optimizer state are float32; what is gathered for computing is short where the
+    precision is. Weights get the number format `weights` one block at a time: a rank never holds more in it than its
+    share and one block.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     short = numerics.compute_dtype if numerics.is_short else None
     policy = MixedPrecisionPolicy(param_dtype=short, reduce_dtype=torch.float32 if short else None)
-    mesh = mesh if mesh is not None else init_device_mesh(numerics.device.type, (dist.get_world_size(),))
+    ranks = mesh[DATA] if mesh is not None else init_device_mesh(numerics.device.type, (dist.get_world_size(),))
     for block in transformer_blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(_in_format(block, weights), mesh=ranks, mp_policy=policy)
     # without it a forward pass alone, as evaluation's, would leave whole embeddings behind for checkpoints to find
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(_in_format(model, weights), mesh=ranks, mp_policy=policy, reshard_after_forward=True)
     if hasattr(model, "generate"):  # adapters' models go round the outermost forward there
         register_fsdp_forward_method(model, "generate")
+
+
+def _in_format(module: nn.Module, weights: torch.dtype) -> nn.Module:
+    """Make all floating-point numbers float32 where that is the format of the weights; else they have theirs."""
+    for each in module.modules() if weights is torch.float32 else ():
+        for tensor in (*each.parameters(recurse=False), *each.buffers(recurse=False)):
+            if tensor.is_floating_point() and tensor.dtype is not torch.float32:
+                tensor.data = tensor.data.float()
+    return module
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
@@ -312,9 +332,12 @@ def _start_alike(model: nn.Module, group: Group) -> None:
 
 
 def _fingerprint(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.detach().flatten()
-    # weights that were only exchanged have the same sum: the second half counts twice
-    return flat.sum(dtype=torch.float64) + flat[len(flat) // 2 :].sum(dtype=torch.float64)
+    """Sum a tensor up in float64, piece by piece: torch makes a float64 copy of what it sums."""
+    total = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    for number, piece in enumerate(tensor.detach().flatten().split(PIECE), 1):
+        # weights that were only exchanged have the same sum: what comes later counts more
+        total += number * (piece.sum(dtype=torch.float64) + piece[len(piece) // 2 :].sum(dtype=torch.float64))
+    return total
 
 
 def _norm(gradients: Sequence[torch.Tensor]) -> float:

@@ -121,6 +121,20 @@ def test_a_quantized_base_is_a_fraction_of_a_whole_one(folders):
     assert saved == pytest.approx(matrices * (4 - 0.5), rel=0.02)
 
 
+def test_a_quantized_base_is_shared_out_but_for_its_constants(folders):
+    facts = ModelFacts.of(folders["llama"])
+    matrices = sum(matrix.size for matrix in facts.matrices)
+    gathered = 4 * (facts.vocabulary * facts.hidden + matrices // facts.layers)
+
+    def weights(double, **changes):
+        method = {"type": "QLoRA", "quantizedBase": {"useDoubleQuant": double}}
+        return found(folders, method=method, **changes).weights
+
+    for double, constants in ((False, matrices * 4 / 64), (True, matrices * (1 + 4 / 256) / 64)):
+        shares = weights(double, replicas=4, strategy=Strategy.FSDP)
+        assert shares == pytest.approx((weights(double) - constants) / 4 + constants + gathered, abs=2)
+
+
 def test_classifiers_have_no_logits_worth_counting(folders):
     assert found(folders, "bert", task="SequenceClassification").logits == 0
     assert found(folders).logits == 2 * 64 * 96 * 12

@@ -213,6 +213,26 @@ def test_qlora_merges_onto_the_stored_base_not_the_rounded_one(tmp_path, twice):
     assert delta.abs().max() > 1e-3
 
 
+def test_gradients_pass_a_4_bit_base_after_an_evaluation_as_before(tmp_path):
+    llama().save_pretrained(tmp_path)
+    plan = training_plan(method="QLoRA")
+    task = Language(plan)
+    model = applied(task.load_model(tmp_path, **load_options(plan, NUMERICS, torch.float32)), plan).model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ids = torch.arange(24)[None]
+
+    def gradients():
+        return torch.autograd.grad(model(input_ids=ids, labels=ids).loss, trained)
+
+    before = gradients()
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=ids)
+    model.train()
+    for expected, found in zip(before, gradients(), strict=True):
+        assert torch.equal(expected, found)
+
+
 # ---- quantization-aware training
 
 

@@ -33,7 +33,7 @@ class Pair(Group):
         (HUGE, Pair(), {}, Strategy.FSDP),
         (HUGE, Pair(), {"strategy": "DDP"}, Strategy.DDP),
         (SMALL, Pair(), {"strategy": "FSDP"}, Strategy.FSDP),
-        (HUGE, Pair(), {"method": "QLoRA"}, Strategy.DDP),
+        (HUGE, Pair(), {"method": "QLoRA"}, Strategy.FSDP),
         (SMALL, Pair(4), {"tensor_parallel": 2}, Strategy.FSDP),
         (SMALL, Pair(2), {"tensor_parallel": 2}, Strategy.DDP),
     ],
@@ -60,7 +60,6 @@ def test_the_strategy_is_chosen_by_memory_unless_it_is_given(estimate, group, ch
         (2, {"tensor_parallel": 2, "method": "QLoRA"}, r"method\.type Full and LoRA only"),
         (2, {"tensor_parallel": 2, "method": {"type": "Full", "pruning": {}}}, r"method\.pruning"),
         (2, {"tensor_parallel": 2, "task": "DPO"}, r"needs method\.type LoRA"),
-        (2, {"strategy": "FSDP", "method": "QLoRA"}, "can't share out a 4-bit base"),
     ],
 )
 def test_what_can_not_be_spread_is_refused_before_anything_is_loaded(world, changes, message):

@@ -203,9 +203,14 @@ class Task(ABC):
         )
         return (losses if prediction.weights is None else losses * prediction.weights).sum()
 
-    def attach_reference(self, model: nn.Module) -> None:
-        """Take note of the model as it starts, before anything is restored or trained. DPO keeps a reference."""
-        return
+    def attach_reference(self, model: nn.Module, is_shared: bool = False) -> nn.Module | None:
+        """Take note of the model as it starts, before anything is restored or trained. DPO keeps a reference.
+
+        Returns:
+            A frozen model that the loss needs beside it, if it does. With `is_shared` it has the model's own tensors,
+            until both are shared out over the ranks.
+        """
+        return None
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -92,8 +92,7 @@ class DPO(LanguageTask):
             message = "spec.training.labelSmoothingFactor means nothing with preference.lossType IPO: set it to 0"
             raise UserError(Reason.INVALID_SPEC, message)
         self.reference: nn.Module | None = None
-        """A frozen copy of the starting model, on the device that it was on; None where adapters are trained. A loop
-        that shares out a model over ranks shares this out alike."""
+        """A frozen copy of the starting model, on the device that it was on; None where adapters are trained."""
         self._adapted: Any = None
         self._stored: torch.dtype | None = None
 
@@ -133,21 +132,27 @@ class DPO(LanguageTask):
         self._stored = stored_dtype(folder)
         return super().load_model(folder, **options)
 
-    def attach_reference(self, model: nn.Module) -> None:
+    def attach_reference(self, model: nn.Module, is_shared: bool = False) -> nn.Module | None:
         """Keep the model as it starts: the bare one, after methods were applied, before it is wrapped or restored.
 
         With adapters that is the same model with its adapters switched off, which costs no memory. Otherwise it is a
         copy; where training computes in 16 bits anyway, the copy is held in the format that the model was stored in.
         """
+        from torch import nn
+
         from tunesmith_trainer.model import Numerics
 
         if self.plan.method.has_adapters:
             self._adapted = model
-            return
-        self.reference = copy.deepcopy(model).requires_grad_(False).eval()
-        numerics = Numerics.choose(self.plan.training.precision, self.plan.gpus_per_worker)
-        if numerics.is_short and self._stored is not None and self._stored.itemsize == 2:
-            self.reference.to(self._stored)
+            return None
+        memo: dict[int, Any] = {}
+        if is_shared:
+            memo = {id(own): nn.Parameter(own.detach(), requires_grad=False) for own in model.parameters()}
+        self.reference = copy.deepcopy(model, memo).requires_grad_(False).eval()
+        if not is_shared and self._stored is not None:
+            numerics = Numerics.choose(self.plan.training.precision, self.plan.gpus_per_worker)
+            self.reference.to(numerics.frozen_dtype(self._stored))
+        return self.reference
 
     def _reference(self, batch: Batch) -> _LogProbabilities:
         """Compute what the starting model gives the answers, without gradients and without dropout."""

@@ -187,7 +187,7 @@ class VisionChat(ChatSFT):
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
         return model
 
-    def attach_reference(self, model: nn.Module) -> None:
+    def attach_reference(self, model: nn.Module, is_shared: bool = False) -> None:
         """Freeze what no loss reaches: DistributedDataParallel would wait for its gradient for ever.
 
         Many models read their vision tower before its end (LLaVA leaves out the last layer). What is reached is not
