@@ -7,6 +7,7 @@ knows nothing of it; `clip_grad_norm` knows how to add up a norm whose parts lie
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,9 @@ __all__ = ["Wrapped", "choose", "held_bytes", "mesh", "shard_tensors", "share_ou
 
 FILL = 0.85
 """Part of the memory that an estimate may fill: the rest is for what no estimate sees, such as fragmentation."""
+M_MMAP_THRESHOLD = -3
+"""glibc's number of that setting, from malloc.h."""
+LARGE_BLOCK = 4 << 20
 PIECE = 1 << 18
 """Numbers that are summed up at a time where ranks compare their weights: few enough for a cache to hold."""
 DATA, TENSOR = "dp", "tp"
@@ -271,6 +275,8 @@ def share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None, wei
 
     short = numerics.compute_dtype if numerics.is_short else None
     policy = MixedPrecisionPolicy(param_dtype=short, reduce_dtype=torch.float32 if short else None)
+    if numerics.device.type == "cpu":
+        _give_memory_back()
     ranks = mesh[DATA] if mesh is not None else init_device_mesh(numerics.device.type, (dist.get_world_size(),))
     for block in transformer_blocks(model):
         fully_shard(_in_format(block, weights), mesh=ranks, mp_policy=policy)
@@ -278,6 +284,17 @@ def share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None, wei
     fully_shard(_in_format(model, weights), mesh=ranks, mp_policy=policy, reshard_after_forward=True)
     if hasattr(model, "generate"):  # adapters' models go round the outermost forward there
         register_fsdp_forward_method(model, "generate")
+
+
+def _give_memory_back() -> None:
+    """Have glibc take large blocks from the kernel one by one, and give them back as soon as they are free.
+
+    On a CPU, FSDP allocates and frees a gathered layer at a time. glibc's heap, which can't move what lies in between,
+    would grow by as much as is saved. It costs time, and memory is what FSDP is chosen for.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc only
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _in_format(module: nn.Module, weights: torch.dtype) -> nn.Module:
