@@ -184,7 +184,7 @@ def test_tasks_that_write_nothing_have_no_samples(chat):
     assert sample(tiny_llama(chat), prepared("MaskedLM", chat), [{"text": "some text"}]) == []
 
 
-@pytest.mark.parametrize("family", ["llava", "idefics3"])
+@pytest.mark.parametrize("family", ["llava", "idefics3", "smolvlm", "qwen2_5_vl"])
 def test_a_conversation_about_pictures_is_answered_from_what_is_seen(family, tmp_path):
     folder = getattr(tiny, family)(tmp_path)
     task = VisionChat(training_plan(training={"max_length": 512}, generation={"maxNewTokens": NEW_TOKENS}))
@@ -198,15 +198,16 @@ def test_a_conversation_about_pictures_is_answered_from_what_is_seen(family, tmp
     inputs = processor(text=[text], images=[[picture]], return_tensors="pt", add_special_tokens=False)
     prompt = inputs.pop("input_ids")
     mask = inputs.pop("attention_mask")
+    inputs.pop("token_type_ids", None)
     ids, first = prompt, prompt.shape[1]
     ends = {processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids("<|im_end|>")}
     with torch.no_grad():
         for _ in range(NEW_TOKENS):
-            known = {
-                name: value for name, value in inputs.items() if name in task._arguments and name != "token_type_ids"
-            }
+            known = {name: value for name, value in inputs.items() if name in task._arguments}
             token = int(model(input_ids=ids, attention_mask=mask, **known).logits[0, -1].argmax())
             ids, mask = torch.cat([ids, torch.tensor([[token]])], 1), torch.cat([mask, mask[:, :1]], 1)
+            if (kinds := inputs.get("mm_token_type_ids")) is not None:  # what is written is text
+                inputs["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(kinds[:, :1])], 1)
             if token in ends:
                 break
     expected = processor.tokenizer.decode(ids[0, first:].tolist(), skip_special_tokens=True).strip()

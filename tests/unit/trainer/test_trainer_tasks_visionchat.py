@@ -1,5 +1,6 @@
-"""Conversations about pictures: LLaVA and Idefics3 with their real processors, real photographs, real batches."""
+"""Conversations about pictures: LLaVA, Idefics3 and Qwen2.5-VL with their real processors, real photographs, real batches."""
 
+import json
 import math
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,8 +19,12 @@ from tunesmith_trainer.tasks.base import IGNORE, BadRow
 from tunesmith_trainer.tasks.visionchat import VisionChat
 
 CPU = torch.device("cpu")
-FAMILIES = ["llava", "idefics3"]
-ENDS = {"llava": "<|im_end|>", "idefics3": "<end_of_utterance>"}
+FAMILIES = ["llava", "idefics3", "smolvlm", "qwen2_5_vl"]
+TILED = {"idefics3", "smolvlm"}
+IMAGES = {
+    "llava": ("<image>", 16), "idefics3": ("<image>", 5 * 4), "smolvlm": ("<image>", 5 * 4), "qwen2_5_vl": ("<|image_pad|>", 15),
+}  # fmt: skip
+"""What an image of 40 × 24 pixels becomes: the token, and how many."""
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +127,12 @@ def test_only_the_assistants_turns_are_learned_behind_expanded_images(folders, f
     ]
     image = to_base64(photographs()[1].resize((40, 24)))
     (example,) = encoded(task, [{"messages": messages, "images": [image] * 3}])
-    space = " " if family == "idefics3" else ""
-    assert learned(task, example) == f"{space}one{ENDS[family]}{space}two, three{ENDS[family]}"
+    space, end = (" ", "<end_of_utterance>") if family in TILED else ("", "<|im_end|>")
+    assert learned(task, example) == f"{space}one{end}{space}two, three{end}"
     assert example.units == len(f"{space}one{space}two, three") + 2
-    images = task.processor.tokenizer.convert_tokens_to_ids("<image>")
-    assert example.features["input_ids"].count(images) == (3 * 16 if family == "llava" else 3 * 5 * 4)
+    token, count = IMAGES[family]
+    token = task.processor.tokenizer.convert_tokens_to_ids(token)
+    assert example.features["input_ids"].count(token) == 3 * count
     assert all(
         label in (IGNORE, token)
         for token, label in zip(example.features["input_ids"], example.features["labels"], strict=True)
@@ -188,6 +194,19 @@ def test_examples_come_back_from_disk_as_they_were(folders, tmp_path):
     batch = task.collate(examples, CPU, packed=False)
     assert torch.equal(again.labels, batch.labels)
     assert all(torch.equal(again.inputs[name], value) for name, value in batch.inputs.items())
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "qwen2_5_vl"])
+def test_what_a_processor_has_for_videos_is_saved_as_it_was(folders, tmp_path, family):
+    settings = json.loads((folders[family] / "preprocessor_config.json").read_text())
+    task, _ = ready(folders[family])
+    task.processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert saved["processor_class"] == settings["processor_class"]
+    assert saved["video_processor"] == settings
+    again = vision_chat().load_processor(tmp_path)
+    assert again.video_processor.to_dict() == settings
+    assert again.image_processor.to_dict() == task.processor.image_processor.to_dict()
 
 
 # ---- computing

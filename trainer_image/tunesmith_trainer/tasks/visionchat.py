@@ -1,4 +1,4 @@
-"""ChatSFT of a model that sees: conversations whose messages hold images, for LLaVA, Idefics/SmolVLM and their kin.
+"""ChatSFT of a model that sees: conversations whose messages hold images, for LLaVA, SmolVLM, Qwen-VL and their kin.
 
 The model's own processor says how many tokens an image becomes and lays it out. Images are stored as the files that
 they came in, and made into pixels when a batch is made: a large photograph's pixels can be a hundred times its bytes.
@@ -138,11 +138,14 @@ class VisionChat(ChatSFT):
     def load_processor(self, folder: Path) -> Any:
         from transformers import AutoProcessor
 
+        from tunesmith_trainer.tasks.videos import without_videos
+
         try:
             # Pillow's arithmetic, whether torchvision is there or not: results don't depend on what is installed
-            processor = AutoProcessor.from_pretrained(
-                folder, backend="pil", local_files_only=True, trust_remote_code=False
-            )
+            with without_videos():
+                processor = AutoProcessor.from_pretrained(
+                    folder, backend="pil", local_files_only=True, trust_remote_code=False
+                )
             if not hasattr(processor, "image_processor"):
                 raise ValueError("it has none for images (preprocessor_config.json or processor_config.json)")
         except Exception as error:  # whatever a broken folder makes transformers raise
