@@ -279,9 +279,9 @@ def share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None, wei
         _give_memory_back()
     ranks = mesh[DATA] if mesh is not None else init_device_mesh(numerics.device.type, (dist.get_world_size(),))
     for block in transformer_blocks(model):
-        fully_shard(_in_format(block, weights), mesh=ranks, mp_policy=policy)
+        fully_shard(_in_format(block, weights, numerics.device), mesh=ranks, mp_policy=policy)
     # without it a forward pass alone, as evaluation's, would leave whole embeddings behind for checkpoints to find
-    fully_shard(_in_format(model, weights), mesh=ranks, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(_in_format(model, weights, numerics.device), mesh=ranks, mp_policy=policy, reshard_after_forward=True)
     if hasattr(model, "generate"):  # adapters' models go round the outermost forward there
         register_fsdp_forward_method(model, "generate")
 
@@ -297,12 +297,12 @@ def _give_memory_back() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
-def _in_format(module: nn.Module, weights: torch.dtype) -> nn.Module:
-    """Make all floating-point numbers float32 where that is the format of the weights; else they have theirs."""
+def _in_format(module: nn.Module, weights: torch.dtype, device: torch.device) -> nn.Module:
+    """Make all floating-point numbers float32, on the device, where that is the format of the weights."""
     for each in module.modules() if weights is torch.float32 else ():
         for tensor in (*each.parameters(recurse=False), *each.buffers(recurse=False)):
             if tensor.is_floating_point() and tensor.dtype is not torch.float32:
-                tensor.data = tensor.data.float()
+                tensor.data = tensor.data.to(device).float()  # half of what a float32 would be is sent
     return module
 
 
@@ -339,13 +339,16 @@ def _start_alike(model: nn.Module, group: Group) -> None:
     """
     tensors = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
     tensors = [tensor for tensor in tensors if not hasattr(tensor, "to_local")]
-    sums = torch.stack([_fingerprint(tensor) for tensor in tensors]).to(group.device)
+    sums = torch.stack([_fingerprint(tensor).to(group.device) for tensor in tensors])
     most, least = sums.clone(), sums.clone()
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
     for tensor, same in zip(tensors, (most == least).tolist(), strict=True):
         if not same:
-            dist.broadcast(tensor.detach(), src=0)
+            # a model that is yet to be shared out is still on the CPU, where NCCL can't reach it
+            sent = tensor.detach().to(group.device)
+            dist.broadcast(sent, src=0)
+            tensor.data.copy_(sent)
 
 
 def _fingerprint(tensor: torch.Tensor) -> torch.Tensor:
