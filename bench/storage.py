@@ -3,7 +3,7 @@
 The same bytes (weights and optimizer state of SmolLM2-135M in float32) go up and come down by boto3's own multipart
 transfer with its default settings, and as a checkpoint: written, hashed, uploaded, manifest last; found, downloaded,
 verified, loaded. Both take turns, and the first time of each doesn't count: it takes memory from the machine that those
-after it find at hand.
+after it find at hand. A file that one leaves is gone before the other begins: the kernel would still be writing it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,15 @@ def timed(work: Callable[[], Any]) -> float:
     return time.monotonic() - began
 
 
-def in_turns(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
-    """Median seconds of both."""
-    found = [(timed(first), timed(second)) for _ in range(1 + TIMES)][1:]
-    return median([pair[0] for pair in found]), median([pair[1] for pair in found])
+def in_turns(first: Callable[[], Any], second: Callable[[], Any], tidy: Callable[[], Any]) -> tuple[float, float]:
+    """Median seconds of both. What one leaves is tidied up before the other begins, and doesn't count."""
+    found: list[list[float]] = []
+    for _ in range(1 + TIMES):
+        found.append([])
+        for work in (first, second):
+            found[-1].append(timed(work))
+            tidy()
+    return median([pair[0] for pair in found[1:]]), median([pair[1] for pair in found[1:]])
 
 
 def trained_model() -> tuple[Any, torch.optim.Optimizer]:
@@ -83,14 +89,17 @@ def main() -> None:
         for _ in range(size >> 20):
             file.write(torch.randint(0, 255, (1 << 20,), dtype=torch.uint8).numpy().tobytes())
     client = boto3.client("s3", endpoint_url=endpoint)
-    up, plain_up = in_turns(lambda: save(next(steps)), lambda: client.upload_file(str(plain), bucket, "plain.bin"))
+    up, plain_up = in_turns(
+        lambda: save(next(steps)), lambda: client.upload_file(str(plain), bucket, "plain.bin"), ours.wait
+    )
     plain.unlink()
 
-    def fetch() -> None:
+    def tidy() -> None:
+        ours.wait()
         back.unlink(missing_ok=True)
-        client.download_file(bucket, "plain.bin", str(back))
 
-    down, plain_down = in_turns(lambda: ours.restore(model, optimizer), fetch)
+    fetch = partial(client.download_file, bucket, "plain.bin", str(back))
+    down, plain_down = in_turns(lambda: ours.restore(model, optimizer), fetch, tidy)
     shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps({"bytes": size, "up": up, "down": down, "plainUp": plain_up, "plainDown": plain_down}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.store import NotFound, ObjectStore
 
 __all__ = [
+    "copy_hashed",
     "entries_below",
     "entry_of_bytes",
     "fetch_model",
@@ -27,12 +29,47 @@ __all__ = [
 ]
 
 DONE = ".complete"
+RANGE = 16 << 20
+"""Bytes that `copy_hashed` asks for at once."""
+RETRY_PAUSES = (0.5, 2.0)
+"""Seconds, beyond the client's own retries: those end where an answer has begun."""
 
 
 def sha256_of(path: Path) -> str:
     """Return the hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_hashed(store: ObjectStore, uri: str, size: int, path: Path) -> str:
+    """Copy an object of `size` bytes to a file; return the hex sha256 of what came.
+
+    For files that come several at once: one connection each, and every range is hashed while it is in the cache.
+
+    Raises:
+        NotFound: there is no such object.
+        Retryable: the store can't be read.
+    """
+    digest = hashlib.sha256()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        while (start := file.tell()) < size:
+            data = _range_of(store, uri, start, min(RANGE, size - start))
+            if not data:
+                break  # it is shorter than it should be: its digest says so
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def _range_of(store: ObjectStore, uri: str, start: int, size: int) -> bytes:
+    """Return a range; a connection that breaks in the middle of it is no reason to give up."""
+    for pause in RETRY_PAUSES:
+        try:
+            return store.get_range(uri, start, size)
+        except Retryable:
+            time.sleep(pause)
+    return store.get_range(uri, start, size)
 
 
 def file_entry(root: Path, path: Path) -> FileEntry:

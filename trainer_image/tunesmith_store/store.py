@@ -51,7 +51,7 @@ class ObjectStore(Protocol):
         """Return a small object's content. Raises NotFound."""
 
     def get_range(self, uri: str, start: int, size: int) -> bytes:
-        """Return `size` bytes from byte `start` on, which is in it; fewer where it ends before. Raises NotFound."""
+        """Return `size` bytes from byte `start` on; fewer, or none, where the object ends before. Raises NotFound."""
 
     def download(self, uri: str, path: Path) -> None:
         """Copy an object to a file. Raises NotFound."""
@@ -73,6 +73,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 MISSING = {"NoSuchKey", "404", "NotFound"}
+PAST_THE_END = {"InvalidRange", "416"}
 DENIED = {
     "AccessDenied",
     "403",
@@ -177,9 +178,16 @@ class S3Store:
             return bytes(self._client.get_object(Bucket=bucket, Key=key)["Body"].read())
 
     def get_range(self, uri: str, start: int, size: int) -> bytes:
+        from botocore.exceptions import ClientError
+
         bucket, key = split_uri(uri)
         with _translated(uri, "read"):
-            answer = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + size - 1}")
+            try:
+                answer = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + size - 1}")
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in PAST_THE_END:
+                    return b""
+                raise
             return bytes(answer["Body"].read())
 
     def download(self, uri: str, path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_store.errors import Retryable, UserError
+from tunesmith_store.files import copy_hashed
 from tunesmith_store.store import NotFound, S3Store
 
 MB = 1 << 20
@@ -44,6 +45,36 @@ def test_a_large_file_survives_the_way_up_and_down(connect, bucket, large, tmp_p
         hashlib.sha256((tmp_path / "deep" / "back").read_bytes()).digest()
         == hashlib.sha256(large.read_bytes()).digest()
     )
+
+
+def test_a_file_is_hashed_on_its_way_and_a_broken_connection_is_no_end(connect, bucket, large, tmp_path, monkeypatch):
+    monkeypatch.setattr("tunesmith_store.files.RETRY_PAUSES", (0, 0))
+    store, breaks = connect(), [1, 0, 2, 0, 0, 0, 0]
+    store.upload(large, f"{bucket}/large")
+    whole = store.get_range
+
+    def unsteady(uri, start, size):
+        if breaks[start >> 24]:
+            breaks[start >> 24] -= 1
+            raise Retryable("the connection broke")
+        return whole(uri, start, size)
+
+    monkeypatch.setattr(store, "get_range", unsteady)
+    size = large.stat().st_size
+    expected = hashlib.sha256(large.read_bytes()).hexdigest()
+    assert copy_hashed(store, f"{bucket}/large", size, tmp_path / "new" / "back") == expected
+    assert (tmp_path / "new" / "back").read_bytes() == large.read_bytes()
+    breaks[3] = 3
+    with pytest.raises(Retryable, match="the connection broke"):
+        copy_hashed(store, f"{bucket}/large", size, tmp_path / "back")
+    with pytest.raises(NotFound):
+        copy_hashed(store, f"{bucket}/nothing", size, tmp_path / "back")
+    # less than there should be is found out by its digest
+    breaks[3] = 0
+    large.write_bytes(large.read_bytes()[: 32 * MB])
+    store.upload(large, f"{bucket}/large")
+    assert copy_hashed(store, f"{bucket}/large", size, tmp_path / "back") != expected
+    assert (tmp_path / "back").stat().st_size == 32 * MB
 
 
 def test_several_threads_share_one_store(connect, bucket, tmp_path):

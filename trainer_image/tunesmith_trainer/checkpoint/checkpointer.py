@@ -10,6 +10,7 @@ put off, not waited for.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -43,7 +44,9 @@ FAILED = -(2.0**40)
 """What a rank says whose part failed: whatever the others say, the sum is negative."""
 
 TRANSFERS = 3
-"""Files that one rank sends, fetches or hashes at the same time."""
+"""Files that one rank sends or hashes at the same time."""
+MOST_FETCHES = 16
+"""Files that one rank fetches at the same time, a connection each; fewer where there are fewer cores."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Checkpointer:
         # one job after the other: a manifest is written before the next part goes up
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._transfers = ThreadPoolExecutor(TRANSFERS, thread_name_prefix="checkpoint-file")
+        fetches = min(MOST_FETCHES, max(2, len(os.sched_getaffinity(0))))
+        self._fetches = ThreadPoolExecutor(fetches, thread_name_prefix="checkpoint-fetch")
         own = self.folder / f"rank-{group.rank:05d}"
         self._snapshots = Snapshots(group.rank, group.world_size, own, self.disk_usage, self.ranks_per_pod)
 
@@ -347,7 +352,7 @@ class Checkpointer:
         group = self.group
         folder = self.folder / f"load-{manifest.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        source = Source(self.store, self._shelf.folder(manifest.step), manifest, folder, self._transfers)
+        source = Source(self.store, self._shelf.folder(manifest.step), manifest, folder, self._fetches)
         fetched: Fetched | None = None
         damage, error = "", None
         try:

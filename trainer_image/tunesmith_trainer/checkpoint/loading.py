@@ -18,7 +18,7 @@ from torch import nn
 
 from tunesmith_api.artifacts import CheckpointManifest, FileEntry
 from tunesmith_store.errors import Retryable
-from tunesmith_store.files import locked, sha256_of
+from tunesmith_store.files import copy_hashed, locked
 from tunesmith_store.store import NotFound, ObjectStore
 from tunesmith_trainer.checkpoint.parts import PartIndex, Reading, Whole, part_name, plan_reading, wholes_of
 from tunesmith_trainer.checkpoint.room import DiskFull, DiskUsage, disk_full, need_disk
@@ -102,10 +102,10 @@ class Source:
             if not path.exists():
                 part = self.folder / f"{entry.sha256}.part"
                 try:
-                    self.store.download(f"{self.uri}/{entry.path}", part)
+                    digest = copy_hashed(self.store, f"{self.uri}/{entry.path}", entry.size, part)
                 except NotFound as error:
                     raise Damaged(f"{entry.path} is missing") from error
-                if part.stat().st_size != entry.size or sha256_of(part) != entry.sha256:
+                if digest != entry.sha256:
                     part.unlink()
                     raise Damaged(f"{entry.path} is not what its digest says")
                 part.replace(path)
