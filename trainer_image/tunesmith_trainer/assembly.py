@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,9 +32,6 @@ from tunesmith_trainer.order import SetOrder, TrainingOrder, total_steps
 from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.base import Batch, Task
 from tunesmith_trainer.tasks.visionchat import VisionChat
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Assembly", "Inputs", "ModelSize", "assemble", "load_inputs"]
 
