@@ -25,6 +25,10 @@ from tunesmith_trainer.progress import ProgressPusher
 
 __all__ = ["run"]
 
+_KEPT: list[object] = []
+"""What is not taken apart before this process ends. Whoever lets go of a gloo group in Python holds the interpreter's
+lock while it waits for gloo's thread, and that thread may need the lock to let go of its last work (PyTorch 2.13)."""
+
 
 def run(assignment: Assignment) -> dict[str, Any]:
     """Train as one rank of Ray Train's group; return the RunResult as plain data."""
@@ -41,6 +45,7 @@ def run(assignment: Assignment) -> dict[str, Any]:
         group = join_group(rank, world_size, assignment.address, device, plan.collective_timeout_seconds)
         plan = _that_fits(plan, pod, group)
         run = TrainingRun(plan, pod, group, store_of(plan), assignment.run_digest, pusher)
+        _KEPT.append(run)
         try:
             with _in_words(run):
                 result = run.run()

@@ -8,6 +8,9 @@ from pathlib import Path
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_trainer.environment import PodEnvironment
 
+KEPT = []
+"""What is never let go of, as in `tunesmith_trainer.worker`."""
+
 
 class Stopped(Exception):
     """What a test stops a run with, in place of a crash."""
@@ -45,6 +48,7 @@ def run_rank(
             pod.stop_file.touch()
 
     run = TrainingRun(plan, pod, group, store_of(plan), digest, after_step=after_step)
+    KEPT.append(run)
     try:
         return run.run(), run.state
     except Exception as error:

@@ -14,6 +14,8 @@ CASES = ["ddp", "fsdp", "tensor", "tensor+fsdp"]
 METHODS = ["Full", "LoRA", "DoRA", "Pruning", "QAT"]
 CLIP = 0.005
 RANKS = {"tensor+fsdp": 4}
+KEPT = []
+"""What is never let go of, as in `tunesmith_trainer.worker`."""
 
 
 def tiny():
@@ -103,6 +105,7 @@ def train(rank, world, port, case, method, steps=2):
                 parameter.data.mul_(1 + parameter.requires_grad)
         strategy = Strategy.FSDP if "fsdp" in case else Strategy.DDP
         wrapped = parallel.wrap(bare, group, strategy, numerics, mesh)
+        KEPT.append(wrapped)
         optimizer = make_optimizer(bare, plan.training, cpu)
         share = batches()[wrapped.dp_rank :: wrapped.dp_size]
         units = float(sum((labels[:, 1:] != -100).sum() for _, labels in batches()))
@@ -176,7 +179,6 @@ def processes():
         ["transformers.models.llama.modeling_llama", "peft", "tunesmith_trainer.methods", "tunesmith_trainer.parallel"]
     )
     context = get_context("forkserver")
-    # not one pool with max_tasks_per_child: CPython may wait for ever for the child that it has just let go (gh-115634)
     return lambda count: ProcessPoolExecutor(count, mp_context=context)
 
 

@@ -19,6 +19,8 @@ from tunesmith_trainer.tasks.base import IGNORE, BadRow
 from tunesmith_trainer.tasks.visionchat import VisionChat
 
 CPU = torch.device("cpu")
+KEPT = []
+"""What is never let go of, as in `tunesmith_trainer.worker`."""
 FAMILIES = ["llava", "idefics3", "smolvlm", "qwen2_5_vl"]
 TILED = {"idefics3", "smolvlm"}
 IMAGES = {
@@ -263,6 +265,7 @@ def test_distributed_data_parallel_waits_for_no_gradient_that_never_comes(folder
     pictures, words = encoded(task, picture_questions(2)), encoded(task, [row_of(part("what?"), images=0)])
     with one_rank_group(tmp_path):
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        KEPT.append(wrapped)
         for examples in (pictures, words, pictures):  # each fails where the one before has left something unreduced
             task.loss(wrapped, task.collate(examples, CPU, packed=False)).backward()
     assert all(model.get_parameter(name).grad is not None for name in trained)
