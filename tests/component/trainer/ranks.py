@@ -59,11 +59,16 @@ def run_rank(
             torch.distributed.destroy_process_group()
 
 
-def run_ranks(pool, plan: TrainingPlan, folder: Path, world_size: int, environment: dict, **options):
-    """Train on several ranks, each a process of its own; return rank 0's outcome and state."""
+def free_address() -> str:
+    """Return "host:port" of this machine that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def run_ranks(pool, plan: TrainingPlan, folder: Path, world_size: int, environment: dict, **options):
+    """Train on several ranks, each a process of its own; return rank 0's outcome and state."""
+    address = free_address()
     ranks = [
         pool.submit(run_rank, plan, folder, rank, world_size, address, environment=environment, **options)
         for rank in range(world_size)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_rank, run_ranks
+from ranks import free_address, run_rank, run_ranks
 from safetensors.torch import load_file
 
 from tunesmith_api.plan import StoragePlan
@@ -138,18 +138,10 @@ def test_no_rank_ever_holds_a_whole_model(pool, plan_of, object_store, bucket, t
     plan = plan_of("large", "ChatSFT", "Full", replicas=2, **FSDP)
     plan = plan.model_copy(update={"training": plan.training.model_copy(update={"max_steps": 1})})
     object_store.put_folder(folder, f"{bucket}/model")
-    with_port = f"127.0.0.1:{free_port()}"
+    address = free_address()
     ranks = [
-        pool.submit(most_while_assembling, plan, tmp_path / "scratch", rank, with_port, object_store.environment())
+        pool.submit(most_while_assembling, plan, tmp_path / "scratch", rank, address, object_store.environment())
         for rank in range(2)
     ]
     most = [rank.result(timeout=120) / whole for rank in ranks]
     assert max(most) < 0.9, f"{most} of the whole model in float32"
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -8,7 +8,6 @@ model.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from transformers import ImageProcessingMixin, processing_utils
 from transformers.models.smolvlm import processing_smolvlm
+from transformers.video_processing_utils import VideoProcessorMixin
 
 __all__ = ["UnreadVideos", "without_videos"]
 
@@ -35,19 +35,12 @@ class UnreadVideos(ImageProcessingMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> UnreadVideos:
-        """Read the settings where transformers would; options are those of all parts, and mean nothing here.
+        """Read the settings where transformers does.
 
         Raises:
             OSError: the folder has none.
         """
-        processor = Path(folder) / "processor_config.json"
-        nested = json.loads(processor.read_text()).get(KIND) if processor.exists() else None
-        if nested is not None:
-            return cls(nested)
-        for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-            if (path := Path(folder) / name).exists():
-                return cls(json.loads(path.read_text()))
-        raise FileNotFoundError(f"{folder} has no video_preprocessor_config.json")
+        return cls(VideoProcessorMixin.get_video_processor_dict(folder, **options)[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as they were read."""
