@@ -22,10 +22,10 @@ import torch
 from bench.peers import encoded, held_out_loss
 from bench.workload import prepare
 from tunesmith_store.router import store_of
-from tunesmith_trainer.environment import PodEnvironment
-from tunesmith_trainer.group import join_group
-from tunesmith_trainer.loop import TrainingRun
-from tunesmith_trainer.parallel import held_bytes
+from tunesmith_trainer.distributed.collectives import join_group
+from tunesmith_trainer.distributed.parallel import held_bytes
+from tunesmith_trainer.loop.run import TrainingRun
+from tunesmith_trainer.pod.environment import PodEnvironment
 
 __all__: list[str] = []
 

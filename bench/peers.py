@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 from bench.workload import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, Workload, prepare
-from tunesmith_trainer.chat import encode_chat
 from tunesmith_trainer.tasks.base import IGNORE
+from tunesmith_trainer.tasks.chat import encode_chat
 
 PER_DEVICE = 8  # transformers' default
 

@@ -29,7 +29,7 @@ from tunesmith_api.artifacts import DataCursor
 from tunesmith_api.plan import StoragePlan
 from tunesmith_store.store import S3Store
 from tunesmith_trainer.checkpoint import Checkpointer, RunState
-from tunesmith_trainer.group import Group
+from tunesmith_trainer.distributed.collectives import Group
 
 __all__: list[str] = []
 

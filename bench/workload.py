@@ -40,7 +40,7 @@ class Workload:
 
     def ordered(self, steps: int) -> list[dict[str, Any]]:
         """The training conversations in the order in which our loop sees them in its first `steps` steps."""
-        from tunesmith_trainer.order import global_batch
+        from tunesmith_trainer.data.order import global_batch
 
         rows = self.rows(self.train)
         return [

@@ -1,5 +1,5 @@
 """The trainer: what runs in the worker pods of a FineTuneJob.
 
-`supervisor` is the first process of every pod; on pod 0 it starts `driver`, which has Ray Train run `loop` on every
-pod.
+`pod.supervisor` is the first process of every pod; on pod 0 it starts `group.driver`, which has Ray Train run `loop` on
+every pod.
 """

@@ -147,7 +147,7 @@ class Pod:
 
     def driver(self) -> int:
         for pid in self.descendants():
-            if b"tunesmith_trainer.driver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"tunesmith_trainer.group.driver" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
         raise LookupError("no driver")
 

@@ -6,10 +6,10 @@ import traceback
 from pathlib import Path
 
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_trainer.environment import PodEnvironment
+from tunesmith_trainer.pod.environment import PodEnvironment
 
 KEPT = []
-"""What is never let go of, as in `tunesmith_trainer.worker`."""
+"""What is never let go of, as in `tunesmith_trainer.group.worker`."""
 
 
 class Stopped(Exception):
@@ -33,8 +33,8 @@ def run_rank(
     import torch
 
     from tunesmith_store.router import store_of
-    from tunesmith_trainer.group import join_group
-    from tunesmith_trainer.loop import TrainingRun
+    from tunesmith_trainer.distributed.collectives import join_group
+    from tunesmith_trainer.loop.run import TrainingRun
 
     torch.set_num_threads(1)
     pod = pod_at(Path(folder))

@@ -96,7 +96,7 @@ def make_optimizer(model, kind: str):
     import torch
 
     if kind == "adamw_8bit":
-        from tunesmith_trainer.optimizer import _adamw_8bit
+        from tunesmith_trainer.loop.optimizer import _adamw_8bit
 
         return _adamw_8bit([{"params": list(model.parameters()), "lr": 0.01}], (0.9, 0.999), 1e-8)
     groups = {}
@@ -163,7 +163,7 @@ def run_rank(setup: Setup, rank: int, address: str, answer: Connection) -> None:
 
     from tunesmith_store.errors import Failure
     from tunesmith_trainer.checkpoint import Checkpointer, RunState
-    from tunesmith_trainer.group import join_group
+    from tunesmith_trainer.distributed.collectives import join_group
 
     torch.set_num_threads(1)
     group = join_group(rank, setup.world_size, address, torch.device("cpu"), 60)

@@ -22,8 +22,8 @@ from tunesmith_store import hub as hub_module
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.router import store_of
 from tunesmith_trainer import data
-from tunesmith_trainer.data import encoding, prepared, wordnet
-from tunesmith_trainer.data.encoded import ExampleSet
+from tunesmith_trainer.data import encoder, splits, wordnet
+from tunesmith_trainer.data.examples import ExampleSet
 from tunesmith_trainer.data.rows import BadRows, Located, parse
 from tunesmith_trainer.data.sources import open_sources
 from tunesmith_trainer.data.table import RowTable, write_rows
@@ -266,7 +266,7 @@ def test_several_processes_give_what_one_does(tokenizer, tmp_path):
     for name, cpus in (("one", 1.0), ("two", 2.0)):
         folder = tmp_path / name
         write_rows(folder, "rows", [Located(f"line {n}", row) for n, row in enumerate(rows, 1)], BadRows(OnBadRow.FAIL))
-        done = encoding.encode(
+        done = encoder.encode(
             task, folder, "train", "rows", list(range(len(rows))), BadRows(OnBadRow.FAIL), cpus, told.append, 50
         )  # fmt: skip
         assert done.examples == 124
@@ -285,11 +285,11 @@ def test_a_bad_row_is_named_by_whichever_process_meets_it(tokenizer, tmp_path):
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     write_rows(tmp_path, "rows", [Located(f"line {n}", chat) for n in range(1, 101)], BadRows(OnBadRow.FAIL))
     with pytest.raises(UserError, match=r"line 1 .*no roles"):
-        encoding.encode(
+        encoder.encode(
             task, tmp_path, "train", "rows", list(range(100)), BadRows(OnBadRow.FAIL), 2.0, lambda done: None, 50
         )
     bad = BadRows(OnBadRow.SKIP)
-    done = encoding.encode(task, tmp_path, "train", "rows", list(range(100)), bad, 1.0, lambda done: None, 50)
+    done = encoder.encode(task, tmp_path, "train", "rows", list(range(100)), bad, 1.0, lambda done: None, 50)
     assert (done.examples, done.bad, bad.count, bad.first[:6]) == (0, 100, 100, "line 1")
     tokenizer.chat_template = None
 
@@ -297,7 +297,7 @@ def test_a_bad_row_is_named_by_whichever_process_meets_it(tokenizer, tmp_path):
 def test_a_set_larger_than_memory_is_written_and_read_within_little(tmp_path):
     program = (
         "import random, resource, sys; from pathlib import Path\n"
-        "from tunesmith_trainer.data.encoded import ExampleSet, ExampleWriter\n"
+        "from tunesmith_trainer.data.examples import ExampleSet, ExampleWriter\n"
         "from tunesmith_trainer.data.table import RowTable; from tunesmith_trainer.tasks.base import Example\n"
         "def own(): return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) << 10\n"
         "folder = Path(sys.argv[1]); ids = list(range(4096)); import numpy, pyarrow, pandas; start = own()\n"
@@ -405,7 +405,7 @@ def test_a_part_of_the_texts_is_translated_there_and_back_once(
     object_store.put_json_lines([*texts(30), {"text": "two\n\nlines"}], f"{bucket}/some.jsonl")
     back = {"probability": "0.5", "forwardUri": f"{bucket}/mt", "backwardUri": f"{bucket}/mt"}
     plan = in_s3(dataset=dataset(f"{bucket}/some.jsonl", augmentation={"backTranslation": back}), replicas=2)
-    monkeypatch.setattr(prepared, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(splits, "WAIT_SECONDS", 0.05)
     said, waiting = [], []
     other = threading.Thread(target=lambda: waiting.append(prepare(plan, writer=False, log=said.append)))
     other.start()

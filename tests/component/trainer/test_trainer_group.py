@@ -15,7 +15,7 @@ def as_rank(rank, world_size, address, what, answers):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
 
-    from tunesmith_trainer.group import join_group
+    from tunesmith_trainer.distributed.collectives import join_group
 
     torch.set_num_threads(1)
     group = join_group(rank, world_size, address, torch.device("cpu"), TIMEOUT)
@@ -100,7 +100,7 @@ def run():
 @pytest.mark.parametrize("culprit", [1, 2])
 def test_who_hangs_is_named_by_those_that_wait(run, culprit):
     from tunesmith_api.keys import ExitCode, Reason
-    from tunesmith_trainer.group import HungCollective
+    from tunesmith_trainer.distributed.collectives import HungCollective
 
     answers = run(Hang(culprit), 3, expected=2)
     assert culprit not in answers
@@ -113,7 +113,7 @@ def test_who_hangs_is_named_by_those_that_wait(run, culprit):
 
 
 def test_rank_0_is_named_when_its_store_is_silent(run):
-    from tunesmith_trainer.group import HungCollective
+    from tunesmith_trainer.distributed.collectives import HungCollective
 
     answers = run(Hang(0), 2, expected=1)
     assert isinstance(answers[1], HungCollective), answers[1]
@@ -122,7 +122,7 @@ def test_rank_0_is_named_when_its_store_is_silent(run):
 
 def test_a_rank_that_is_gone_is_lost_not_hung(run):
     from tunesmith_store.errors import Retryable
-    from tunesmith_trainer.group import HungCollective
+    from tunesmith_trainer.distributed.collectives import HungCollective
 
     answers = run(Vanish(), 2, expected=1)
     assert isinstance(answers[0], Retryable), answers[0]

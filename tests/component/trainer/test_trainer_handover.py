@@ -18,10 +18,10 @@ from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_store.errors import UserError
-from tunesmith_trainer import handover
-from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.errors import SmallerMicroBatch
-from tunesmith_trainer.handover import Assignment, ProcessLost, assign
+from tunesmith_trainer.group import handover
+from tunesmith_trainer.group.handover import Assignment, ProcessLost, assign
+from tunesmith_trainer.pod.environment import PodEnvironment
 
 ROWS = 1024
 ALONE = Assignment(rank=0, world_size=1, address="", run_digest="d" * 64)

@@ -15,7 +15,7 @@ METHODS = ["Full", "LoRA", "DoRA", "Pruning", "QAT"]
 CLIP = 0.005
 RANKS = {"tensor+fsdp": 4}
 KEPT = []
-"""What is never let go of, as in `tunesmith_trainer.worker`."""
+"""What is never let go of, as in `tunesmith_trainer.group.worker`."""
 
 
 def tiny():
@@ -52,7 +52,7 @@ def load(method, plan, numerics, folder):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tunesmith_trainer.model import load_options, load_pretrained
+    from tunesmith_trainer.models.loading import load_options, load_pretrained
 
     return load_pretrained(AutoModelForCausalLM, folder, **load_options(plan, numerics, torch.float32))
 
@@ -84,10 +84,11 @@ def train(rank, world, port, case, method, steps=2):
     import torch
 
     from tunesmith_api.v1alpha1.training import Strategy
-    from tunesmith_trainer import methods, parallel
-    from tunesmith_trainer.group import join_group
-    from tunesmith_trainer.model import Numerics
-    from tunesmith_trainer.optimizer import make_optimizer
+    from tunesmith_trainer import methods
+    from tunesmith_trainer.distributed import parallel
+    from tunesmith_trainer.distributed.collectives import join_group
+    from tunesmith_trainer.loop.optimizer import make_optimizer
+    from tunesmith_trainer.models.numerics import Numerics
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
@@ -149,7 +150,7 @@ def check_packed_state(optimizer, weight):
     """8-bit state comes out in the parameter's own layout, and goes in again."""
     import torch
 
-    from tunesmith_trainer.optimizer import portable_state, restore_state
+    from tunesmith_trainer.checkpoint.optimizer_state import portable_state, restore_state
 
     assert optimizer.state[weight]["state1"].dtype is torch.uint8
     codes = optimizer.state[weight]["state1"].clone()
@@ -176,7 +177,12 @@ def whole(tensor):
 def processes():
     """Return a pool of new processes: one that has left a group keeps parts of it."""
     set_forkserver_preload(
-        ["transformers.models.llama.modeling_llama", "peft", "tunesmith_trainer.methods", "tunesmith_trainer.parallel"]
+        [
+            "transformers.models.llama.modeling_llama",
+            "peft",
+            "tunesmith_trainer.methods",
+            "tunesmith_trainer.distributed.parallel",
+        ]
     )
     context = get_context("forkserver")
     return lambda count: ProcessPoolExecutor(count, mp_context=context)

@@ -93,9 +93,9 @@ def most_while_assembling(plan, folder, rank, address, environment):
     """Train as one of two ranks; return how much memory making the model took at most, beyond what was there before."""
     from torch.distributed import fsdp, tensor  # noqa: F401 - which take memory, too
 
-    from tunesmith_trainer import loop
+    from tunesmith_trainer.loop import run
 
-    assemble, found = loop.assemble, []
+    assemble, found = run.assemble, []
 
     def measured(*arguments):
         before, done = anonymous_bytes(), threading.Event()
@@ -114,11 +114,11 @@ def most_while_assembling(plan, folder, rank, address, environment):
             done.set()
             watcher.join()
 
-    loop.assemble = measured
+    run.assemble = measured
     try:
         result, _ = run_rank(plan, folder, rank, 2, address, environment=environment)
     finally:
-        loop.assemble = assemble
+        run.assemble = assemble
     if isinstance(result, Exception):
         raise result
     return found[0]

@@ -12,7 +12,7 @@ from tunesmith_cli import machine
 from tunesmith_cli.errors import Refused
 from tunesmith_cli.launch import environment_of
 from tunesmith_cli.run import local_plan
-from tunesmith_trainer.environment import PodEnvironment
+from tunesmith_trainer.pod.environment import PodEnvironment
 
 
 def job(**workers):

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MambaConfig, MistralConfig, Qwen3Config
 
-from tunesmith_trainer.attention import Layout, packed_implementation, packs_exactly
+from tunesmith_trainer.models.attention import Layout, packed_implementation, packs_exactly
 
 CPU = torch.device("cpu")
 SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -5,8 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.chat import TemplateError, encode_chat, ensure_chat_template
+from tunesmith_trainer.models.tokenizers import ensure_chat_template
 from tunesmith_trainer.tasks.base import IGNORE
+from tunesmith_trainer.tasks.chat import TemplateError, encode_chat
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

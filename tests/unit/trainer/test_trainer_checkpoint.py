@@ -11,7 +11,7 @@ from tunesmith_api.keys import Reason
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.volumes import VolumeStore
 from tunesmith_trainer.checkpoint import Checkpointer, RunState
-from tunesmith_trainer.group import Group
+from tunesmith_trainer.distributed.collectives import Group
 
 URI = "pvc://claim/job/checkpoints"
 CURSOR = DataCursor(epoch=0, step_in_epoch=1, examples_seen=8)
@@ -445,14 +445,14 @@ def test_a_last_save_without_room_says_what_is_missing(make):
 def test_a_disk_that_fills_up_while_writing_counts_as_full(make, lines, monkeypatch):
     import errno
 
-    from tunesmith_trainer.checkpoint import saving
+    from tunesmith_trainer.checkpoint import snapshot
 
     def full(pieces, path):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     checkpointer = make()
-    monkeypatch.setattr(saving, "write_file", full)
+    monkeypatch.setattr(snapshot, "write_file", full)
     save(checkpointer, 1)
     assert checkpointer.newest is None
     assert any("No space left" in line for line in lines)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tunesmith_trainer.checkpoint import parts
-from tunesmith_trainer.checkpoint.parts import (
+from tunesmith_trainer.checkpoint import shards
+from tunesmith_trainer.checkpoint.shards import (
     PartIndex,
     Piece,
     facts_of,
@@ -57,7 +57,7 @@ def piece(key, tensor, shape=None, offset=None):
 
 
 def test_weights_and_optimizer_go_to_files_of_their_own_of_bounded_size(monkeypatch):
-    monkeypatch.setattr(parts, "FILE_BYTES", 100)
+    monkeypatch.setattr(shards, "FILE_BYTES", 100)
     pieces = [piece(name, torch.zeros(15)) for name in ("a", "a:x", "b", "b:x", "c")]  # 60 bytes each
     pieces.append(piece("d", torch.zeros(200)))
     files = plan_files(pieces, 3)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith_api.v1alpha1.dataset import OnBadRow
-from tunesmith_trainer.data import encoded, parts
-from tunesmith_trainer.data.encoded import ExampleSet, ExampleWriter
-from tunesmith_trainer.data.parts import PartReader, PartWriter
+from tunesmith_trainer.data import arrow_files, examples
+from tunesmith_trainer.data.arrow_files import PartReader, PartWriter
+from tunesmith_trainer.data.examples import ExampleSet, ExampleWriter
 from tunesmith_trainer.data.rows import BadRows, Located
 from tunesmith_trainer.data.table import RowTable, write_rows
 from tunesmith_trainer.tasks.base import Example
@@ -38,16 +38,16 @@ features = st.fixed_dictionaries(
         "nested": st.lists(st.lists(st.floats(allow_nan=False), max_size=2), max_size=3),
     },
 )
-examples = st.lists(st.tuples(features, whole(0, 99), st.floats(0, 9), st.booleans()), max_size=30)
+example_lists = st.lists(st.tuples(features, whole(0, 99), st.floats(0, 9), st.booleans()), max_size=30)
 
 
 @settings(deadline=None, max_examples=60)
-@given(drawn=examples, batch=st.integers(1, 7), part_bytes=st.sampled_from([1, 4000, 1 << 20]))
+@given(drawn=example_lists, batch=st.integers(1, 7), part_bytes=st.sampled_from([1, 4000, 1 << 20]))
 def test_whatever_is_written_is_read_back(tmp_path_factory, drawn, batch, part_bytes):
     expected = [Example(features, length, units, cut) for features, length, units, cut in drawn]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoded, "BATCH_EXAMPLES", batch)
-        patch.setattr(parts.PartWriter.__init__, "__defaults__", (part_bytes,))
+        patch.setattr(examples, "BATCH_EXAMPLES", batch)
+        patch.setattr(arrow_files.PartWriter.__init__, "__defaults__", (part_bytes,))
         found = written(tmp_path_factory.mktemp("set"), expected)
     assert len(found) == len(expected)
     assert [found.get(index) for index in range(len(found))] == expected
@@ -67,7 +67,7 @@ def test_whatever_is_written_is_read_back(tmp_path_factory, drawn, batch, part_b
 def test_numpy_arrays_keep_type_and_shape(tmp_path_factory, arrays):
     expected = [np.arange(int(np.prod(a[0])), dtype=a[1]).reshape(a[0]) if a else None for a in arrays]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoded, "BATCH_EXAMPLES", 1)
+        patch.setattr(examples, "BATCH_EXAMPLES", 1)
         found = written(
             tmp_path_factory.mktemp("set"),
             [Example({} if array is None else {"pixels": array}, 1, 1.0) for array in expected],

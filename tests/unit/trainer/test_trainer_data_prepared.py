@@ -13,7 +13,7 @@ from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.volumes import VolumeStore
 from tunesmith_trainer import data
 from tunesmith_trainer.data import cache
-from tunesmith_trainer.data.parts import PartWriter
+from tunesmith_trainer.data.arrow_files import PartWriter
 from tunesmith_trainer.tasks import task_for
 
 BASE = "pvc://b"

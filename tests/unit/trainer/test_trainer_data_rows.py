@@ -20,7 +20,7 @@ from tunesmith_api.v1alpha1.dataset import Columns, DataFormat, Dataset, Dataset
 from tunesmith_api.v1alpha1.task import Classification, ProblemType, Task
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.volumes import VolumeStore
-from tunesmith_trainer.data.images import ImageLoader
+from tunesmith_trainer.data.image_loader import ImageLoader
 from tunesmith_trainer.data.rows import BadRows, RowChecker, columns_of, parse, to_json
 from tunesmith_trainer.data.sources import open_source
 from tunesmith_trainer.tasks import task_for

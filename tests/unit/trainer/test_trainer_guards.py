@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tunesmith_api.keys import ExitCode, Reason
-from tunesmith_trainer.guards import LossGuard, diverged
+from tunesmith_trainer.loop.guards import LossGuard, diverged
 
 
 def fed(guard, losses):

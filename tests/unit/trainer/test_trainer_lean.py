@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from support.plans import training_plan
-from tunesmith_trainer.lean import unused
+from tunesmith_trainer.group.training_process import unused
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_hidden_packages_are_not_imported_and_the_rest_works():
     program = """
 import sys
 from support.plans import training_plan
-from tunesmith_trainer.lean import hide_unused
+from tunesmith_trainer.group.training_process import hide_unused
 hide_unused(training_plan(method="LoRA"))
 from transformers import LlamaConfig, LlamaForCausalLM
 from peft import LoraConfig, get_peft_model

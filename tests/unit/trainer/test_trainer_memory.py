@@ -17,8 +17,9 @@ from transformers import (
 
 from support.plans import training_plan
 from tunesmith_api.v1alpha1.training import Strategy
-from tunesmith_trainer.memory import RUNTIME, ModelFacts, estimate
 from tunesmith_trainer.methods.adapters import add_adapters
+from tunesmith_trainer.models.files import ModelFacts
+from tunesmith_trainer.models.memory import RUNTIME, estimate
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3}
 
@@ -155,5 +156,5 @@ def test_it_reads_like_a_sentence(folders):
 def test_it_needs_no_torch():
     import subprocess
 
-    code = "import sys, tunesmith_trainer.memory; sys.exit('torch' in sys.modules)"
+    code = "import sys, tunesmith_trainer.models.memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -24,11 +24,12 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.method import QatScheme
 from tunesmith_store.errors import UserError
 from tunesmith_trainer import methods
+from tunesmith_trainer.loop.optimizer import make_optimizer
 from tunesmith_trainer.methods.distillation import Distiller
 from tunesmith_trainer.methods.pruning import block_influence, prune_layers, remove_layers
 from tunesmith_trainer.methods.qat import rounded
-from tunesmith_trainer.model import Numerics, load_options, load_pretrained
-from tunesmith_trainer.optimizer import make_optimizer
+from tunesmith_trainer.models.loading import load_options, load_pretrained
+from tunesmith_trainer.models.numerics import Numerics
 from tunesmith_trainer.tasks.base import IGNORE, Batch, Prediction, Task
 
 CPU = torch.device("cpu")

@@ -24,18 +24,10 @@ from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_api.v1alpha1.training import Precision
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.methods.adapters import add_adapters
-from tunesmith_trainer.model import (
-    Numerics,
-    apply_dropout,
-    enable_gradient_checkpointing,
-    from_config,
-    load_options,
-    load_pretrained,
-    load_tokenizer,
-    new_modules,
-    stored_dtype,
-    transformer_blocks,
-)
+from tunesmith_trainer.models.loading import from_config, load_options, load_pretrained, new_modules, stored_dtype
+from tunesmith_trainer.models.numerics import Numerics
+from tunesmith_trainer.models.structure import apply_dropout, enable_gradient_checkpointing, transformer_blocks
+from tunesmith_trainer.models.tokenizers import load_tokenizer
 
 CPU = torch.device("cpu")
 IDS = torch.arange(24).view(2, 12) % 96

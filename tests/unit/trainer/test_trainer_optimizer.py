@@ -8,7 +8,8 @@ from torch import nn
 
 from support.plans import optimization
 from tunesmith_api.v1alpha1.training import Optim
-from tunesmith_trainer.optimizer import make_optimizer, portable_state, restore_state
+from tunesmith_trainer.checkpoint.optimizer_state import portable_state, restore_state
+from tunesmith_trainer.loop.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
 

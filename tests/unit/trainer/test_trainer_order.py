@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith_trainer import order
+from tunesmith_trainer.data import order
 from tunesmith_trainer.tasks.base import Example
 
 sizes = st.integers(1, 60)

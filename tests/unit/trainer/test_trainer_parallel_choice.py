@@ -6,10 +6,10 @@ import torch
 from support.plans import training_plan
 from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_store.errors import UserError
-from tunesmith_trainer import parallel
-from tunesmith_trainer.group import Group
-from tunesmith_trainer.memory import MemoryEstimate
-from tunesmith_trainer.model import Numerics
+from tunesmith_trainer.distributed import parallel
+from tunesmith_trainer.distributed.collectives import Group
+from tunesmith_trainer.models.memory import MemoryEstimate
+from tunesmith_trainer.models.numerics import Numerics
 
 SMALL = MemoryEstimate(1, 1, 1, 1, 1, 1)
 HUGE = MemoryEstimate(1 << 50, 1, 1, 1, 1, 1)

@@ -13,10 +13,10 @@ from tunesmith_api.v1alpha1.method import Method
 from tunesmith_api.v1alpha1.task import Classification, Task
 from tunesmith_store.errors import UserError
 from tunesmith_store.volumes import VolumeStore
-from tunesmith_trainer import preflight
 from tunesmith_trainer.data import cache, wordnet
 from tunesmith_trainer.data.sources import open_sources
 from tunesmith_trainer.data.statistics import DataStatistics
+from tunesmith_trainer.group import preflight
 
 BASE = "pvc://b"
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}

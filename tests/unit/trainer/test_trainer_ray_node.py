@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunesmith_trainer.ray_node import own_gpu
+from tunesmith_trainer.pod.ray_node import own_gpu
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from tunesmith_trainer.ray_start import AGENTS, without_agents
+from tunesmith_trainer.pod.ray_start import AGENTS, without_agents
 
 ray = pytest.importorskip("ray")
 from ray._private import services  # noqa: E402

@@ -21,8 +21,8 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, wo
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: E402
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # noqa: E402
 
-from tunesmith_trainer.handover import ProcessLost  # noqa: E402
-from tunesmith_trainer.ray_train import InProcessTrainer, RestartPolicy, cause_of  # noqa: E402
+from tunesmith_trainer.group.handover import ProcessLost  # noqa: E402
+from tunesmith_trainer.group.trainer import InProcessTrainer, RestartPolicy, cause_of  # noqa: E402
 
 
 def test_this_ray_has_the_hooks():

@@ -14,7 +14,7 @@ from PIL import Image
 from assets import tiny
 from support.learning import word_pieces
 from support.records import evaluated, run_record
-from tunesmith_trainer.chat import CHATML
+from tunesmith_trainer.models.tokenizers import CHATML
 from tunesmith_trainer.report.card import model_card
 from tunesmith_trainer.report.record import ClassCount, Data
 

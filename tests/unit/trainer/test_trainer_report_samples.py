@@ -7,11 +7,11 @@ from assets import tiny
 from assets.pictures import photographs, to_base64
 from support.learning import word_pieces
 from support.plans import training_plan
-from tunesmith_trainer.chat import CHATML
-from tunesmith_trainer.group import Group
+from tunesmith_trainer.distributed.collectives import Group
+from tunesmith_trainer.models.tokenizers import CHATML
 from tunesmith_trainer.report.samples import MOST_SAMPLES, sample, samples
 from tunesmith_trainer.tasks import task_for
-from tunesmith_trainer.tasks.visionchat import VisionChat
+from tunesmith_trainer.tasks.vision_chat import VisionChat
 
 NEW_TOKENS = 6
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from support.records import evaluated, evaluations, history, run_record
-from tunesmith_trainer.report.quantities import change, count, duration, magnitude, metric, percent, storage
+from tunesmith_trainer.report.formatting import change, count, duration, magnitude, metric, percent, storage
 from tunesmith_trainer.report.record import ClassCount, Confusion, Data, Evaluation, Incident, IncidentKind
 from tunesmith_trainer.report.verdict import Level, main_metric, verdict_of
 

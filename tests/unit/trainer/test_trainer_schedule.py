@@ -10,7 +10,7 @@ from transformers import optimization
 
 from tunesmith_api.plan import OptimizationPlan
 from tunesmith_api.v1alpha1.training import LrSchedulerType, Precision
-from tunesmith_trainer.schedule import lr_at, warmup_steps
+from tunesmith_trainer.loop.schedule import lr_at, warmup_steps
 
 KINDS = list(LrSchedulerType)
 FALLING = [kind for kind in KINDS if kind is not LrSchedulerType.COSINE_WITH_RESTARTS]

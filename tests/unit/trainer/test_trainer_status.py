@@ -18,9 +18,10 @@ from tunesmith_api.reports import (
     TerminationReport,
     TrainerState,
 )
-from tunesmith_trainer import progress, termination
-from tunesmith_trainer.progress import ProgressPusher, ProgressUpdate
-from tunesmith_trainer.status_server import ProgressBoard, StatusServer
+from tunesmith_trainer.pod import progress
+from tunesmith_trainer.pod.progress import ProgressPusher, ProgressUpdate
+from tunesmith_trainer.pod.status_server import ProgressBoard, StatusServer
+from tunesmith_trainer.pod.supervisor import completed_from, write_termination
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_the_last_word_fits_and_is_filled_from_progress(tmp_path):
     log = tmp_path / "termination-log"
     report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.DIVERGED, message="ä" * 9000)
     last = ProgressReport(global_step=5, max_steps=9, checkpoint=CheckpointRef(step=4, uri="s3://c/4"), restarts=1)
-    termination.write(log, termination.completed_from(report, last, restarts=2))
+    write_termination(log, completed_from(report, last, restarts=2))
     assert len(log.read_bytes()) <= MAX_TERMINATION_BYTES
     written = json.loads(log.read_text())
     assert (written["globalStep"], written["restarts"], written["checkpoint"]["step"]) == (5, 2, 4)

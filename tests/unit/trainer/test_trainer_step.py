@@ -11,13 +11,13 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.plans import training_plan
-from tunesmith_trainer.attention import packed_implementation
-from tunesmith_trainer.evaluate import evaluate
-from tunesmith_trainer.group import Group
-from tunesmith_trainer.order import micro_batches
-from tunesmith_trainer.step import clipped_norm, compute_gradients, take_step
+from tunesmith_trainer.data.order import micro_batches
+from tunesmith_trainer.distributed.collectives import Group
+from tunesmith_trainer.loop.evaluate import evaluate
+from tunesmith_trainer.loop.step import clipped_norm, compute_gradients, take_step
+from tunesmith_trainer.models.attention import packed_implementation
 from tunesmith_trainer.tasks.base import IGNORE, Example
-from tunesmith_trainer.tasks.language import ChatSFT, keeps_logits
+from tunesmith_trainer.tasks.causal_lm import ChatSFT, keeps_logits
 
 CPU = torch.device("cpu")
 

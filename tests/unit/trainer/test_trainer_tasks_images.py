@@ -16,7 +16,7 @@ from support.plans import dataset, training_plan
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.task import Classification, Task
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.data.encoded import ExampleSet, ExampleWriter
+from tunesmith_trainer.data.examples import ExampleSet, ExampleWriter
 from tunesmith_trainer.data.table import RowTable
 from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.base import BadRow, DataSummary

@@ -17,10 +17,10 @@ from tunesmith_api.v1alpha1.dataset import Columns, Dataset, DatasetSource
 from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_api.v1alpha1.task import Preference, PreferenceLoss, Task
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.attention import packed_implementation
+from tunesmith_trainer.models.attention import packed_implementation
 from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.base import IGNORE, BadRow
-from tunesmith_trainer.tasks.pairs import read_pair
+from tunesmith_trainer.tasks.preference_pairs import read_pair
 
 CPU = torch.device("cpu")
 COLUMNS = Columns()

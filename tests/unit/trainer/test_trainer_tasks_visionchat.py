@@ -13,14 +13,14 @@ from assets.pictures import from_base64, photographs, picture_questions, to_base
 from support.plans import training_plan
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.data.encoded import ExampleSet, ExampleWriter
+from tunesmith_trainer.data.examples import ExampleSet, ExampleWriter
 from tunesmith_trainer.data.table import RowTable
 from tunesmith_trainer.tasks.base import IGNORE, BadRow
-from tunesmith_trainer.tasks.visionchat import VisionChat
+from tunesmith_trainer.tasks.vision_chat import VisionChat
 
 CPU = torch.device("cpu")
 KEPT = []
-"""What is never let go of, as in `tunesmith_trainer.worker`."""
+"""What is never let go of, as in `tunesmith_trainer.group.worker`."""
 FAMILIES = ["llava", "idefics3", "smolvlm", "qwen2_5_vl"]
 TILED = {"idefics3", "smolvlm"}
 IMAGES = {

@@ -9,8 +9,8 @@ import pytest
 
 from support import trackingserver
 from support.plans import training_plan
-from tunesmith_trainer import tracking
-from tunesmith_trainer.tracking import Tracker
+from tunesmith_trainer.loop import tracking
+from tunesmith_trainer.loop.tracking import Tracker
 
 DIGEST = "ab" * 32
 

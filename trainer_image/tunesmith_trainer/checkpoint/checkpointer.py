@@ -28,13 +28,13 @@ from tunesmith_api.reports import CheckpointRef
 from tunesmith_store.errors import Failure, Retryable
 from tunesmith_store.files import entry_of_bytes
 from tunesmith_store.store import ObjectStore
-from tunesmith_trainer.checkpoint.loading import Damaged, Fetched, Source, fetch
-from tunesmith_trainer.checkpoint.parts import PartIndex, part_name
-from tunesmith_trainer.checkpoint.room import DiskFull, DiskUsage
-from tunesmith_trainer.checkpoint.saving import Snapshot, Snapshots
-from tunesmith_trainer.checkpoint.shelf import Shelf, best_of
+from tunesmith_trainer.checkpoint.capacity import DiskFull, DiskUsage
+from tunesmith_trainer.checkpoint.restore import Damaged, Fetched, Source, fetch
+from tunesmith_trainer.checkpoint.shards import PartIndex, part_name
+from tunesmith_trainer.checkpoint.snapshot import Snapshot, Snapshots
 from tunesmith_trainer.checkpoint.state import RunState
-from tunesmith_trainer.group import Group
+from tunesmith_trainer.checkpoint.storage import Shelf, best_of
+from tunesmith_trainer.distributed.collectives import Group
 
 __all__ = ["Checkpointer"]
 

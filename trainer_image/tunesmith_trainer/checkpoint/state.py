@@ -1,6 +1,6 @@
 """What a checkpoint remembers: the run's numbers, and the tensors of a model and its optimizer under stable names.
 
-`saving` collects them, `loading` fills them again. A tensor is known by its parameter's
+`snapshot` collects them, `restore` fills them again. A tensor is known by its parameter's
 name (`layers.0.weight`), one of the optimizer's by `<parameter>:<its name>` (`layers.0.weight:exp_avg`).
 """
 
@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from tunesmith_trainer.optimizer import portable_state
+from tunesmith_trainer.checkpoint.optimizer_state import portable_state
 
 __all__ = ["Held", "RunState", "held_tensors", "is_optimizer_key", "trained_parameters", "trained_tensors"]
 

@@ -6,8 +6,8 @@ is what a model is given.
 
 from __future__ import annotations
 
-from tunesmith_trainer.data.encoded import ExampleSet
-from tunesmith_trainer.data.prepared import Prepared, prepare
+from tunesmith_trainer.data.examples import ExampleSet
+from tunesmith_trainer.data.splits import Prepared, prepare
 from tunesmith_trainer.data.statistics import DataStatistics, SetStatistics
 from tunesmith_trainer.data.streaming import StreamingOrder
 

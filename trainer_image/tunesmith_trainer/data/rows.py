@@ -23,7 +23,7 @@ from tunesmith_api.v1alpha1.dataset import OnBadRow
 from tunesmith_api.v1alpha1.task import ProblemType
 from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.data.images import ImageLoader
+from tunesmith_trainer.data.image_loader import ImageLoader
 from tunesmith_trainer.tasks.base import BadRow, Row, Task
 
 __all__ = ["BadRows", "Located", "RawRow", "RowChecker", "TaskColumns", "columns_of", "parse", "plain", "to_json"]

@@ -21,11 +21,11 @@ from tunesmith_api.v1alpha1.dataset import Deduplication, OnBadRow
 from tunesmith_api.v1alpha1.task import ClassWeights
 from tunesmith_store.errors import UserError
 from tunesmith_store.store import ObjectStore
-from tunesmith_trainer.data.encoded import Augmenter
-from tunesmith_trainer.data.images import ImageLoader
+from tunesmith_trainer.data.examples import Augmenter
+from tunesmith_trainer.data.image_loader import ImageLoader
+from tunesmith_trainer.data.order import LeftOut
 from tunesmith_trainer.data.rows import BadRows, RawRow, RowChecker, columns_of
 from tunesmith_trainer.data.sources import Source
-from tunesmith_trainer.order import LeftOut
 from tunesmith_trainer.tasks.base import BadRow, Example, Task
 
 __all__ = ["ShuffledRows", "StreamingOrder", "check_streamable"]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith_trainer.data.arrow_files import PartReader, PartWriter
 from tunesmith_trainer.data.clean import DIGEST_BYTES, row_digest
-from tunesmith_trainer.data.parts import PartReader, PartWriter
 from tunesmith_trainer.data.rows import BadRows, Located, to_json
 from tunesmith_trainer.tasks.base import BadRow, Row
 

@@ -17,7 +17,7 @@ from tunesmith_api.v1alpha1.method import MethodType, PruningType
 from tunesmith_trainer.methods.adapters import add_adapters, merge_adapters, merge_into_whole_base, save_adapter
 from tunesmith_trainer.methods.pruning import keep_sparse, prune_layers, stay_sparse
 from tunesmith_trainer.methods.qat import rehearse, stop_rehearsing
-from tunesmith_trainer.model import Numerics
+from tunesmith_trainer.models.numerics import Numerics
 from tunesmith_trainer.tasks.base import Batch, Task
 
 __all__ = ["PreparedModel", "apply", "finished_model", "save_adapter"]

@@ -19,7 +19,7 @@ from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_api.v1alpha1.method import LoraConfig, MethodType
 from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.model import new_modules
+from tunesmith_trainer.models.loading import new_modules
 from tunesmith_trainer.tasks.base import Task
 
 __all__ = ["add_adapters", "merge_adapters", "merge_into_whole_base", "save_adapter"]

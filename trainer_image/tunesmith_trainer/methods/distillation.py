@@ -20,8 +20,9 @@ from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_api.v1alpha1.method import Distillation
 from tunesmith_api.v1alpha1.task import ProblemType
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.attention import packed_implementation
-from tunesmith_trainer.model import Numerics, new_modules, stored_dtype
+from tunesmith_trainer.models.attention import packed_implementation
+from tunesmith_trainer.models.loading import new_modules, stored_dtype
+from tunesmith_trainer.models.numerics import Numerics
 from tunesmith_trainer.tasks.base import IGNORE, Batch, Prediction, Task
 
 __all__ = ["Distiller"]

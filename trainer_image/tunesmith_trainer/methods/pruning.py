@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize, prune
 
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.methods.layers import linear_layers
+from tunesmith_trainer.models.structure import linear_layers
 from tunesmith_trainer.tasks.base import Batch
 
 __all__ = ["block_influence", "keep_sparse", "prune_layers", "remove_layers", "stay_sparse"]

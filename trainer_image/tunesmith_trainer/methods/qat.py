@@ -16,7 +16,7 @@ from torch import nn
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.method import QatScheme, QuantizationAwareTraining
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.methods.layers import linear_layers, replace
+from tunesmith_trainer.models.structure import linear_layers, replace
 
 __all__ = ["rehearse", "rounded", "stop_rehearsing"]
 

@@ -13,7 +13,7 @@ from textwrap import dedent
 from huggingface_hub import EvalResult, ModelCardData
 
 from tunesmith_api.v1alpha1.task import ProblemType, Task
-from tunesmith_trainer.report.quantities import change, count, duration, metric, percent
+from tunesmith_trainer.report.formatting import change, count, duration, metric, percent
 from tunesmith_trainer.report.record import RunRecord
 from tunesmith_trainer.report.verdict import Level, verdict_of
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunesmith_trainer.report.quantities import count
+from tunesmith_trainer.report.formatting import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tunesmith_trainer.report import charts
 from tunesmith_trainer.report.charts import Chart, Series
-from tunesmith_trainer.report.quantities import change, count, duration, magnitude, metric, percent, storage
+from tunesmith_trainer.report.formatting import change, count, duration, magnitude, metric, percent, storage
 from tunesmith_trainer.report.record import RunRecord, WorstExample
 from tunesmith_trainer.report.verdict import Level, Verdict, is_better, main_metric, verdict_of
 from tunesmith_trainer.tasks.scores import unit_scores

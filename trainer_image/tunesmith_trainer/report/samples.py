@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_trainer.report.record import Sample
 from tunesmith_trainer.tasks.base import IGNORE, Example, Row, Task
-from tunesmith_trainer.tasks.pairs import read_pair
-from tunesmith_trainer.tasks.visionchat import TEXT_INPUTS
+from tunesmith_trainer.tasks.preference_pairs import read_pair
+from tunesmith_trainer.tasks.vision_chat import TEXT_INPUTS
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tunesmith_trainer.group import Group
+    from tunesmith_trainer.distributed.collectives import Group
 
 __all__ = ["MOST_SAMPLES", "sample", "samples"]
 

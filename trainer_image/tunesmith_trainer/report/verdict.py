@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tunesmith_api.v1alpha1.task import Task
-from tunesmith_trainer.report.quantities import THIN, Metric, change, count, metric, percent
+from tunesmith_trainer.report.formatting import THIN, Metric, change, count, metric, percent
 from tunesmith_trainer.report.record import IncidentKind, RunRecord
 
 __all__ = ["Finding", "Level", "Verdict", "main_metric", "verdict_of"]

@@ -1,7 +1,7 @@
 """What a task is: from a row to an example, from examples to a batch, from a batch to a loss and to metrics.
 
 One module of this package per family of tasks; `tasks.task_for` finds the one of a plan. `data` calls `check_row` and
-`encode`, `step` calls `loss`, `evaluate` calls `assess` and `metrics`, `model` calls `load_model`. A task knows nothing
+`encode`, `step` calls `loss`, `evaluate` calls `assess` and `metrics`, `assembly` calls `load_model`. A task knows nothing
 of ranks, stores, Ray or the optimizer.
 
 Every loss is a SUM over units (tokens, examples, pairs). `step` divides by the number of units of the whole step over

@@ -322,7 +322,7 @@ def load_with_head(auto_class: Any, folder: Path, seed: int, **options: Any) -> 
     """
     import torch
 
-    from tunesmith_trainer.model import load_pretrained
+    from tunesmith_trainer.models.loading import load_pretrained
 
     if options.get("quantization_config") is not None:
         kept = _unquantized(auto_class, folder, seed)
@@ -338,7 +338,7 @@ def _unquantized(auto_class: Any, folder: Path, seed: int) -> list[str]:
     """Return the modules that may be new, which bitsandbytes can't quantize: the head, and a pooler before it."""
     import torch
 
-    from tunesmith_trainer.model import from_config
+    from tunesmith_trainer.models.loading import from_config
 
     with torch.device("meta"):
         skeleton = from_config(auto_class, folder, seed, torch.float32)

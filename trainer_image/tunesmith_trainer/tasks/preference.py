@@ -18,13 +18,13 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.dataset import Columns
 from tunesmith_api.v1alpha1.task import PreferenceLoss
 from tunesmith_store.errors import UserError
+from tunesmith_trainer.models.tokenizers import padding_id
 from tunesmith_trainer.tasks.base import IGNORE, Assessment, BadRow, Batch, Example, Outcome, Prediction, Row, Task
+from tunesmith_trainer.tasks.causal_lm import LanguageTask, shorten
 from tunesmith_trainer.tasks.classes import position_limit
-from tunesmith_trainer.tasks.language import LanguageTask, shorten
+from tunesmith_trainer.tasks.collator import indices_of, length_mask, pad_rows
 from tunesmith_trainer.tasks.objectives import head_modules, load_with_head
-from tunesmith_trainer.tasks.padding import length_mask, pad_rows, padding_id
-from tunesmith_trainer.tasks.pairs import SIDES, PairEncoder, read_pair, shared_length
-from tunesmith_trainer.tasks.texts import indices_of
+from tunesmith_trainer.tasks.preference_pairs import SIDES, PairEncoder, read_pair, shared_length
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,7 @@ class DPO(LanguageTask):
     # ---- the reference
 
     def load_model(self, folder: Path, **options: Any) -> nn.Module:
-        from tunesmith_trainer.model import stored_dtype
+        from tunesmith_trainer.models.loading import stored_dtype
 
         self._stored = stored_dtype(folder)
         return super().load_model(folder, **options)
@@ -140,7 +140,7 @@ class DPO(LanguageTask):
         """
         from torch import nn
 
-        from tunesmith_trainer.model import Numerics
+        from tunesmith_trainer.models.numerics import Numerics
 
         if self.plan.method.has_adapters:
             self._adapted = model
@@ -158,7 +158,7 @@ class DPO(LanguageTask):
         """Compute what the starting model gives the answers, without gradients and without dropout."""
         import torch
 
-        from tunesmith_trainer.attention import packed_implementation
+        from tunesmith_trainer.models.attention import packed_implementation
 
         with torch.no_grad():
             if self.reference is not None:
@@ -300,7 +300,7 @@ class Reward(Task):
     # ---- setting up
 
     def load_processor(self, folder: Path) -> Any:
-        from tunesmith_trainer.model import load_tokenizer
+        from tunesmith_trainer.models.tokenizers import load_tokenizer
 
         self._longest = position_limit(folder, self.plan.training.max_length)
         tokenizer = load_tokenizer(folder, chat=False)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_store.errors import UserError
+from tunesmith_trainer.models.tokenizers import padding_id
 from tunesmith_trainer.tasks.base import IGNORE, Assessment, Batch, Example, Outcome, Prediction, Row, Task
+from tunesmith_trainer.tasks.causal_lm import shorten, text_field
 from tunesmith_trainer.tasks.classes import position_limit
-from tunesmith_trainer.tasks.language import shorten, text_field
-from tunesmith_trainer.tasks.padding import pad, padding_id, text_inputs
-from tunesmith_trainer.tasks.texts import indices_of
+from tunesmith_trainer.tasks.collator import indices_of, pad, text_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class Seq2Seq(Task):
     def load_model(self, folder: Path, **options: Any) -> nn.Module:
         from transformers import AutoModelForSeq2SeqLM
 
-        from tunesmith_trainer.model import load_pretrained
+        from tunesmith_trainer.models.loading import load_pretrained
 
         return load_pretrained(AutoModelForSeq2SeqLM, folder, **options)
 

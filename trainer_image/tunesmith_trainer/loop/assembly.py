@@ -1,0 +1,197 @@
+"""Everything that a rank needs before its first step: task, data, model, optimizer, wrapper. Called by `run`.
+
+The order matters: methods change the model before it is wrapped, and the reference of DPO and the optimizer are made of
+what methods have left.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith_api.plan import TrainingPlan
+from tunesmith_api.v1alpha1.finetunejob import Init
+from tunesmith_api.v1alpha1.method import MethodType
+from tunesmith_api.v1alpha1.training import Strategy
+from tunesmith_store.files import fetch_model
+from tunesmith_store.store import ObjectStore
+from tunesmith_trainer import data, methods
+from tunesmith_trainer.data.order import SetOrder, TrainingOrder, total_steps
+from tunesmith_trainer.distributed import parallel
+from tunesmith_trainer.distributed.collectives import Group
+from tunesmith_trainer.loop.optimizer import make_optimizer
+from tunesmith_trainer.methods.distillation import Distiller
+from tunesmith_trainer.models import memory
+from tunesmith_trainer.models.attention import packs_exactly
+from tunesmith_trainer.models.files import ModelFacts, fetch_base
+from tunesmith_trainer.models.loading import load_options, stored_dtype
+from tunesmith_trainer.models.numerics import Numerics
+from tunesmith_trainer.models.structure import apply_dropout, enable_gradient_checkpointing
+from tunesmith_trainer.tasks import task_for
+from tunesmith_trainer.tasks.base import Batch, Task
+from tunesmith_trainer.tasks.vision_chat import VisionChat
+
+__all__ = ["Assembly", "Inputs", "ModelSize", "assemble", "load_inputs"]
+
+Log = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Model folder and data of a run."""
+
+    base: Path
+    task: Task
+    prepared: data.Prepared
+    order: TrainingOrder
+    max_steps: int
+
+
+def load_inputs(plan: TrainingPlan, scratch: Path, group: Group, store: ObjectStore, log: Log) -> Inputs:
+    """Fetch model and data (once per pod) and encode the data.
+
+    Raises:
+        UserError: the model or the data can't be used.
+        Retryable: the store can't be reached.
+    """
+    base = fetch_base(plan, store, scratch)
+    task = task_for(plan, json.loads((base / "config.json").read_text()))
+    task.load_processor(base)
+    prepared = data.prepare(plan, task, store, scratch, writer=group.rank == 0, log=log)
+    training = plan.training
+    if prepared.stream is not None:
+        order: TrainingOrder = prepared.stream
+        assert training.max_steps is not None
+        return Inputs(base, task, prepared, order, training.max_steps)
+    order = SetOrder(prepared.train, training.global_batch_size, training.seed)
+    steps = total_steps(len(prepared.train), training.global_batch_size, training.num_train_epochs, training.max_steps)
+    return Inputs(base, task, prepared, order, steps)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """For the report."""
+
+    parameters: int
+    trained_parameters: int
+    strategy: str
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A rank's model, ready to train."""
+
+    numerics: Numerics
+    bare: nn.Module
+    """The model with its adapters, not wrapped: what is evaluated, saved and exported."""
+    wrapped: parallel.Wrapped
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    loss: Callable[[nn.Module, Batch], torch.Tensor]
+    packed: bool
+    prepared: methods.PreparedModel
+    facts: ModelSize
+
+
+def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStore, scratch: Path, log: Log) -> Assembly:
+    """Make model and optimizer, the same on every rank.
+
+    Raises:
+        UserError: the model can't be loaded, or doesn't go with the method.
+    """
+    training, task = plan.training, inputs.task
+    numerics = Numerics.choose(training.precision, plan.gpus_per_worker)
+    facts, width = ModelFacts.of(inputs.base), numerics.bytes_per_activation
+    strategy = parallel.choose(plan, memory.estimate(facts, plan, width), group)
+    mesh = parallel.mesh(plan, group)
+    stored = stored_dtype(inputs.base)
+    weights, is_shared = numerics.weights_dtype(plan.method.type, stored), strategy is Strategy.FSDP
+    options = _load_options(plan, task, numerics, stored, is_shared or mesh is not None)
+    model = _load(plan, inputs, options)
+    packed = training.packing and task.supports_packing and packs_exactly(model)
+    model = parallel.shard_tensors(model, mesh, weights)
+    prepared = methods.apply(model, plan, numerics, task, _some_batches(inputs))
+    bare: nn.Module = prepared.model.train()
+    if not is_shared:  # FSDP moves each rank's share alone: the whole may not fit
+        bare = bare.to(numerics.device)
+    reference = task.attach_reference(bare, is_shared)
+    wrapped = parallel.wrap(bare, group, strategy, numerics, mesh, weights)
+    if is_shared and reference is not None:
+        parallel.share_out(reference, numerics, mesh, numerics.frozen_dtype(stored))
+    optimizer = make_optimizer(bare, training, numerics.device)
+    trained = sum(parameter.numel() for parameter in bare.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in bare.parameters())
+    log(
+        f"{plan.method.type}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%}), "
+        f"{numerics.name} on {numerics.device}, {group.world_size} worker(s), {strategy}, "
+        f"{'without padding' if packed else 'padded'}; memory estimate per worker "
+        f"{memory.estimate(facts, plan, width, strategy)}"
+    )
+    return Assembly(
+        numerics,
+        bare,
+        wrapped,
+        optimizer,
+        numerics.scaler(),
+        _loss(plan, task, store, scratch, numerics),
+        packed,
+        prepared,
+        ModelSize(total, trained, str(strategy)),
+    )
+
+
+def _load_options(
+    plan: TrainingPlan, task: Task, numerics: Numerics, stored: torch.dtype, is_shared: bool
+) -> dict[str, Any]:
+    """Return how to load the model; where ranks will share it out, so that it costs little until then.
+
+    In the format of the files, weights take no memory: they are read where they lie. What changes or tries out the
+    whole model needs the format that is trained in. A 4-bit base stays on the CPU.
+    """
+    method, options = plan.method, load_options(plan, numerics, stored)
+    if is_shared and method.type is MethodType.QLORA:
+        options["device_map"] = {"": torch.device("cpu")}
+    is_changed = method.type not in {MethodType.FULL, MethodType.LORA} or method.qat or method.pruning
+    is_tried = isinstance(task, VisionChat) or plan.model_init is Init.RANDOM
+    if is_shared and not is_changed and not is_tried:
+        options["dtype"] = stored
+    return options
+
+
+def _load(plan: TrainingPlan, inputs: Inputs, options: dict[str, Any]) -> nn.Module:
+    """Load the model and set its dropout and what it keeps for the backward pass."""
+    torch.manual_seed(plan.training.seed)
+    model = inputs.task.load_model(inputs.base, **options)
+    if plan.training.dropout is not None:
+        apply_dropout(model, plan.training.dropout)
+    if plan.training.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    return model
+
+
+def _some_batches(inputs: Inputs) -> Callable[[], Sequence[Batch]]:
+    """Return what makes a few training batches on the CPU: layer pruning measures with them."""
+
+    def make() -> list[Batch]:
+        device = torch.device("cpu")
+        return [inputs.task.collate([example], device, False) for example in inputs.order.share(0, 0, 1)[:8]]
+
+    return make
+
+
+def _loss(
+    plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, numerics: Numerics
+) -> Callable[[nn.Module, Batch], torch.Tensor]:
+    """The task's loss; with a teacher, the distilled one."""
+    if plan.method.distillation is None:
+        return task.loss
+    settings = plan.method.distillation
+    folder = fetch_model(store, settings.teacher_uri, scratch / "teacher", "spec.method.distillation.teacherUri")
+    distiller = Distiller.load(folder, task, settings, numerics)
+    return lambda model, batch: distiller.loss(task, model, batch)
