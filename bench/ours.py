@@ -34,7 +34,7 @@ class Measured(TrainingRun):
     """The loop as it is, but for the end: nothing is exported, the weights are looked at instead."""
 
     def _finish(self) -> Any:
-        return self.checkpointer.newest
+        return self.checkpoints.newest
 
 
 def main() -> None:
@@ -63,18 +63,18 @@ def main() -> None:
     began = time.monotonic()
     run.run()
     warm = int(options.get("warm", 2))
-    history = run.state.history[warm:]
+    history = run.history.state.history[warm:]
     found = {
         "secondsPerStep": [record["seconds"] for record in history],
         "tokensPerStep": sum(record["tokens"] for record in history) / len(history),
         "peakBytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "stallSeconds": run.checkpointer.stall_seconds,
+        "stallSeconds": run.checkpoints.checkpointer.stall_seconds,
         "stateBytes": held_bytes(run.parts.bare, run.parts.optimizer),
-        "trainSeconds": run.state.train_seconds,
+        "trainSeconds": run.history.state.train_seconds,
         "wallSeconds": time.monotonic() - began,
     }
     if options.get("evaluate"):
-        tokenizer = run.task.processor
+        tokenizer = run.inputs.task.processor
         found["evalLoss"] = held_out_loss(run.parts.bare, encoded(work, tokenizer, work.rows(work.eval)))
     if "scratch" not in options:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -6,7 +6,7 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import CheckpointRef, MemoryFacts
 from tunesmith_store.errors import Failure, Retryable, UserError
 
-__all__ = ["Interrupted", "OutOfMemory", "SmallerMicroBatch"]
+__all__ = ["Interrupted", "OutOfMemory", "SmallerMicroBatch", "StopRequested"]
 
 
 class OutOfMemory(UserError):
@@ -31,3 +31,7 @@ class Interrupted(Failure):
         saved = f"saved step {checkpoint.step} to {checkpoint.uri}" if checkpoint else "nothing to save yet"
         super().__init__(Reason.INTERRUPTED, f"a worker was told to stop: {saved}", ExitCode.INTERRUPTED)
         self.checkpoint = checkpoint
+
+
+class StopRequested(Exception):
+    """Some pod of the group got SIGTERM; known to all ranks at the same point. `run` saves, and raises Interrupted."""

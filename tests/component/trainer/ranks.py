@@ -42,7 +42,7 @@ def run_rank(
 
     def after_step(step):
         if step == crash_after:
-            run.checkpointer.wait()
+            run.checkpoints.checkpointer.wait()
             raise Stopped(step)
         if step == stop_after and rank == 0:
             pod.stop_file.touch()
@@ -50,10 +50,10 @@ def run_rank(
     run = TrainingRun(plan, pod, group, store_of(plan), digest, after_step=after_step)
     KEPT.append(run)
     try:
-        return run.run(), run.state
+        return run.run(), run.history.state
     except Exception as error:
         traceback.print_exc()  # the traceback doesn't cross processes: pytest shows it beside a failure
-        return error, run.state
+        return error, run.history.state
     finally:
         if world_size > 1:
             torch.distributed.destroy_process_group()

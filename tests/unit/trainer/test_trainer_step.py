@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from support.plans import training_plan
 from tunesmith_trainer.data.order import micro_batches
 from tunesmith_trainer.distributed.collectives import Group
-from tunesmith_trainer.loop.evaluate import evaluate
+from tunesmith_trainer.loop.evaluation import evaluate
 from tunesmith_trainer.loop.step import clipped_norm, compute_gradients, take_step
 from tunesmith_trainer.models.attention import packed_implementation
 from tunesmith_trainer.tasks.base import IGNORE, Example

@@ -1,8 +1,9 @@
 """Checkpoints: every rank saves its own part beside training, and a manifest, written last, makes them exist.
 
-`loop` talks to `Checkpointer` alone. Below it: `state` (what is remembered), `shards` (who saves which piece, and how
-pieces fit another number of ranks), `snapshot` and `restore` (one rank's side), `storage` (what is in object storage) and
-`capacity` (disk and memory). Nothing in a checkpoint is pickled, and nothing depends on the number of ranks.
+`loop.checkpoints` talks to `Checkpointer` alone. Below it: `state` and `optimizer_state` (what is remembered), `shards`
+(who saves which piece, and how pieces fit another number of ranks), `snapshot` and `restore` (one rank's side),
+`storage` (what is in object storage), `capacity` (disk and memory). Nothing in a checkpoint is pickled, nothing depends
+on the number of ranks.
 """
 
 from tunesmith_trainer.checkpoint.checkpointer import Checkpointer

@@ -33,7 +33,7 @@ MANIFEST = "manifest.json"
 STREAMS = 8
 
 Log = Callable[..., None]
-ENCODERS = ("data", "tasks", "chat.py", "model.py")
+ENCODERS = ("data", "tasks", "models/tokenizers.py")
 """The code that decides what an example looks like, below this package."""
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".md")
 

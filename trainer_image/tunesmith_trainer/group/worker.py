@@ -1,4 +1,4 @@
-"""The bridge between an assignment of Ray Train and `loop.run`: ranks, device, errors in words. Run by `training_process`."""
+"""From an assignment of Ray Train to `loop.run`: ranks, device, errors in words. Run by `training_process`."""
 
 from __future__ import annotations
 

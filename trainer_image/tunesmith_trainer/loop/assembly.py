@@ -1,4 +1,4 @@
-"""Everything that a rank needs before its first step: task, data, model, optimizer, wrapper. Called by `run`.
+"""What a rank trains with: model, wrapper, optimizer, loss. Called by `run` once the `inputs` are there.
 
 The order matters: methods change the model before it is wrapped, and the reference of DPO and the optimizer are made of
 what methods have left.
@@ -6,8 +6,7 @@ what methods have left.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,57 +20,24 @@ from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_store.files import fetch_model
 from tunesmith_store.store import ObjectStore
-from tunesmith_trainer import data, methods
-from tunesmith_trainer.data.order import SetOrder, TrainingOrder, total_steps
+from tunesmith_trainer import methods
 from tunesmith_trainer.distributed import parallel
 from tunesmith_trainer.distributed.collectives import Group
+from tunesmith_trainer.loop.inputs import Inputs
 from tunesmith_trainer.loop.optimizer import make_optimizer
 from tunesmith_trainer.methods.distillation import Distiller
 from tunesmith_trainer.models import memory
 from tunesmith_trainer.models.attention import packs_exactly
-from tunesmith_trainer.models.files import ModelFacts, fetch_base
+from tunesmith_trainer.models.files import ModelFacts
 from tunesmith_trainer.models.loading import load_options, stored_dtype
 from tunesmith_trainer.models.numerics import Numerics
 from tunesmith_trainer.models.structure import apply_dropout, enable_gradient_checkpointing
-from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.base import Batch, Task
 from tunesmith_trainer.tasks.vision_chat import VisionChat
 
-__all__ = ["Assembly", "Inputs", "ModelSize", "assemble", "load_inputs"]
+__all__ = ["Assembly", "ModelSize", "assemble"]
 
 Log = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Model folder and data of a run."""
-
-    base: Path
-    task: Task
-    prepared: data.Prepared
-    order: TrainingOrder
-    max_steps: int
-
-
-def load_inputs(plan: TrainingPlan, scratch: Path, group: Group, store: ObjectStore, log: Log) -> Inputs:
-    """Fetch model and data (once per pod) and encode the data.
-
-    Raises:
-        UserError: the model or the data can't be used.
-        Retryable: the store can't be reached.
-    """
-    base = fetch_base(plan, store, scratch)
-    task = task_for(plan, json.loads((base / "config.json").read_text()))
-    task.load_processor(base)
-    prepared = data.prepare(plan, task, store, scratch, writer=group.rank == 0, log=log)
-    training = plan.training
-    if prepared.stream is not None:
-        order: TrainingOrder = prepared.stream
-        assert training.max_steps is not None
-        return Inputs(base, task, prepared, order, training.max_steps)
-    order = SetOrder(prepared.train, training.global_batch_size, training.seed)
-    steps = total_steps(len(prepared.train), training.global_batch_size, training.num_train_epochs, training.max_steps)
-    return Inputs(base, task, prepared, order, steps)
 
 
 @dataclass(frozen=True)
@@ -95,8 +61,7 @@ class Assembly:
     scaler: torch.amp.GradScaler | None
     loss: Callable[[nn.Module, Batch], torch.Tensor]
     packed: bool
-    prepared: methods.PreparedModel
-    facts: ModelSize
+    size: ModelSize
 
 
 def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStore, scratch: Path, log: Log) -> Assembly:
@@ -113,11 +78,10 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     stored = stored_dtype(inputs.base)
     weights, is_shared = numerics.weights_dtype(plan.method.type, stored), strategy is Strategy.FSDP
     options = _load_options(plan, task, numerics, stored, is_shared or mesh is not None)
-    model = _load(plan, inputs, options)
+    model = _load(plan, task, inputs.base, options)
     packed = training.packing and task.supports_packing and packs_exactly(model)
     model = parallel.shard_tensors(model, mesh, weights)
-    prepared = methods.apply(model, plan, numerics, task, _some_batches(inputs))
-    bare: nn.Module = prepared.model.train()
+    bare: nn.Module = methods.apply(model, plan, numerics, task, inputs.first_batches).model.train()
     if not is_shared:  # FSDP moves each rank's share alone: the whole may not fit
         bare = bare.to(numerics.device)
     reference = task.attach_reference(bare, is_shared)
@@ -141,7 +105,6 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
         numerics.scaler(),
         _loss(plan, task, store, scratch, numerics),
         packed,
-        prepared,
         ModelSize(total, trained, str(strategy)),
     )
 
@@ -164,25 +127,15 @@ def _load_options(
     return options
 
 
-def _load(plan: TrainingPlan, inputs: Inputs, options: dict[str, Any]) -> nn.Module:
+def _load(plan: TrainingPlan, task: Task, base: Path, options: dict[str, Any]) -> nn.Module:
     """Load the model and set its dropout and what it keeps for the backward pass."""
     torch.manual_seed(plan.training.seed)
-    model = inputs.task.load_model(inputs.base, **options)
+    model = task.load_model(base, **options)
     if plan.training.dropout is not None:
         apply_dropout(model, plan.training.dropout)
     if plan.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return model
-
-
-def _some_batches(inputs: Inputs) -> Callable[[], Sequence[Batch]]:
-    """Return what makes a few training batches on the CPU: layer pruning measures with them."""
-
-    def make() -> list[Batch]:
-        device = torch.device("cpu")
-        return [inputs.task.collate([example], device, False) for example in inputs.order.share(0, 0, 1)[:8]]
-
-    return make
 
 
 def _loss(

@@ -1,4 +1,4 @@
-"""What watches over a run: spikes of the loss, and workers that hang. Pure where it can be; called by `run`.
+"""What watches over a run's steps, and goes back where one turns out bad. Called by `run`.
 
 A step whose loss or gradient is not finite, or whose loss is a spike, is not taken. Training goes back to the newest
 good checkpoint and leaves that step's batch out; how often is bounded by `spec.failurePolicy.maxRollbacks`.
@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.plan import TrainingPlan
 from tunesmith_store.errors import UserError
+from tunesmith_trainer.loop.checkpoints import RunCheckpoints
+from tunesmith_trainer.loop.history import History
+from tunesmith_trainer.report.record import IncidentKind
 
-__all__ = ["LossGuard", "diverged"]
+__all__ = ["LossGuard", "Rollback", "diverged"]
 
 HISTORY = 32
 """Recent losses whose median is what a spike is measured against."""
@@ -31,7 +35,7 @@ class LossGuard:
     spike_factor: float
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
-    def trouble(self, loss: float, grad_norm: float) -> str:
+    def problem(self, loss: float, grad_norm: float) -> str:
         """Return what is wrong with a step, in words; "" where nothing is, and the loss is remembered then.
 
         `loss` is the mean per unit over all ranks, `grad_norm` the global norm before clipping.
@@ -53,10 +57,48 @@ class LossGuard:
         self._recent.clear()
 
 
-def diverged(trouble: str, step: int, rollbacks: int) -> UserError:
+def diverged(problem: str, step: int, rollbacks: int) -> UserError:
     """Return the error that ends a run which went wrong more often than it may be rolled back."""
     message = (
-        f"{trouble} at step {step}, after {rollbacks} rollbacks (spec.failurePolicy.maxRollbacks); lower "
+        f"{problem} at step {step}, after {rollbacks} rollbacks (spec.failurePolicy.maxRollbacks); lower "
         "spec.training.learningRate, raise warmupRatio, or set maxGradNorm"
     )
     return UserError(Reason.DIVERGED, message, ExitCode.DIVERGED)
+
+
+class Rollback:
+    """Goes back to the newest good checkpoint where a step is bad. All ranks call all methods, in the same order."""
+
+    def __init__(self, plan: TrainingPlan, checkpoints: RunCheckpoints, history: History) -> None:
+        self.plan, self.checkpoints, self.history = plan, checkpoints, history
+        self._guard = LossGuard(plan.loss_spike_factor)
+
+    def problem(self, loss: float, grad_norm: float) -> str:
+        """Return what is wrong with a step, as `LossGuard.problem` does."""
+        return self._guard.problem(loss, grad_norm)
+
+    def go_back(self, problem: str) -> None:
+        """Leave the step out that is about to be taken, and go on from the newest good checkpoint; bounded.
+
+        Raises:
+            UserError: it has been done too often.
+        """
+        history, before = self.history, self.history.state
+        step, rollbacks, most = before.step, before.rollbacks + 1, self.plan.max_rollbacks
+        if rollbacks > most:
+            raise diverged(problem, step + 1, before.rollbacks)
+        # what went wrong again at once was wrong in the checkpoint already
+        found = self.checkpoints.restore(step - 1 if self._just_restored() else None)
+        state = history.state
+        state.rollbacks, state.skipped_steps = rollbacks, [*before.skipped_steps, step]
+        state.restarts, state.events = before.restarts, before.events
+        self._guard.forget()
+        where = f"back to step {state.step}" if found else "no checkpoint to go back to yet"
+        text = f"{problem} at step {step + 1}: {where}, its batch is left out ({rollbacks} of {most})"
+        history.happened(IncidentKind.ROLLBACK, step + 1, text)
+        history.report.update(rollbacks=rollbacks, global_step=state.step)
+        history.report.log(text)
+
+    def _just_restored(self) -> bool:
+        reference, state = self.checkpoints.newest, self.history.state
+        return bool(state.rollbacks) and reference is not None and state.step - reference.step <= 1

@@ -12,26 +12,26 @@ from tunesmith_trainer.tasks.base import Task
 
 __all__ = ["task_for"]
 
-_WHERE = {
-    TaskName.CHAT_SFT: ("language", "ChatSFT"),
-    TaskName.CAUSAL_LM: ("language", "CausalLM"),
-    TaskName.MASKED_LM: ("masked", "MaskedLM"),
-    TaskName.SEQUENCE_CLASSIFICATION: ("classification", "SequenceClassification"),
-    TaskName.TOKEN_CLASSIFICATION: ("tokens", "TokenClassification"),
+_MODULES = {
+    TaskName.CHAT_SFT: ("causal_lm", "ChatSFT"),
+    TaskName.CAUSAL_LM: ("causal_lm", "CausalLM"),
+    TaskName.MASKED_LM: ("masked_lm", "MaskedLM"),
+    TaskName.SEQUENCE_CLASSIFICATION: ("sequence_classification", "SequenceClassification"),
+    TaskName.TOKEN_CLASSIFICATION: ("token_classification", "TokenClassification"),
     TaskName.SEQ2SEQ: ("seq2seq", "Seq2Seq"),
     TaskName.DPO: ("preference", "DPO"),
     TaskName.REWARD: ("preference", "Reward"),
-    TaskName.IMAGE_CLASSIFICATION: ("images", "ImageClassification"),
+    TaskName.IMAGE_CLASSIFICATION: ("image_classification", "ImageClassification"),
 }
-_SEEING_CHAT = ("visionchat", "VisionChat")
+_VISION_CHAT = ("vision_chat", "VisionChat")
 
 
 def task_for(plan: TrainingPlan, config: Mapping[str, Any] | None = None) -> Task:
     """Return the plan's task. Imports its module only: no torch, no transformers.
 
-    `config` is the model's config.json: it says whether a chat model sees. Without it, it doesn't.
+    `config` is the model's config.json: it says whether a chat model takes images. Without it, it doesn't.
     """
-    sees = plan.task is TaskName.CHAT_SFT and config is not None and "vision_config" in config
-    module, name = _SEEING_CHAT if sees else _WHERE[plan.task]
+    takes_images = plan.task is TaskName.CHAT_SFT and config is not None and "vision_config" in config
+    module, name = _VISION_CHAT if takes_images else _MODULES[plan.task]
     task: Task = getattr(import_module(f"tunesmith_trainer.tasks.{module}"), name)(plan)
     return task

@@ -1,8 +1,8 @@
 """What a task is: from a row to an example, from examples to a batch, from a batch to a loss and to metrics.
 
 One module of this package per family of tasks; `tasks.task_for` finds the one of a plan. `data` calls `check_row` and
-`encode`, `step` calls `loss`, `evaluate` calls `assess` and `metrics`, `assembly` calls `load_model`. A task knows nothing
-of ranks, stores, Ray or the optimizer.
+`encode`, `step` calls `loss`, `evaluation` calls `assess` and `metrics`, `assembly` calls `load_model`. A task knows
+nothing of ranks, stores, Ray or the optimizer.
 
 Every loss is a SUM over units (tokens, examples, pairs). `step` divides by the number of units of the whole step over
 all ranks and micro-batches: so the result depends neither on how many workers share a batch nor on how it is cut.
@@ -39,7 +39,7 @@ class BadRow(ValueError):
 class Example:
     """One encoded example. Features are lists of int or float, or nested lists; names are the model's argument names.
 
-    `evaluate` adds the feature `index` (int), the example's place in its set; `collate` puts it into
+    `evaluation` adds the feature `index` (int), the example's place in its set; `collate` puts it into
     `Batch.extras["indices"]`, for `Outcome.index`.
     """
 

@@ -1,6 +1,6 @@
 """Images: base64 text of a row → bytes → pixels. Called by `image_classification` and `vision_chat`.
 
-Rows hold images as base64 text, wherever they came from: see `data.image_loader`. No torch: the driver checks rows, too.
+Rows hold images as base64 text, wherever they came from (`data.image_loader`). No torch: the driver checks rows, too.
 """
 
 from __future__ import annotations
