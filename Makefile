@@ -32,6 +32,10 @@ bench-trainer: ## Measure the trainer beside its peers; the last line is a JSON 
 	@requirements/apt.sh
 	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench
 
+.PHONY: same-losses
+same-losses: ## Train every task and method at BASE=<commit> and at HEAD: the same to the last bit? (ARGS="-k chat")
+	@$(PY) -m samelosses $(or $(BASE),$(error say what to compare with: make same-losses BASE=<commit>)) $(ARGS)
+
 .PHONY: lint type verify generate format
 lint: ## Style and common mistakes (ruff)
 	@$(PY) -m ruff check $(FORMATTED)

@@ -20,15 +20,24 @@ def tweet_rows(
 
 
 def word_pieces(folder: Path, size: int = 800) -> Any:
-    """A real WordPiece tokenizer as BERT has it, learned from tweets; also saved into the folder."""
+    """A real WordPiece tokenizer as BERT has it, learned from tweets, each time the same; also saved into the folder."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    base = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    base.normalizer = normalizers.BertNormalizer(lowercase=True)
-    base.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
-    base.train_from_iterator([row["text"] for row in tweet_rows(600)[0]], trainer)
+    texts = [row["text"] for row in tweet_rows(600)[0]]
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers the letters inside words as its hash table has them, each time otherwise, and decides by number
+    # between pairs that are equally frequent. Special tokens it numbers in the order given.
+    split = learner.pre_tokenizer.pre_tokenize_str
+    words = {word for text in texts for word, _ in split(learner.normalizer.normalize_str(text))}
+    inside = [f"##{letter}" for letter in sorted({letter for word in words for letter in word[1:]})]
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL, *inside], show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    base = Tokenizer(models.WordPiece(vocab=learner.get_vocab(), unk_token="[UNK]"))
+    base.normalizer, base.pre_tokenizer = learner.normalizer, learner.pre_tokenizer
+    base.add_special_tokens(SPECIAL)
     ends = [(token, base.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     base.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
     tokenizer = PreTrainedTokenizerFast(

@@ -47,6 +47,11 @@ class ObjectMeta(StatusModel):
     annotations: dict[str, str] = Field(default_factory=dict)
 
 
+def keyed_by(field: str) -> dict[str, Any]:
+    """`json_schema_extra` of a list whose entries Kubernetes tells apart by a field: appliers own entries, not the list."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [field]}
+
+
 class ConditionStatus(StrEnum):
     """Whether a condition holds."""
 
@@ -72,6 +77,10 @@ class Condition(StatusModel):
     observed_generation: int = Field(
         default=0, ge=0, description="The metadata.generation that this observation is about."
     )
+
+
+OptionalTime = Annotated[str | None, Field(json_schema_extra={"format": "date-time"})]
+Conditions = Annotated[list[Condition], Field(max_length=16, json_schema_extra=keyed_by("type"))]
 
 
 class SecretRef(SpecModel):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tunesmith_api.model import StatusModel
-from tunesmith_api.v1alpha1.common import Condition
+from tunesmith_api.v1alpha1.common import Conditions, OptionalTime, keyed_by
 
 __all__ = [
     "Attempt",
@@ -51,10 +51,8 @@ class Progress(StatusModel):
     grad_norm: str | None = Field(default=None, description="Gradient norm of the last step, before clipping.")
     tokens_per_second: str | None = Field(default=None, description="Tokens processed per second over all workers.")
     eta_seconds: int | None = Field(default=None, ge=0, description="Estimated seconds until the last step.")
-    last_heartbeat_time: str | None = Field(
-        default=None,
-        description="When the trainer last reported, as of this status.",
-        json_schema_extra={"format": "date-time"},
+    last_heartbeat_time: OptionalTime = Field(
+        default=None, description="When the trainer last reported, as of this status."
     )
 
 
@@ -110,12 +108,8 @@ class Attempt(StatusModel):
     )
     reason: str = Field(default="", description="Stable reason of the outcome.")
     end_step: int | None = Field(default=None, ge=0, description="Optimizer steps done when it ended.")
-    start_time: str | None = Field(
-        default=None, description="When the child Job started.", json_schema_extra={"format": "date-time"}
-    )
-    completion_time: str | None = Field(
-        default=None, description="When it ended.", json_schema_extra={"format": "date-time"}
-    )
+    start_time: OptionalTime = Field(default=None, description="When the child Job started.")
+    completion_time: OptionalTime = Field(default=None, description="When it ended.")
 
 
 class FineTuneJobStatus(StatusModel):
@@ -125,35 +119,24 @@ class FineTuneJobStatus(StatusModel):
         default=0, ge=0, description="The metadata.generation whose children were all applied."
     )
     phase: JobPhase = Field(default=JobPhase.PENDING, description="Printed summary; conditions are authoritative.")
-    conditions: Annotated[
-        list[Condition],
-        Field(
-            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-        ),
-    ] = Field(
+    conditions: Conditions = Field(
         default_factory=list, description="Accepted, ChildrenApplied, WorkersReady, CheckpointAvailable, Succeeded."
     )
     progress: Progress | None = Field(default=None, description="How far training is.")
     display: JobDisplay = Field(default_factory=JobDisplay, description="Text for kubectl get.")
     workers: WorkerCounts = Field(default_factory=WorkerCounts, description="The worker pods.")
     restarts: int = Field(default=0, ge=0, description="Times that training was resumed after a loss, in all attempts.")
-    attempts: Annotated[
-        list[Attempt],
-        Field(
-            max_length=20, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]}
-        ),
-    ] = Field(default_factory=list, description="The child Jobs so far, oldest first.")
+    attempts: Annotated[list[Attempt], Field(max_length=20, json_schema_extra=keyed_by("number"))] = Field(
+        default_factory=list, description="The child Jobs so far, oldest first."
+    )
     dataset: DatasetStatus | None = Field(default=None, description="What the data turned out to hold.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="The newest complete checkpoint.")
     model: ModelStatus | None = Field(default=None, description="The tuned model, once there is one.")
     metrics: Annotated[dict[str, str], Field(max_length=64)] = Field(
         default_factory=dict, description="Final metrics by name, for example evalLoss and evalLossBefore."
     )
-    start_time: str | None = Field(
+    start_time: OptionalTime = Field(
         default=None,
         description="When the first attempt started; from then on the spec's training fields are immutable.",
-        json_schema_extra={"format": "date-time"},
     )
-    completion_time: str | None = Field(
-        default=None, description="When the job ended.", json_schema_extra={"format": "date-time"}
-    )
+    completion_time: OptionalTime = Field(default=None, description="When the job ended.")

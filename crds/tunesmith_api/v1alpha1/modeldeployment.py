@@ -10,13 +10,15 @@ from pydantic import ConfigDict, Field
 from tunesmith_api import keys
 from tunesmith_api.model import DnsLabel, S3Uri, SpecModel, StatusModel, cel
 from tunesmith_api.v1alpha1.common import (
-    Condition,
+    Conditions,
     Image,
     NodeSelector,
     ObjectMeta,
+    OptionalTime,
     Resources,
     Storage,
     Tolerations,
+    keyed_by,
     name_rule,
 )
 
@@ -181,9 +183,7 @@ class Revision(StatusModel):
     artifact_uri: str = Field(default="", alias="artifactURI", description="Folder of its quantized files.")
     artifact_digest: str = Field(default="", description="sha256 over those files, as recorded in their manifest.")
     artifact_size_bytes: int = Field(default=0, ge=0, description="Size of those files.")
-    created_time: str | None = Field(
-        default=None, description="When the revision was made.", json_schema_extra={"format": "date-time"}
-    )
+    created_time: OptionalTime = Field(default=None, description="When the revision was made.")
 
 
 class DeploymentDisplay(StatusModel):
@@ -202,24 +202,16 @@ class ModelDeploymentStatus(StatusModel):
     phase: DeploymentPhase = Field(
         default=DeploymentPhase.PENDING, description="Printed summary; conditions are authoritative."
     )
-    conditions: Annotated[
-        list[Condition],
-        Field(
-            max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-        ),
-    ] = Field(
+    conditions: Conditions = Field(
         default_factory=list, description="Accepted, ArtifactReady, ChildrenApplied, Progressing, Available, Ready."
     )
     current_revision: str = Field(default="", description="Name of the revision that answers.")
     latest_revision: str = Field(
         default="", description="Name of the newest revision; differs from currentRevision during a rollout."
     )
-    revisions: Annotated[
-        list[Revision],
-        Field(
-            max_length=24, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]}
-        ),
-    ] = Field(default_factory=list, description="Revisions so far, oldest first.")
+    revisions: Annotated[list[Revision], Field(max_length=24, json_schema_extra=keyed_by("number"))] = Field(
+        default_factory=list, description="Revisions so far, oldest first."
+    )
     replicas: int = Field(default=0, ge=0, description="Server pods of the serving revision.")
     ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")
     selector: str = Field(default="", description="Label selector of the server pods, for autoscalers.")

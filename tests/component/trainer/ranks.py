@@ -73,5 +73,5 @@ def run_ranks(pool, plan: TrainingPlan, folder: Path, world_size: int, environme
         pool.submit(run_rank, plan, folder, rank, world_size, address, environment=environment, **options)
         for rank in range(world_size)
     ]
-    results = [rank.result(timeout=120) for rank in ranks]
+    results = [rank.result(timeout=400) for rank in ranks]
     return results[0]

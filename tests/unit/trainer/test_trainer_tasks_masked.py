@@ -54,6 +54,11 @@ def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path):
         task_of(tmp_path)
 
 
+def test_the_tests_own_tokenizer_is_the_same_each_time(tmp_path):
+    first, second = (word_pieces(tmp_path / name).backend_tokenizer.to_str() for name in ("first", "second"))
+    assert first == second
+
+
 def test_masks_depend_on_seed_epoch_and_text_and_on_nothing_else(bert, texts):
     task, other = task_of(bert), task_of(bert, seed=8)
     first, second = encoded(task, texts[0][:2])
