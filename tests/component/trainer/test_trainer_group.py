@@ -60,20 +60,20 @@ class WorkLong:
             time.sleep(TIMEOUT + 2)
             return {"made by": rank}
 
-        return group.first(work)
+        return group.on_first(work)
 
 
 class MeetLate:
     def __call__(self, group, rank):
         time.sleep(rank * (TIMEOUT + 1))
-        met = group.meet(rank * 10)
-        group.first(lambda: None)  # rank 0 serves the store: it must not be gone first
+        met = group.exchange(rank * 10)
+        group.on_first(lambda: None)  # rank 0 serves the store: it must not be gone first
         return met
 
 
 class Agree:
     def __call__(self, group, rank):
-        return group.sum([rank, 1.0]), group.max([rank]), group.gather(f"r{rank}"), group.from_first(rank + 7)
+        return group.sum([rank, 1.0]), group.max([rank]), group.all_gather(f"r{rank}"), group.broadcast(rank + 7)
 
 
 @pytest.fixture

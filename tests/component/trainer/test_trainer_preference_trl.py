@@ -48,7 +48,7 @@ def test_loss_and_gradient_agree_with_trl(kind, tmp_path):
     task = task_for(training_plan("s3://bucket", task=Task.DPO, training={"max_length": 256}, preference=preference))
     task.load_processor(folder)
     model = task.load_model(folder, dtype=torch.float32)
-    task.attach_reference(model)
+    task.freeze_reference(model)
     examples = [example for row in ROWS for example in task.encode(row)]
     loss = task.loss(perturbed(model).train(), task.collate(examples, torch.device("cpu"), packed=False)) / len(ROWS)
     loss.backward()

@@ -195,7 +195,7 @@ def test_a_save_that_falls_due_during_another_is_put_off_and_not_waited_for(make
     trained = Trained(1)
     assert trained.save(checkpointer)
     assert checkpointer.ready == 0.0
-    checkpointer.settle(checkpointer.ready)
+    checkpointer.note_ready(checkpointer.ready)
     trained.step()
     assert not trained.save(checkpointer)
     assert checkpointer.owed
@@ -214,7 +214,7 @@ def test_there_is_no_manifest_before_all_ranks_have_said_that_they_are_ready(mak
     checkpointer._part.result(20)
     assert checkpointer.ready == 1.0
     assert f"{URI}/step-00000001/manifest.json" not in {info.uri for info in store.list(URI)}
-    checkpointer.settle(1.0)
+    checkpointer.note_ready(1.0)
     assert checkpointer.wait().step == 1
     assert newest(make()) == 1
 
@@ -374,7 +374,7 @@ def test_a_failed_save_is_raised_with_the_next_settling_and_only_once(make, stor
     checkpointer._part.exception(20)
     assert checkpointer.ready < 0
     with pytest.raises(UserError, match="refused"):
-        checkpointer.settle(checkpointer.ready)
+        checkpointer.note_ready(checkpointer.ready)
     assert checkpointer.wait() is None
 
 

@@ -63,7 +63,7 @@ def ready(task, folder, method=MethodType.FULL, *, dropout=0.3, **changes):
         model = get_peft_model(
             model, LoraConfig(r=4, target_modules="all-linear", lora_dropout=dropout, modules_to_save=saved)
         )
-    task.attach_reference(model)
+    task.freeze_reference(model)
     return task, model
 
 
@@ -289,7 +289,7 @@ def test_a_loss_without_a_reference_is_refused(folder):
     task = task_for(task_plan(Task.DPO))
     task.load_processor(folder)
     model = task.load_model(folder, dtype=torch.float32)
-    with pytest.raises(RuntimeError, match="attach_reference"):
+    with pytest.raises(RuntimeError, match="freeze_reference"):
         task.loss(model, task.collate(examples_of(task), CPU, packed=False))
 
 

@@ -257,7 +257,7 @@ def test_distributed_data_parallel_waits_for_no_gradient_that_never_comes(folder
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
-    task.attach_reference(model)
+    task.freeze_reference(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert any("vision_tower.encoder.layers.2." in name for name in frozen)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -279,7 +279,7 @@ def test_a_tiny_model_learns_to_tell_what_it_sees(folders, family, method):
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
-    task.attach_reference(model)
+    task.freeze_reference(model)
     examples = [
         replace(example, features={**example.features, "index": number})
         for number, example in enumerate(encoded(task, picture_questions(8)))

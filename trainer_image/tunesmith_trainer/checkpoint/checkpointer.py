@@ -1,10 +1,10 @@
-"""The checkpoints of one run as its loop sees them: save, settle, wait, restore, the same on all ranks.
+"""The checkpoints of one run as its loop sees them: save, commit, wait, restore, the same on all ranks.
 
 How a save goes: in the step, every rank takes a snapshot of its own part (`save`) and uploads it in the background.
-With each following step's all-reduce the loop sums up what the ranks say (`ready`) and hands the sum to `settle`; once
-all parts are up, rank 0 writes the manifest, in the background too. So no step waits for another rank's upload, and
-there is no collective but the one that is there anyway. One save is in flight at most: one that falls due meanwhile is
-put off, not waited for.
+With each following step's all-reduce the loop sums up what the ranks say (`ready`) and passes the sum to `note_ready`;
+once all parts are up, rank 0 writes the manifest, in the background too. So no step waits for another rank's upload,
+and there is no collective but the one that is there anyway. One save is in flight at most: one that falls due meanwhile
+is put off, not waited for.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tunesmith_trainer.checkpoint.restore import Damaged, Fetched, Source, fetch
 from tunesmith_trainer.checkpoint.shards import PartIndex, part_name
 from tunesmith_trainer.checkpoint.snapshot import Snapshot, Snapshots
 from tunesmith_trainer.checkpoint.state import RunState
-from tunesmith_trainer.checkpoint.storage import Shelf, best_of
+from tunesmith_trainer.checkpoint.storage import CheckpointStorage, best_of
 from tunesmith_trainer.distributed.collectives import Group
 
 __all__ = ["Checkpointer"]
@@ -92,11 +92,11 @@ class Checkpointer:
     _error: Exception | None = None
     _due: _Due | None = None
     """Not None while a save is in flight, which all ranks agree on."""
-    _told_missing: bool = False
+    _warned_missing: bool = False
 
     def __post_init__(self) -> None:
         group = self.group
-        self._shelf = Shelf(self.store, self.uri, self.run_digest, self.log)
+        self._storage = CheckpointStorage(self.store, self.uri, self.run_digest, self.log)
         # one job after the other: a manifest is written before the next part goes up
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._transfers = ThreadPoolExecutor(TRANSFERS, thread_name_prefix="checkpoint-file")
@@ -117,15 +117,15 @@ class Checkpointer:
         self._sweep()
         return FAILED if self._error else 0.0 if busy else 1.0
 
-    def settle(self, said: float) -> None:
+    def note_ready(self, total: float) -> None:
         """Take note of the sum of `ready` over all ranks; call it before the next `save`. It doesn't wait.
 
         Raises:
             Failure: a save failed on some rank; all ranks raise the same.
         """
-        if said < 0:
+        if total < 0:
             self._raise_together()
-        if self._due is not None and said >= self.group.world_size:
+        if self._due is not None and total >= self.group.world_size:
             due, self._due, self._part = self._due, None, None
             if self.group.rank == 0:
                 self._jobs.append(self._pool.submit(self._commit, due))
@@ -179,7 +179,7 @@ class Checkpointer:
                 self._error = full.refused(f"save the checkpoint of step {state.step}")
             else:
                 self._start(self._say_missing, state.step, full)
-        except Exception as error:  # raised by `settle`, on all ranks
+        except Exception as error:  # raised by `note_ready`, on all ranks
             self._error = error
         self.stall_seconds += time.monotonic() - began
         return True
@@ -192,12 +192,12 @@ class Checkpointer:
         """
         if self._part is not None:
             self._part.exception()
-        self.settle(sum(self.group.meet(self.ready)))
+        self.note_ready(sum(self.group.exchange(self.ready)))
         for job in self._jobs:
             job.exception()
         self._sweep()
         self._raise_together()
-        self.newest = self.group.from_first(self.newest)
+        self.newest = self.group.broadcast(self.newest)
         return self.newest
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
@@ -206,8 +206,8 @@ class Checkpointer:
 
     def _upload(self, snapshot: Snapshot, last: bool) -> None:
         # before this rank's files are replaced, and so before any manifest of them can be written
-        self._shelf.clear(snapshot.step)
-        uri = self._shelf.folder(snapshot.step)
+        self._storage.clear(snapshot.step)
+        uri = self._storage.folder(snapshot.step)
         try:
             self._snapshots.upload(snapshot, self.store, uri, self._transfers)
         except DiskFull as full:
@@ -216,20 +216,20 @@ class Checkpointer:
             self._snapshots.release()
 
     def _say_missing(self, step: int, full: DiskFull) -> None:
-        self._shelf.clear(step)
-        self._snapshots.say_missing(full, self.store, self._shelf.folder(step))
+        self._storage.clear(step)
+        self._snapshots.say_missing(full, self.store, self._storage.folder(step))
 
     def _commit(self, due: _Due) -> None:
         """Write the manifest, now that all parts are up, and delete old checkpoints. Rank 0 only."""
-        uri = self._shelf.folder(due.step)
+        uri = self._storage.folder(due.step)
         names = [part_name(rank) for rank in range(self.group.world_size)]
         texts = dict(
             zip(names, self._transfers.map(lambda name: self.store.get_bytes(f"{uri}/{name}"), names), strict=True)
         )
         parts = [PartIndex.from_json(text) for text in texts.values()]
         if missing := next((part for part in parts if part.missing), None):
-            if not self._told_missing:
-                self._told_missing = True
+            if not self._warned_missing:
+                self._warned_missing = True
                 self.log(
                     f"warning: no checkpoint of step {due.step}: no room on the disk of worker {missing.rank}: "
                     f"{missing.missing}; training goes on, and saves again once there is room"
@@ -247,9 +247,9 @@ class Checkpointer:
             files=tuple(sorted(files, key=lambda entry: entry.path)),
             **self.describe,
         )
-        self.newest = CheckpointRef(step=due.step, uri=self._shelf.commit(manifest))
+        self.newest = CheckpointRef(step=due.step, uri=self._storage.commit(manifest))
         self.saved(self.newest)
-        self._shelf.retain(due.step, self.keep_last, self.keep_best, self.higher_is_better)
+        self._storage.retain(due.step, self.keep_last, self.keep_best, self.higher_is_better)
 
     # ---- failing together
 
@@ -265,12 +265,12 @@ class Checkpointer:
         """Raise the first rank's error on all ranks, if any rank has one."""
         error = own or self._error
         self._error = None
-        for found in self.group.meet(_as_failure(error) if error else None):
+        for found in self.group.exchange(_as_failure(error) if error else None):
             if found is not None:
                 self._due, self._part = None, None
                 raise found from error
 
-    def _on_first(self, make: Callable[[], T]) -> T:
+    def _try_on_first(self, make: Callable[[], T]) -> T:
         """Return on all ranks what rank 0 makes, or raise there what it raises."""
 
         def work() -> tuple[list[T], Failure | None]:
@@ -279,7 +279,7 @@ class Checkpointer:
             except Exception as error:
                 return [], _as_failure(error)
 
-        values, failure = self.group.first(work)
+        values, failure = self.group.on_first(work)
         if failure is not None:
             raise failure
         return values[0]
@@ -303,13 +303,13 @@ class Checkpointer:
                 ranks raise the same.
         """
         self.wait()
-        found = self._restore_first(lambda: self._shelf.manifests(before), model, optimizer)
+        found = self._restore_first(lambda: self._storage.manifests(before), model, optimizer)
         if found is None:
             return None
         step, state = found
-        self.newest = CheckpointRef(step=step, uri=self._shelf.folder(step))
+        self.newest = CheckpointRef(step=step, uri=self._storage.folder(step))
         if before is not None:
-            self._on_first(lambda: self._shelf.withdraw(before))
+            self._try_on_first(lambda: self._storage.withdraw(before))
         return state
 
     def restore_best(self, model: nn.Module) -> RunState | None:
@@ -324,7 +324,7 @@ class Checkpointer:
         self.wait()
 
         def best() -> list[CheckpointManifest]:
-            found = best_of(self._shelf.manifests(), self.higher_is_better)
+            found = best_of(self._storage.manifests(), self.higher_is_better)
             return [found] if found else []
 
         found = self._restore_first(best, model, None)
@@ -338,7 +338,7 @@ class Checkpointer:
     ) -> tuple[int, RunState] | None:
         """Load the first of rank 0's candidates that every rank can read."""
         self._snapshots.release()  # the room is needed for what is fetched
-        texts = self._on_first(lambda: [manifest.to_json() for manifest in candidates()])
+        texts = self._try_on_first(lambda: [manifest.to_json() for manifest in candidates()])
         for manifest in map(CheckpointManifest.from_json, texts):
             state = self._restore(manifest, model, optimizer)
             if state is not None:
@@ -352,7 +352,7 @@ class Checkpointer:
         group = self.group
         folder = self.folder / f"load-{manifest.step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        source = Source(self.store, self._shelf.folder(manifest.step), manifest, folder, self._fetches)
+        source = Source(self.store, self._storage.folder(manifest.step), manifest, folder, self._fetches)
         fetched: Fetched | None = None
         damage, error = "", None
         try:
@@ -362,7 +362,7 @@ class Checkpointer:
         except Exception as caught:
             error = caught
         self._raise_together(error)
-        damage = next(filter(None, group.meet(damage)), "")
+        damage = next(filter(None, group.exchange(damage)), "")
         try:
             if damage or fetched is None:
                 self.log(f"warning: checkpoint {source.uri} is damaged ({damage}); trying the one before")
@@ -371,7 +371,7 @@ class Checkpointer:
         except Exception as caught:
             error = caught
         finally:
-            group.meet(None)  # ranks of this pod may still be reading
+            group.exchange(None)  # ranks of this pod may still be reading
             # freeing gigabytes takes a while, and the next step needn't wait; the next restore does, see `wait`
             deletion = self._transfers.submit(shutil.rmtree, folder, True)
             self._jobs.append(deletion)

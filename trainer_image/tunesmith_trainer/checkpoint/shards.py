@@ -72,18 +72,18 @@ class Whole:
 
 @dataclass(frozen=True)
 class Piece:
-    """A box out of a tensor, held by this rank."""
+    """A rectangular slice of a tensor, held by this rank."""
 
     key: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     """Of the whole tensor."""
     offset: tuple[int, ...]
-    """Where the box begins in the whole tensor."""
+    """Where the slice begins in the whole tensor."""
     size: tuple[int, ...]
-    """Of the box."""
+    """Of the slice."""
     values: Callable[[], torch.Tensor]
-    """Returns the box: a plain tensor, which may share the model's or the optimizer's memory."""
+    """Returns the slice: a plain tensor, which may share the model's or the optimizer's memory."""
 
     @property
     def size_bytes(self) -> int:
@@ -183,7 +183,7 @@ def _replica(members: Sequence[int], rank: int, world_size: int) -> int:
 
 
 def plan_files(pieces: Iterable[Piece], rank: int) -> dict[str, list[Piece]]:
-    """Put pieces into files: those of the model and those of its optimizer apart, none much larger than FILE_BYTES."""
+    """Put pieces into files, those of the model not with those of its optimizer, none much larger than FILE_BYTES."""
     files: dict[str, list[Piece]] = {}
     for kind, wanted in (("weights", False), ("optimizer", True)):
         number, held = 0, 0
@@ -275,8 +275,8 @@ class Reading:
             file = self._opened(paths[name])
             for item in items:
                 spans = zip(item.storage_offsets, item.lengths, strict=True)
-                box = tuple(slice(start, start + length) for start, length in spans)
-                values = file.get_slice(key)[box] if box else file.get_tensor(key)
+                region = tuple(slice(start, start + length) for start, length in spans)
+                values = file.get_slice(key)[region] if region else file.get_tensor(key)
                 self._planner.resolve_tensor(item).copy_(values)
         self._planner.state_dict[key] = planned
 

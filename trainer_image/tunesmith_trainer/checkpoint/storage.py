@@ -14,13 +14,13 @@ from tunesmith_api import keys
 from tunesmith_api.artifacts import CheckpointManifest
 from tunesmith_store.store import NotFound, ObjectStore
 
-__all__ = ["Shelf"]
+__all__ = ["CheckpointStorage"]
 
 STEP_FOLDER = re.compile(r"step-(\d{8,})/")
 
 
 @dataclass(frozen=True)
-class Shelf:
+class CheckpointStorage:
     """One run's checkpoints below one URI, where those of other runs may lie too."""
 
     store: ObjectStore

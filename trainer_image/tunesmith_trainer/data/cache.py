@@ -1,7 +1,7 @@
 """Tokenized data in object storage, shared by jobs that read the same data with the same model. Called by `prepare`.
 
 An entry is named by the digest of all that decides its content, and exists once its manifest, written last, does. A
-damaged one counts as missing. The cache saves time and nothing else: no trouble with it ever fails a job.
+damaged one counts as missing. The cache saves time and nothing else: no problem with it ever fails a job.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face Hub, through their own loader: `datasets.load_dataset`. Called by `sources`.
 
 It finds the files of a configuration and a split, whatever the repository looks like, and knows the names behind class
-numbers. Which commit is read is settled before: so all ranks read the same.
+numbers. Which commit is read is resolved before: so all ranks read the same.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def total_steps(examples: int, global_batch_size: int, epochs: int, max_steps: i
 @lru_cache(maxsize=2)
 def _permutation(examples: int, seed: int, epoch: int) -> tuple[int, ...]:
     order = list(range(examples))
-    # Python's own generator, since its shuffle is stable between versions; text as seed keeps (1, 23) and (12, 3) apart
+    # Python's own generator, since its shuffle is stable between versions; text as seed tells (1, 23) from (12, 3)
     random.Random(f"tunesmith-order:{seed}:{epoch}").shuffle(order)
     return tuple(order)
 

@@ -1,7 +1,7 @@
 """Rows as they are read: where each one stands, and what it holds. `sources` finds the files, `formats` cuts them.
 
-A row is parsed apart from being read, so that a reader may pass over rows that others need: with streaming each rank
-reads all of them and parses its own. What can't be used is an error that names file and line, or is left out and
+Reading a row and parsing it are two steps, so that a reader may pass over rows that others need: with streaming each
+rank reads all of them and parses its own. What can't be used is an error that names file and line, or is left out and
 counted, as `spec.dataset.onBadRow` says: silently training on less than the user gave would be worse.
 """
 

@@ -76,7 +76,7 @@ class Group:
         """Wait for all ranks."""
         self.sum([0.0])
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Return every rank's value (any small picklable object), in order of rank, on all ranks."""
         if self.world_size == 1:
             return [value]
@@ -84,16 +84,16 @@ class Group:
         dist.all_gather_object(found, value)
         return found
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return rank 0's value (any small picklable object) on all ranks."""
         if self.world_size == 1:
             return value
-        box = [value if self.rank == 0 else None]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        result: Any = box[0]
+        values = [value if self.rank == 0 else None]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        result: Any = values[0]
         return result
 
-    def first(self, work: Callable[[], T]) -> T:
+    def on_first(self, work: Callable[[], T]) -> T:
         """Have rank 0 do a piece of work that may take long, and return its result on all ranks.
 
         No collective: the others wait in the store, where no timeout takes them for hung.
@@ -119,8 +119,8 @@ class Group:
         self.store.set(taken[self.rank - 1], b"1")
         return value
 
-    def meet(self, value: T) -> list[T]:
-        """Do what `gather` does, for ranks that get there at very different times, as after a download.
+    def exchange(self, value: T) -> list[T]:
+        """Do what `all_gather` does, for ranks that get there at very different times, as after a download.
 
         No collective: no timeout takes those that wait for hung.
 
@@ -130,11 +130,11 @@ class Group:
         if self.world_size == 1:
             return [value]
         turn = next(self._turns)
-        names = [f"meet-{turn}-{rank}" for rank in range(self.world_size)]
+        names = [f"exchange-{turn}-{rank}" for rank in range(self.world_size)]
         self.store.set(names[self.rank], pickle.dumps(value))
         self._until(lambda: self.store.check(names))
         values = [pickle.loads(self.store.get(name)) for name in names]  # noqa: S301 - from ranks of this very job
-        gone = f"meet-{turn}-gone"
+        gone = f"exchange-{turn}-gone"
         self.store.add(gone, 1)
         if self.rank == 0:  # who serves the store leaves last
             self._until(lambda: self.store.add(gone, 0) == self.world_size, TAKEN_SECONDS)

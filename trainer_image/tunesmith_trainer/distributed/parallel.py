@@ -127,7 +127,7 @@ def choose(plan: TrainingPlan, estimate: MemoryEstimate, group: Group) -> Strate
     if plan.tensor_parallel > 1:
         return Strategy.FSDP
     fits = estimate.total <= FILL * _memory_bytes(group.device)
-    return group.from_first(Strategy.DDP if fits else Strategy.FSDP)
+    return group.broadcast(Strategy.DDP if fits else Strategy.FSDP)
 
 
 def _memory_bytes(device: torch.device) -> int:

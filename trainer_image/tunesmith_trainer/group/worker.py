@@ -77,7 +77,7 @@ def _announced(pod: PodEnvironment) -> Iterator[None]:
 def _that_fits(plan: TrainingPlan, pod: PodEnvironment, group: Group) -> TrainingPlan:
     """Return the plan with the smallest micro-batch that any pod has had to go down to."""
     own = int(pod.micro_batch_file.read_text()) if pod.micro_batch_file.exists() else plan.training.micro_batch_size
-    training = plan.training.model_copy(update={"micro_batch_size": min(group.meet(own))})
+    training = plan.training.model_copy(update={"micro_batch_size": min(group.exchange(own))})
     return plan.model_copy(update={"training": training})
 
 

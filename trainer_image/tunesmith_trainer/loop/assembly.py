@@ -84,7 +84,7 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     bare: nn.Module = methods.apply(model, plan, numerics, task, inputs.first_batches).model.train()
     if not is_shared:  # FSDP moves each rank's share alone: the whole may not fit
         bare = bare.to(numerics.device)
-    reference = task.attach_reference(bare, is_shared)
+    reference = task.freeze_reference(bare, is_shared)
     wrapped = parallel.wrap(bare, group, strategy, numerics, mesh, weights)
     if is_shared and reference is not None:
         parallel.share_out(reference, numerics, mesh, numerics.frozen_dtype(stored))

@@ -23,7 +23,7 @@ class StepShare:
     batches: list[Batch]
     """At least one: all ranks take part in the reduction of gradients."""
     idle: int
-    """How many of them, at the end, only keep the other ranks company and count for nothing."""
+    """How many of them, at the end, only keep the ranks in step and count for nothing."""
     tokens: int
     left_out: order.LeftOut
     """Rows of this share that couldn't be used."""

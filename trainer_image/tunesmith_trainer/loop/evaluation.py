@@ -110,7 +110,7 @@ def evaluate(
         model.train(was_training)
     whole = Assessment({})
     # one of those that see the same examples speaks for them
-    parts = group.gather((data_rank, total))
+    parts = group.all_gather((data_rank, total))
     for _, part in {rank: (rank, part) for rank, part in parts}.values():
         whole = _added(whole, part) if part.sums else whole
     return Evaluation(task.metrics(whole), whole, len(lengths))

@@ -94,13 +94,13 @@ def finish(
         log(f"model saved to {model.uri} ({model.size_bytes / 1e6:.0f} MB), with report.html beside it")
         return model
 
-    return group.first(work)
+    return group.on_first(work)
 
 
 def _gathered_format(run: FinishedRun) -> torch.dtype | None:
     """Return the number format to put a model together in that ranks share: at once that of the files, if possible.
 
-    Adapters, rehearsed rounding and masks are worked in at full precision first, and classifiers have to explain
+    Adapters, fake quantization and masks are worked in at full precision first, and classifiers have to explain
     themselves.
     """
     plan = run.plan

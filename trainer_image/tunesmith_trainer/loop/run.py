@@ -163,7 +163,7 @@ class TrainingRun:
         state.step += 1
         state.tokens += agreed.tokens
         if agreed.rows_left_out:  # all ranks know that there were some
-            first = next(filter(None, self.group.meet(share.left_out.first)), "")
+            first = next(filter(None, self.group.exchange(share.left_out.first)), "")
             history.left_out(agreed.rows_left_out, first)
         if history.is_logging_due:
             seconds = time.monotonic() - began
@@ -172,7 +172,7 @@ class TrainingRun:
         self.after_step(state.step)
 
     def _agree(self, share: StepShare) -> _Agreed:
-        """Add up over all ranks what each knows of the step; settle the checkpoint in flight by the same sum.
+        """Add up over all ranks what each knows of the step; commit the checkpoint in flight by the same sum.
 
         Raises:
             StopRequested: some pod has been told to stop.
@@ -180,7 +180,7 @@ class TrainingRun:
         checkpointer, shared = self.checkpoints.checkpointer, self.parts.wrapped.ranks_per_replica
         stop, ready = self.pod.stop_file.exists(), checkpointer.ready
         found = self.group.sum([share.units, share.tokens, stop, ready, share.left_out.count])
-        checkpointer.settle(found[3])
+        checkpointer.note_ready(found[3])
         if found[2]:
             raise StopRequested
         return _Agreed(found[0] / shared, int(found[1] / shared), int(found[4] / shared))

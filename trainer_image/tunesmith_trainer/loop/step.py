@@ -71,8 +71,8 @@ def compute_gradients(
 ) -> Gradients:
     """Accumulate the gradients of all micro-batches of this rank, averaged over ranks in the last one.
 
-    `batches` has at least one, since all ranks take part in the averaging; the last `idle` of them only keep the other
-    ranks company and count for nothing. `global_units` counts the units of the whole step over all ranks.
+    `batches` has at least one, since all ranks take part in the averaging; the last `idle` of them only keep the ranks
+    in step and count for nothing. `global_units` counts the units of the whole step over all ranks.
     """
     # times dp_size, since the average over ranks divides by it
     scale = model.dp_size / max(global_units, 1e-12)

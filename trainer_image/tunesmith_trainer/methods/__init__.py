@@ -16,7 +16,7 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.method import MethodType, PruningType
 from tunesmith_trainer.methods.adapters import add_adapters, merge_adapters, merge_into_whole_base, save_adapter
 from tunesmith_trainer.methods.pruning import keep_sparse, prune_layers, stay_sparse
-from tunesmith_trainer.methods.qat import rehearse, stop_rehearsing
+from tunesmith_trainer.methods.qat import convert_qat, prepare_qat
 from tunesmith_trainer.models.numerics import Numerics
 from tunesmith_trainer.tasks.base import Batch, Task
 
@@ -51,11 +51,11 @@ def apply(
         return PreparedModel(add_adapters(model, plan, task))
     removed: tuple[int, ...] = ()
     if method.qat is not None:
-        rehearse(model, method.qat, apart=task.head_modules(model))
+        prepare_qat(model, method.qat, exclude=task.head_modules(model))
     elif method.pruning is not None and method.pruning.type is PruningType.LAYERS:
         removed = prune_layers(model, batches(), method.pruning.sparsity_percent)
     elif method.pruning is not None:
-        keep_sparse(model, method.pruning.sparsity_percent, apart=task.head_modules(model))
+        keep_sparse(model, method.pruning.sparsity_percent, exclude=task.head_modules(model))
     return PreparedModel(model, removed)
 
 
@@ -71,7 +71,7 @@ def finished_model(model: nn.Module, plan: TrainingPlan, base: Path, task: Task)
     if method.has_adapters:
         return merge_adapters(model)
     if method.qat is not None:
-        stop_rehearsing(model)
+        convert_qat(model)
     if method.pruning is not None:
         stay_sparse(model)
     return model

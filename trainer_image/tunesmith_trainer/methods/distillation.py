@@ -53,11 +53,11 @@ class Distiller:
             raise UserError(Reason.INVALID_SPEC, message)
         _check_tokens(folder, task)
         # the teacher is never drawn at random, and what the task knows of its student must stay
-        apart = copy.copy(task)
-        apart.plan = task.plan.model_copy(update={"model_init": Init.PRETRAINED})
+        teacher_task = copy.copy(task)
+        teacher_task.plan = task.plan.model_copy(update={"model_init": Init.PRETRAINED})
         dtype = numerics.compute_dtype if stored_dtype(folder) is numerics.compute_dtype else torch.float32
         try:
-            teacher = apart.load_model(folder, dtype=dtype)
+            teacher = teacher_task.load_model(folder, dtype=dtype)
         except UserError as error:
             message = error.message.replace("spec.model.uri", f"{_FIELD}.teacherUri")
             raise UserError(error.reason, message, error.exit_code) from error
@@ -66,7 +66,7 @@ class Distiller:
             message = f"{_FIELD}.teacherUri: it has no head for {task.plan.task} with these classes: fine-tune it first"
             raise UserError(Reason.MODEL_INVALID, message)
         teacher.requires_grad_(False).eval()
-        return cls(teacher.to(numerics.device), apart, float(settings.temperature), float(settings.alpha))
+        return cls(teacher.to(numerics.device), teacher_task, float(settings.temperature), float(settings.alpha))
 
     def loss(self, task: Task, student: nn.Module, batch: Batch) -> torch.Tensor:
         """Return alpha times the teacher's loss and 1 - alpha times the task's own, summed over the batch's units.

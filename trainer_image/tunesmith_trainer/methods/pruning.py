@@ -37,12 +37,12 @@ class _Mask(nn.Module):
         return weight * self.kept
 
 
-def keep_sparse(model: nn.Module, percent: int, apart: Sequence[str] = ()) -> None:
+def keep_sparse(model: nn.Module, percent: int, exclude: Sequence[str] = ()) -> None:
     """Set the smallest weights of each linear layer to zero and keep them there, until `stay_sparse`.
 
-    All layers but the output head and those named in `apart`. The masks are a function of the loaded weights.
+    All layers but the output head and those named in `exclude`. The masks are a function of the loaded weights.
     """
-    for layer in linear_layers(model, apart).values():
+    for layer in linear_layers(model, exclude).values():
         weight = layer.weight
         mask = prune.L1Unstructured(percent / 100).compute_mask(weight, torch.ones_like(weight))
         with torch.no_grad():
@@ -71,9 +71,9 @@ def prune_layers(model: nn.Module, batches: Sequence[Batch], percent: int) -> tu
     influence = block_influence(model, batches)
     least = sorted(sorted(range(len(stack)), key=lambda number: influence[number])[:count])
     if dist.is_available() and dist.is_initialized():
-        box: list[Any] = [least]
-        dist.broadcast_object_list(box, src=0)
-        least = box[0]
+        values: list[Any] = [least]
+        dist.broadcast_object_list(values, src=0)
+        least = values[0]
     remove_layers(model, least)
     return tuple(least)
 

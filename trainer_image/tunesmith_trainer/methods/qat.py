@@ -18,7 +18,7 @@ from tunesmith_api.v1alpha1.method import QatScheme, QuantizationAwareTraining
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.models.structure import linear_layers, replace
 
-__all__ = ["rehearse", "rounded", "stop_rehearsing"]
+__all__ = ["convert_qat", "prepare_qat", "rounded"]
 
 
 def rounded(weight: torch.Tensor, scheme: QatScheme, group_size: int) -> torch.Tensor:
@@ -57,10 +57,10 @@ class _Rounding(nn.Module):
         return weight + change
 
 
-def rehearse(model: nn.Module, settings: QuantizationAwareTraining, apart: Sequence[str] = ()) -> int:
+def prepare_qat(model: nn.Module, settings: QuantizationAwareTraining, exclude: Sequence[str] = ()) -> int:
     """Make the linear layers compute with rounded weights; return how many do.
 
-    All but the output head, which quantizations keep finer, those named in `apart`, and those whose rows don't divide
+    All but the output head, which quantizations keep finer, those named in `exclude`, and those whose rows don't divide
     into groups.
 
     Raises:
@@ -68,20 +68,20 @@ def rehearse(model: nn.Module, settings: QuantizationAwareTraining, apart: Seque
     """
     from torchao.quantization.qat.linear import FakeQuantizedLinear
 
-    layers = linear_layers(model, apart)
+    layers = linear_layers(model, exclude)
     fitting = {name: layer for name, layer in layers.items() if layer.in_features % settings.group_size == 0}
     if not fitting:
         widths = ", ".join(str(width) for width in sorted({layer.in_features for layer in layers.values()}))
         message = f"spec.method.qat.groupSize {settings.group_size} divides none of this model's layers ({widths} wide)"
         raise UserError(Reason.INVALID_SPEC, message)
     for name, layer in fitting.items():
-        rehearsing: Any = FakeQuantizedLinear.from_linear(layer)
-        rehearsing.weight_fake_quantizer = _Rounding(settings.scheme, settings.group_size)
-        replace(model, name, rehearsing.train(layer.training))
+        prepared: Any = FakeQuantizedLinear.from_linear(layer)
+        prepared.weight_fake_quantizer = _Rounding(settings.scheme, settings.group_size)
+        replace(model, name, prepared.train(layer.training))
     return len(fitting)
 
 
-def stop_rehearsing(model: nn.Module) -> None:
+def convert_qat(model: nn.Module) -> None:
     """Turn the layers back into plain ones, with the weights that were trained, not rounded."""
     from torchao.quantization.qat.linear import FakeQuantizedLinear
 

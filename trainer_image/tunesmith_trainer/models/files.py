@@ -137,12 +137,12 @@ def _headers(folder: Path) -> list[tuple[str, list[int], int]]:
 
 
 def _matrices(tensors: list[tuple[str, list[int], int]]) -> tuple[Matrix, ...]:
-    apart = ("embed", "lm_head", "wte", "wpe", "shared", "norm", "output.weight")
+    excluded = ("embed", "lm_head", "wte", "wpe", "shared", "norm", "output.weight")
     return tuple(
         Matrix(name.removesuffix(".weight"), shape[0], shape[1])
         for name, shape, _ in tensors
         if len(shape) == 2 and name.endswith(".weight") and "." in name.removesuffix(".weight")
-        if not any(part in name.lower() for part in apart[:-1]) or ".layer." in name or ".layers." in name
+        if not any(part in name.lower() for part in excluded[:-1]) or ".layer." in name or ".layers." in name
     )
 
 

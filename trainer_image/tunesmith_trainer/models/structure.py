@@ -62,15 +62,15 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
-def linear_layers(model: nn.Module, apart: Sequence[str] = ()) -> dict[str, nn.Linear]:
-    """Return the linear layers by name: all but the output head and those in or below the modules named in `apart`."""
+def linear_layers(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Linear]:
+    """Return the linear layers by name: all but the output head and those in or below the modules in `exclude`."""
     bare: Any = model
     head = bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
-        if not any(name == other or name.startswith(f"{other}.") for other in apart)
+        if not any(name == other or name.startswith(f"{other}.") for other in exclude)
     }
 
 

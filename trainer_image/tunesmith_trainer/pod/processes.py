@@ -117,7 +117,7 @@ class SignalPause:
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
-        # a full buffer is no trouble: the next pause ends at once anyway
+        # a full buffer does no harm: the next pause ends at once anyway
         signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # ignored, it would wake nobody
 

@@ -203,7 +203,7 @@ class Task(ABC):
         )
         return (losses if prediction.weights is None else losses * prediction.weights).sum()
 
-    def attach_reference(self, model: nn.Module, is_shared: bool = False) -> nn.Module | None:
+    def freeze_reference(self, model: nn.Module, is_shared: bool = False) -> nn.Module | None:
         """Take note of the model as it starts, before anything is restored or trained. DPO keeps a reference.
 
         Returns:

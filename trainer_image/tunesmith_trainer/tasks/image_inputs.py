@@ -93,7 +93,7 @@ def from_bytes(data: bytes) -> NDArray[np.uint8]:
 @cache
 def _pool() -> ThreadPoolExecutor:
     cores = len(os.sched_getaffinity(0))
-    return ThreadPoolExecutor(min(MOST_THREADS, cores), "pictures")
+    return ThreadPoolExecutor(min(MOST_THREADS, cores), "images")
 
 
 def each(work: Callable[[T], U], items: Sequence[T]) -> list[U]:

@@ -79,7 +79,7 @@ class DPO(LanguageTask):
     """Direct preference optimization (Rafailov et al., 2023, arXiv:2305.18290), and IPO (Azar et al., 2023).
 
     The reward of an answer is beta times what the model has become likelier to say it than the one it started from,
-    in nats. `attach_reference` has to be called with the starting model before anything is trained or restored.
+    in nats. `freeze_reference` has to be called with the starting model before anything is trained or restored.
     """
 
     higher_is_better = frozenset({"rewardAccuracy", "rewardMargin", "chosenReward"})
@@ -132,7 +132,7 @@ class DPO(LanguageTask):
         self._stored = stored_dtype(folder)
         return super().load_model(folder, **options)
 
-    def attach_reference(self, model: nn.Module, is_shared: bool = False) -> nn.Module | None:
+    def freeze_reference(self, model: nn.Module, is_shared: bool = False) -> nn.Module | None:
         """Keep the model as it starts: the bare one, after methods were applied, before it is wrapped or restored.
 
         With adapters that is the same model with its adapters switched off, which costs no memory. Otherwise it is a
@@ -165,7 +165,7 @@ class DPO(LanguageTask):
                 with packed_implementation(self.reference, "packed" in batch.inputs):
                     return self._log_probabilities(self.reference, batch)
             if self._adapted is None:
-                raise RuntimeError("attach_reference was not called before the first loss")
+                raise RuntimeError("freeze_reference was not called before the first loss")
             with self._adapted.disable_adapter(), _evaluated(self._adapted):
                 return self._log_probabilities(self._adapted, batch)
 

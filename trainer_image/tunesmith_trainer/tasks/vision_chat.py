@@ -1,4 +1,4 @@
-"""ChatSFT of a model that sees: conversations whose messages hold images, for LLaVA, SmolVLM, Qwen-VL and their kin.
+"""ChatSFT of a vision-language model: conversations whose messages hold images (LLaVA, SmolVLM, Qwen-VL and others).
 
 The model's own processor says how many tokens an image becomes and lays it out. Images are stored as the files that
 they came in, and made into pixels when a batch is made: a large photograph's pixels can be a hundred times its bytes.
@@ -60,7 +60,7 @@ class _Template:
 class VisionChat(ChatSFT):
     """Conversations with images; the loss counts what the assistant says and the token that ends its turn."""
 
-    # how positions and attention of images go, each family knows for itself
+    # how positions and attention of images go, each architecture knows for itself
     supports_packing = False
     pipeline_tag = "image-text-to-text"
 
@@ -191,7 +191,7 @@ class VisionChat(ChatSFT):
         self._arguments = frozenset(inspect.signature(model.forward).parameters)
         return model
 
-    def attach_reference(self, model: nn.Module, is_shared: bool = False) -> None:
+    def freeze_reference(self, model: nn.Module, is_shared: bool = False) -> None:
         """Freeze what no loss reaches: DistributedDataParallel would wait for its gradient for ever.
 
         Many models read their vision tower before its end (LLaVA leaves out the last layer). What is reached is not
@@ -229,7 +229,7 @@ class VisionChat(ChatSFT):
         """Tokenize a rendered conversation, images laid out as tokens, and label what lies in the spans.
 
         Returns:
-            The example, and up to which token a cut would tear an image apart.
+            The example, and up to which token a cut would go through an image.
         """
         first = self.processor.tokenizer.bos_token
         out = self.processor(
