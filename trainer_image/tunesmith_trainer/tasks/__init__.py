@@ -19,8 +19,8 @@ _MODULES = {
     TaskName.SEQUENCE_CLASSIFICATION: ("sequence_classification", "SequenceClassification"),
     TaskName.TOKEN_CLASSIFICATION: ("token_classification", "TokenClassification"),
     TaskName.SEQ2SEQ: ("seq2seq", "Seq2Seq"),
-    TaskName.DPO: ("preference", "DPO"),
-    TaskName.REWARD: ("preference", "Reward"),
+    TaskName.DPO: ("dpo", "DPO"),
+    TaskName.REWARD: ("reward", "Reward"),
     TaskName.IMAGE_CLASSIFICATION: ("image_classification", "ImageClassification"),
 }
 _VISION_CHAT = ("vision_chat", "VisionChat")

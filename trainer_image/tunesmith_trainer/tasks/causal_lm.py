@@ -16,20 +16,13 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_trainer.tasks.base import IGNORE, Assessment, BadRow, Batch, Example, Outcome, Prediction, Row, Task
 from tunesmith_trainer.tasks.chat import TemplateError, encode_chat
+from tunesmith_trainer.tasks.fields import check_message, shorten, text_field
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 __all__ = ["CausalLM", "ChatSFT", "LanguageTask", "keeps_logits"]
-
-ROLES = {"system", "user", "assistant", "tool"}
-SHOWN = 60
-
-
-def shorten(text: str) -> str:
-    """Cut a text to what a message shows of it."""
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def keeps_logits(model: nn.Module) -> bool:
@@ -38,23 +31,6 @@ def keeps_logits(model: nn.Module) -> bool:
     The output head is a fifth of the work of a small model, and most of the memory.
     """
     return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-def text_field(row: Row, column: str, setting: str) -> str:
-    """Return a text field of a row that isn't blank.
-
-    Raises:
-        BadRow: it is missing, no text, or blank.
-    """
-    if column not in row:
-        names = ", ".join(sorted(map(str, row))) or "none"
-        raise BadRow(f"has no field {column!r} (its fields: {names}); set spec.dataset.columns.{setting}")
-    text = row[column]
-    if not isinstance(text, str):
-        raise BadRow(f"field {column!r} is not a text but {type(text).__name__}")
-    if not text.strip():
-        raise BadRow(f"field {column!r} is empty")
-    return text
 
 
 class LanguageTask(Task):
@@ -237,14 +213,7 @@ class ChatSFT(LanguageTask):
             raise BadRow("has no assistant message to learn from")
 
     def _check_message(self, message: Any, number: int) -> None:
-        if not isinstance(message, Mapping):
-            raise BadRow(f"message {number} is not an object with role and content")
-        for name in ("role", "content"):
-            if not isinstance(message.get(name), str):
-                raise BadRow(f"message {number} needs a text {name!r}")
-        if message["role"] not in ROLES:
-            role = shorten(message["role"])
-            raise BadRow(f"message {number} has role {role!r}; use system, user, assistant or tool")
+        check_message(message, f"message {number}")
 
     def texts_of(self, row: Row) -> Mapping[str, str]:
         """The user's texts, as `messages.N`: what the assistant says is the answer to learn, not to be garbled."""

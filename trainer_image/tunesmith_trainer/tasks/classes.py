@@ -14,13 +14,12 @@ from typing import Any
 
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.tasks.base import BadRow, Row
+from tunesmith_trainer.tasks.base import BadRow
 
 __all__ = [
     "balanced_weights",
     "choose_names",
     "config_options",
-    "field_of",
     "model_names",
     "name_of",
     "number_of",
@@ -47,20 +46,6 @@ OFFSET_POSITIONS = frozenset(
     }
 )
 """Model types whose first position has the number after the padding token's."""
-
-
-def field_of(row: Row, column: str, setting: str) -> Any:
-    """Return a field of a row, whatever it holds.
-
-    Raises:
-        BadRow: it is missing or null.
-    """
-    if column not in row:
-        names = ", ".join(sorted(map(str, row))) or "none"
-        raise BadRow(f"has no field {column!r} (its fields: {names}); set spec.dataset.columns.{setting}")
-    if row[column] is None:
-        raise BadRow(f"field {column!r} is empty")
-    return row[column]
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.tasks.base import Assessment, Batch, DataSummary, Example, Prediction, Row, Task
-from tunesmith_trainer.tasks.classes import field_of, model_names
+from tunesmith_trainer.tasks.base import Batch, Example, Row
+from tunesmith_trainer.tasks.classes import model_names
+from tunesmith_trainer.tasks.classifier import Classifier
 from tunesmith_trainer.tasks.collator import indices_of, stack
+from tunesmith_trainer.tasks.fields import field_of
 from tunesmith_trainer.tasks.image_inputs import decoded, each, from_bytes, image_bytes, lossless, refuse_other_channels
-from tunesmith_trainer.tasks.objectives import SingleLabel, head_modules, load_with_head
+from tunesmith_trainer.tasks.objectives import SingleLabel, load_with_head
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,18 +97,15 @@ class PixelPipeline:
 _NO_GOOD = "spec.model.uri: the model's image processor (preprocessor_config.json) can't be used"
 
 
-class ImageClassification(Task):
+class ImageClassification(Classifier):
     """Images with one class each."""
 
     pipeline_tag = "image-classification"
 
     def __init__(self, plan: TrainingPlan) -> None:
-        super().__init__(plan)
         columns = plan.dataset.columns
-        self.image, self.label = columns.image, columns.label
-        self.objective = SingleLabel(plan, columns.label)
-        self.higher_is_better = self.objective.higher_is_better
-        self._of_model: list[str] = []
+        super().__init__(plan, SingleLabel(plan, columns.label))
+        self.image = columns.image
         self._patches = 0
         self._native_size: Any = None
         self._arguments: dict[str, Any] = {}
@@ -117,9 +116,6 @@ class ImageClassification(Task):
         self._file(row)
         self.labels_of(row)
 
-    def labels_of(self, row: Row) -> Sequence[str]:
-        return self.objective.names_in(field_of(row, self.label, "label"))
-
     def _file(self, row: Row) -> bytes:
         return image_bytes(field_of(row, self.image, "image"), f"field {self.image!r}")
 
@@ -128,7 +124,7 @@ class ImageClassification(Task):
     def load_processor(self, folder: Path) -> Any:
         from transformers import AutoImageProcessor
 
-        self._of_model = model_names(folder)
+        self._model_names = model_names(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         refuse_other_channels(config.get("num_channels"))
         try:
@@ -148,9 +144,6 @@ class ImageClassification(Task):
         patch = config.get("patch_size") or USUAL_PATCH
         tall, wide = patch if isinstance(patch, list) else (patch, patch)
         return max(1, (self.pipeline.height // tall) * (self.pipeline.width // wide))
-
-    def prepare(self, summary: DataSummary) -> None:
-        self.objective.prepare(summary, self._of_model)
 
     @property
     def longest(self) -> int:
@@ -184,9 +177,6 @@ class ImageClassification(Task):
             self._arguments = {"interpolate_pos_encoding": True}
         return model
 
-    def head_modules(self, model: nn.Module) -> Sequence[str]:
-        return head_modules(model)
-
     # ---- computing
 
     def collate(self, examples: Sequence[Example], device: torch.device, packed: bool) -> Batch:
@@ -202,24 +192,3 @@ class ImageClassification(Task):
 
         image = decoded(example.features["image"].tobytes(), "a stored image")
         return np.asarray(image) if example.features["resized"][0] else self.pipeline.geometry(image)
-
-    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
-        logits = model(**batch.inputs).logits.float()
-        return Prediction(logits, batch.labels, self.objective.weights_of(batch.labels))
-
-    def loss_of(self, prediction: Prediction) -> torch.Tensor:
-        return self.objective.losses(prediction, self.plan.training.label_smoothing_factor).sum()
-
-    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return self.loss_of(self.predict(model, batch))
-
-    def assess(self, model: nn.Module, batch: Batch) -> Assessment:
-        return self.objective.assess(self.predict(model, batch), batch.extras["indices"])
-
-    def metrics(self, assessment: Assessment) -> dict[str, float]:
-        """Loss per image (weighted, where classes are), accuracy, and macro F1, precision and recall."""
-        return self.objective.metrics(assessment)
-
-    def confusion_of(self, assessment: Assessment) -> tuple[list[str], list[list[int]]] | None:
-        """Return class names and how often each (row) was taken for each (column); None where that isn't known."""
-        return self.objective.confusion_of(assessment)

@@ -18,9 +18,9 @@ from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.models.tokenizers import padding_id, tokenize
 from tunesmith_trainer.tasks.base import IGNORE, Assessment, Batch, Example, Outcome, Prediction, Row, Task
-from tunesmith_trainer.tasks.causal_lm import shorten, text_field
 from tunesmith_trainer.tasks.classes import position_limit
 from tunesmith_trainer.tasks.collator import indices_of, length_mask, pad_rows
+from tunesmith_trainer.tasks.fields import shorten, text_field
 
 if TYPE_CHECKING:
     import numpy as np

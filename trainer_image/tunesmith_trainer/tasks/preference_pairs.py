@@ -11,8 +11,8 @@ from typing import Any
 
 from tunesmith_api.v1alpha1.dataset import Columns
 from tunesmith_trainer.tasks.base import IGNORE, BadRow, Row
-from tunesmith_trainer.tasks.causal_lm import ROLES, shorten
 from tunesmith_trainer.tasks.chat import TemplateError, encode_chat
+from tunesmith_trainer.tasks.fields import check_message
 
 __all__ = ["SIDES", "Pair", "PairEncoder", "Side", "read_pair", "shared_length"]
 
@@ -126,14 +126,7 @@ def _text_or_turns(value: Any, column: str) -> Text:
     if not isinstance(value, Sequence) or not value:
         raise BadRow(f"field {column!r} must be a text or a list of at least one message")
     for number, message in enumerate(value, 1):
-        if not isinstance(message, Mapping):
-            raise BadRow(f"field {column!r}: message {number} is not an object with role and content")
-        for name in ("role", "content"):
-            if not isinstance(message.get(name), str):
-                raise BadRow(f"field {column!r}: message {number} needs a text {name!r}")
-        if message["role"] not in ROLES:
-            role = shorten(message["role"])
-            raise BadRow(f"field {column!r}: message {number} has role {role!r}; use system, user, assistant or tool")
+        check_message(message, f"field {column!r}: message {number}")
     return value
 
 

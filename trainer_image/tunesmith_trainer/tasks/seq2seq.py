@@ -17,9 +17,9 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.models.tokenizers import padding_id
 from tunesmith_trainer.tasks.base import IGNORE, Assessment, Batch, Example, Outcome, Prediction, Row, Task
-from tunesmith_trainer.tasks.causal_lm import shorten, text_field
 from tunesmith_trainer.tasks.classes import position_limit
 from tunesmith_trainer.tasks.collator import indices_of, pad, text_inputs
+from tunesmith_trainer.tasks.fields import shorten, text_field
 
 if TYPE_CHECKING:
     import torch

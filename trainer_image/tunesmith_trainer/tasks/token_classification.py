@@ -25,9 +25,9 @@ from tunesmith_trainer.tasks.base import (
     Row,
     Task,
 )
-from tunesmith_trainer.tasks.causal_lm import shorten
-from tunesmith_trainer.tasks.classes import field_of, model_names, position_limit
+from tunesmith_trainer.tasks.classes import model_names, position_limit
 from tunesmith_trainer.tasks.collator import indices_of, pad_rows, text_inputs
+from tunesmith_trainer.tasks.fields import field_of, shorten
 from tunesmith_trainer.tasks.objectives import SingleLabel, head_modules, load_with_head
 from tunesmith_trainer.tasks.scores import unit_scores
 

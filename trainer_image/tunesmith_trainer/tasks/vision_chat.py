@@ -22,9 +22,10 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.models.tokenizers import padding_id
 from tunesmith_trainer.tasks.base import IGNORE, BadRow, Example, Row
-from tunesmith_trainer.tasks.causal_lm import ChatSFT, keeps_logits, shorten
+from tunesmith_trainer.tasks.causal_lm import ChatSFT, keeps_logits
 from tunesmith_trainer.tasks.chat import Span, TemplateError, assistant_spans
 from tunesmith_trainer.tasks.collator import length_mask, pad, pad_rows
+from tunesmith_trainer.tasks.fields import shorten
 from tunesmith_trainer.tasks.image_inputs import decoded, each, from_bytes, image_bytes, lossless
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class VisionChat(ChatSFT):
     def __init__(self, plan: TrainingPlan) -> None:
         super().__init__(plan)
         self._arguments: frozenset[str] | None = None
-        self._company: Example | None = None
+        self._image_example: Example | None = None
 
     # ---- rows
 
@@ -154,7 +155,7 @@ class VisionChat(ChatSFT):
         if not processor.chat_template:
             raise UserError(Reason.MODEL_INVALID, f"{_NO_GOOD}: it has no chat template; add chat_template.jinja")
         self.processor = processor
-        self._company = self._try_out()
+        self._image_example = self._try_out()
         return processor
 
     def _try_out(self) -> Example:
@@ -201,12 +202,12 @@ class VisionChat(ChatSFT):
 
         from tunesmith_trainer.models.numerics import Numerics
 
-        assert self._company is not None
+        assert self._image_example is not None
         device = next(model.parameters()).device
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         numerics = Numerics.choose(self.plan.training.precision, self.plan.gpus_per_worker)
         with torch.random.fork_rng(), numerics.autocast() or nullcontext():
-            loss = self.loss(model, self.collate([self._company], device, packed=False))
+            loss = self.loss(model, self.collate([self._image_example], device, packed=False))
         for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
             parameter.requires_grad_(gradient is not None)
 
@@ -282,9 +283,9 @@ class VisionChat(ChatSFT):
 
         lines = list(examples)
         if not any(len(example.features["file_sizes"]) for example in lines):
-            assert self._company is not None
-            silent = {**self._company.features, "labels": [IGNORE] * self._company.length}
-            lines.append(replace(self._company, features=silent))
+            assert self._image_example is not None
+            silent = {**self._image_example.features, "labels": [IGNORE] * self._image_example.length}
+            lines.append(replace(self._image_example, features=silent))
         tokenizer = self.processor.tokenizer
         labels = pad_rows([self._next_labels(example) for example in lines], IGNORE, device)
         inputs = {
