@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tunesmith_api.plan import TrainingPlan
 from tunesmith_trainer.data import order
-from tunesmith_trainer.distributed.collectives import Group
 from tunesmith_trainer.loop.assembly import Assembly
+from tunesmith_trainer.loop.context import RunContext
 from tunesmith_trainer.loop.inputs import Inputs
 from tunesmith_trainer.tasks.base import Batch
 
@@ -34,12 +33,12 @@ class StepShare:
         return sum(batch.units for batch in self.batches[: len(self.batches) - self.idle])
 
 
-def share_of_step(step: int, plan: TrainingPlan, inputs: Inputs, parts: Assembly, group: Group) -> StepShare:
+def share_of_step(step: int, context: RunContext, inputs: Inputs, parts: Assembly) -> StepShare:
     """Read and collate this rank's part of the global batch of step `step`, counted from 0.
 
     What the step draws at random (masks, dropout) is seeded here: it is a function of the step and the rank.
     """
-    training, wrapped, task = plan.training, parts.wrapped, inputs.task
+    training, wrapped, task = context.plan.training, parts.wrapped, inputs.task
     examples = inputs.order.share(step, wrapped.dp_rank, wrapped.dp_size)
     torch.manual_seed(order.step_seed(training.seed, step, wrapped.dp_rank))
     left_out = inputs.order.left_out
@@ -52,6 +51,6 @@ def share_of_step(step: int, plan: TrainingPlan, inputs: Inputs, parts: Assembly
     cut = order.micro_batches(examples, training.micro_batch_size, task.longest, parts.packed)
     batches = [task.collate(piece, parts.numerics.device, parts.packed) for piece in cut]
     if wrapped.is_sharded:  # ranks that share out the model have to run it equally often
-        missing = int(group.max([len(batches)])[0]) - len(batches)
+        missing = int(context.group.max([len(batches)])[0]) - len(batches)
         batches, idle = [*batches, *[batches[0]] * missing], idle + missing
     return StepShare(batches, idle, tokens, left_out)

@@ -5,16 +5,13 @@ How checkpoints are written and read is `checkpoint`'s part.
 
 from __future__ import annotations
 
-from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef
-from tunesmith_store.store import ObjectStore
 from tunesmith_trainer.checkpoint import Checkpointer
-from tunesmith_trainer.distributed.collectives import Group
 from tunesmith_trainer.errors import Interrupted
 from tunesmith_trainer.loop.assembly import Assembly
+from tunesmith_trainer.loop.context import RunContext
 from tunesmith_trainer.loop.history import History
 from tunesmith_trainer.loop.inputs import Inputs
-from tunesmith_trainer.pod.environment import PodEnvironment
 from tunesmith_trainer.report.record import IncidentKind
 
 __all__ = ["RunCheckpoints"]
@@ -23,29 +20,20 @@ __all__ = ["RunCheckpoints"]
 class RunCheckpoints:
     """The checkpoints of one run. All ranks call all methods, in the same order."""
 
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        pod: PodEnvironment,
-        group: Group,
-        store: ObjectStore,
-        run_digest: str,
-        inputs: Inputs,
-        parts: Assembly,
-        history: History,
-    ) -> None:
-        self.plan, self.pod, self.inputs, self.parts, self.history = plan, pod, inputs, parts, history
+    def __init__(self, context: RunContext, inputs: Inputs, parts: Assembly, history: History) -> None:
+        plan, pod = self.plan, self.pod = context.plan, context.pod
+        self.inputs, self.parts, self.history = inputs, parts, history
         self.checkpointer = Checkpointer(
-            store=store,
+            store=context.store,
             uri=plan.checkpoint_uri,
             folder=pod.scratch / "checkpoints",
             ranks_per_pod=pod.processes,
-            run_digest=run_digest,
+            run_digest=context.run_digest,
             keep_last=plan.checkpoint_keep_last,
             keep_best=plan.checkpoint_keep_best and plan.dataset.is_evaluated,
             higher_is_better=plan.training.metric_for_best_model in inputs.task.higher_is_better,
             describe={"max_steps": inputs.max_steps, "seed": plan.training.seed, "attempt": plan.attempt},
-            group=group,
+            group=context.group,
             saved=self._saved,
             log=history.report.log,
         )

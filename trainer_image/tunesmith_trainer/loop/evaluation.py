@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import TrainerState
 from tunesmith_trainer.data.order import Examples, micro_batches, share_of
 from tunesmith_trainer.distributed.collectives import Group
 from tunesmith_trainer.loop.assembly import Assembly
+from tunesmith_trainer.loop.context import RunContext
 from tunesmith_trainer.loop.history import History
 from tunesmith_trainer.loop.inputs import Inputs
 from tunesmith_trainer.models.attention import plain_implementation
@@ -121,15 +121,15 @@ class Evaluator:
 
     def __init__(
         self,
-        plan: TrainingPlan,
+        context: RunContext,
         inputs: Inputs,
         parts: Assembly,
-        group: Group,
         history: History,
         check_stop: Callable[[], None],
     ) -> None:
         """`check_stop` is called on all ranks after every micro-batch; it may raise to stop."""
-        self.plan, self.inputs, self.parts, self.group, self.history = plan, inputs, parts, group, history
+        self.plan, self.group = context.plan, context.group
+        self.inputs, self.parts, self.history = inputs, parts, history
         self._check_stop = check_stop
         self.last: Evaluation | None = None
         """Of the model as it is now, unless steps have been taken since."""

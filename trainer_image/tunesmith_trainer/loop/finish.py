@@ -14,16 +14,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, DatasetFacts, ModelRef
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.task import Task as TaskName
-from tunesmith_store.store import ObjectStore
 from tunesmith_trainer import methods
 from tunesmith_trainer.checkpoint import RunState
 from tunesmith_trainer.data import DataStatistics
-from tunesmith_trainer.distributed.collectives import Group
 from tunesmith_trainer.loop.assembly import Assembly
+from tunesmith_trainer.loop.context import RunContext
 from tunesmith_trainer.loop.evaluation import Evaluation
 from tunesmith_trainer.loop.export import Export, describe, publish, write_model
 from tunesmith_trainer.loop.inputs import Inputs
@@ -55,9 +53,7 @@ TEXT = 400
 class FinishedRun:
     """A rank's run once its last step is taken: what is left to publish."""
 
-    plan: TrainingPlan
-    run_digest: str
-    scratch: Path
+    context: RunContext
     inputs: Inputs
     parts: Assembly
     state: RunState
@@ -73,28 +69,27 @@ class FinishedRun:
     """The newest complete one."""
 
 
-def finish(
-    run: FinishedRun, group: Group, store: ObjectStore, tracker: Tracker, log: Callable[[str], None]
-) -> ModelRef:
+def finish(run: FinishedRun, tracker: Tracker, log: Callable[[str], None]) -> ModelRef:
     """Export on rank 0 while the others wait; all return the same model."""
+    context = run.context
     gathered = run.parts.wrapped.gathered(_gathered_format(run))
 
     def work() -> ModelRef:
         assert gathered is not None
-        record = _record(run, gathered, group.world_size, log)
-        folder = run.scratch / "export"
+        record = _record(run, gathered, log)
+        folder = context.pod.scratch / "export"
         _write(run, gathered, folder)
-        export = Export(run.plan, run.run_digest, run.inputs.base, record)
+        export = Export(context.plan, context.run_digest, run.inputs.base, record)
         describe(folder, export)
-        tensorboard = run.scratch / "tensorboard"
+        tensorboard = context.pod.scratch / "tensorboard"
         tracker.finish(run.metrics, folder / "report.html")
         if tensorboard.is_dir():
             shutil.copytree(tensorboard, folder / "tensorboard", dirs_exist_ok=True)
-        model = publish(store, folder, export)
+        model = publish(context.store, folder, export)
         log(f"model saved to {model.uri} ({model.size_bytes / 1e6:.0f} MB), with report.html beside it")
         return model
 
-    return group.on_first(work)
+    return context.group.on_first(work)
 
 
 def _gathered_format(run: FinishedRun) -> torch.dtype | None:
@@ -103,14 +98,14 @@ def _gathered_format(run: FinishedRun) -> torch.dtype | None:
     Adapters, fake quantization and masks are worked in at full precision first, and classifiers have to explain
     themselves.
     """
-    plan = run.plan
+    plan = run.context.plan
     is_worked_in = plan.method.has_adapters or plan.method.qat is not None or plan.method.pruning is not None
     return None if is_worked_in or plan.task is TaskName.SEQUENCE_CLASSIFICATION else stored_dtype(run.inputs.base)
 
 
 def _write(run: FinishedRun, model: nn.Module, folder: Path) -> None:
     """Write the adapter, the whole model, or both, as `spec.output.save` has it."""
-    plan, base = run.plan, run.inputs.base
+    plan, base = run.context.plan, run.inputs.base
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if plan.method.has_adapters and plan.save is not SaveMode.MERGED:
@@ -127,17 +122,21 @@ def _write(run: FinishedRun, model: nn.Module, folder: Path) -> None:
     )
 
 
-def _record(run: FinishedRun, model: nn.Module, workers: int, log: Callable[[str], None]) -> RunRecord:
+def _record(run: FinishedRun, model: nn.Module, log: Callable[[str], None]) -> RunRecord:
     """Put together what the report shows."""
-    plan, state, facts = run.plan, run.state, run.parts.size
+    plan, state, facts = run.context.plan, run.state, run.parts.size
     record = RunRecord.of(
-        plan, run_digest=run.run_digest, metrics=run.metrics, history=state.history, evaluations=state.evaluations
+        plan,
+        run_digest=run.context.run_digest,
+        metrics=run.metrics,
+        history=state.history,
+        evaluations=state.evaluations,
     )
     confusion = _confusion(run)
     environment = Environment(
         versions=installed_versions(),
         device=str(run.parts.numerics.device),
-        workers=workers,
+        workers=run.context.group.world_size,
         precision=run.parts.numerics.name,
         strategy=facts.strategy,
         trained_parameters=facts.trained_parameters,
@@ -208,6 +207,6 @@ def _worst(run: FinishedRun, model: nn.Module, log: Callable[[str], None]) -> tu
                 loss=outcome.loss,
             )
         )
-    if run.plan.task is not TaskName.SEQUENCE_CLASSIFICATION:
+    if run.context.plan.task is not TaskName.SEQUENCE_CLASSIFICATION:
         return tuple(found)
     return explained(model, run.inputs.task.processor, found, log=log)

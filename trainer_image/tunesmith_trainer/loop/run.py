@@ -19,6 +19,7 @@ from tunesmith_trainer.errors import StopRequested
 from tunesmith_trainer.loop.assembly import Assembly, assemble
 from tunesmith_trainer.loop.batches import StepShare, share_of_step
 from tunesmith_trainer.loop.checkpoints import RunCheckpoints
+from tunesmith_trainer.loop.context import RunContext
 from tunesmith_trainer.loop.evaluation import Evaluator
 from tunesmith_trainer.loop.finish import FinishedRun, finish
 from tunesmith_trainer.loop.guards import Rollback
@@ -74,7 +75,8 @@ class TrainingRun:
         reporter: Reporter | None = None,
         after_step: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self.plan, self.pod, self.group, self.store, self.run_digest = plan, pod, group, store, run_digest
+        self.context = RunContext(plan, pod, group, store, run_digest)
+        self.plan, self.pod, self.group = plan, pod, group
         self.report: Reporter = reporter if reporter is not None and group.rank == 0 else SilentReporter()
         self.history = History(plan, self.report)
         self.after_step = after_step
@@ -108,19 +110,18 @@ class TrainingRun:
             return self._finish()
 
     def _set_up(self) -> None:
-        plan, scratch, report, history = self.plan, self.pod.scratch, self.report, self.history
+        plan, store, scratch = self.plan, self.context.store, self.pod.scratch
+        report, history = self.report, self.history
         report.update(state=TrainerState.PREPARING, message="loading model and data")
-        inputs = self.inputs = load_inputs(plan, scratch, self.group, self.store, report.log)
+        inputs = self.inputs = load_inputs(plan, scratch, self.group, store, report.log)
         history.begin(inputs.data.facts, inputs.max_steps, inputs.order.steps_per_epoch)
         report.phase("dataLoaded")
-        parts = self.parts = assemble(plan, inputs, self.group, self.store, scratch, report.log)
+        parts = self.parts = assemble(plan, inputs, self.group, store, scratch, report.log)
         report.phase("modelLoaded")
         if self.group.rank == 0:
-            history.tracker = Tracker.open(plan, scratch / "tensorboard", self.run_digest, report.log)
-        self.checkpoints = RunCheckpoints(
-            plan, self.pod, self.group, self.store, self.run_digest, inputs, parts, history
-        )
-        self.evaluator = Evaluator(plan, inputs, parts, self.group, history, self._check_stop)
+            history.tracker = Tracker.open(plan, scratch / "tensorboard", self.context.run_digest, report.log)
+        self.checkpoints = RunCheckpoints(self.context, inputs, parts, history)
+        self.evaluator = Evaluator(self.context, inputs, parts, history, self._check_stop)
         self.rollback = Rollback(plan, self.checkpoints, history)
 
     def _train(self) -> None:
@@ -141,7 +142,7 @@ class TrainingRun:
             state.step += 1
             return
         began = time.monotonic()
-        share = share_of_step(state.step, plan, self.inputs, parts, self.group)
+        share = share_of_step(state.step, self.context, self.inputs, parts)
         agreed = self._agree(share)
         gradients = compute_gradients(
             parts.wrapped,
@@ -194,9 +195,7 @@ class TrainingRun:
         history, newest = self.history, self.checkpoints.newest
         metrics, steps = history.metrics(), history.state.step
         finished = FinishedRun(
-            plan=self.plan,
-            run_digest=self.run_digest,
-            scratch=self.pod.scratch,
+            context=self.context,
             inputs=self.inputs,
             parts=self.parts,
             state=history.state,
@@ -207,5 +206,5 @@ class TrainingRun:
             saved_step=history.saved_step,
             checkpoint=newest,
         )
-        model = finish(finished, self.group, self.store, history.tracker, self.report.log)
+        model = finish(finished, history.tracker, self.report.log)
         return RunResult(model, newest, metrics, steps, steps, history.state.restarts, history.dataset_facts)
