@@ -15,15 +15,18 @@ STEP = """
 import sys, torch
 from pathlib import Path
 from support.plans import training_plan
-from tunesmith_trainer import memory, methods
-from tunesmith_trainer.model import Numerics, load_options, load_pretrained, stored_dtype
-from tunesmith_trainer.optimizer import make_optimizer
+from tunesmith_trainer import methods
+from tunesmith_trainer.models import memory
+from tunesmith_trainer.models.files import ModelFacts
+from tunesmith_trainer.models.loading import load_options, load_pretrained, stored_dtype
+from tunesmith_trainer.models.numerics import Numerics
+from tunesmith_trainer.loop.optimizer import make_optimizer
 from transformers import AutoModelForCausalLM
 
 torch.set_num_threads(1)
 folder, method = Path(sys.argv[1]), sys.argv[2]
 plan = training_plan(method=method, training={"micro_batch_size": 4, "max_length": 128})
-estimate = memory.estimate(memory.ModelFacts.of(folder), plan, 4)
+estimate = memory.estimate(ModelFacts.of(folder), plan, 4)
 numerics = Numerics.choose(plan.training.precision, 0)
 task = type("Task", (), {"head_modules": lambda self, model: ()})()
 model = load_pretrained(AutoModelForCausalLM, folder, **load_options(plan, numerics, stored_dtype(folder)))

@@ -21,7 +21,7 @@ class Pair(Group):
     def __init__(self, world_size=2):
         super().__init__(0, world_size)
 
-    def from_first(self, value):
+    def broadcast(self, value):
         return value
 
 
