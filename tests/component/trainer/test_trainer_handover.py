@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -56,8 +57,8 @@ class Site:
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
 
-        with handover.log_path(self.pod, 0).open("wb") as log:
-            command = handover.command(0)
+        with self.pod.training_log(0).open("wb") as log:
+            command = [sys.executable, "-m", "tunesmith_trainer.group.training_process", "0"]
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, preexec_fn=limit)
         return self.process
 
@@ -71,7 +72,7 @@ class Site:
     def wait_until_it_trains(self) -> None:
         deadline = time.monotonic() + 120
         while not self.trains():
-            assert time.monotonic() < deadline, handover.log_path(self.pod, 0).read_text()
+            assert time.monotonic() < deadline, self.pod.training_log(0).read_text()
             time.sleep(0.05)
 
 
@@ -120,9 +121,9 @@ def test_a_killed_training_process_is_a_lost_one(site, job, make_plan, make_trai
 
 def test_a_training_process_ends_with_who_gave_it_its_assignment(site, job, make_plan, make_training):
     made = site(make_plan(job, training=make_training(max_steps=100_000)))
-    while not handover.socket_path(made.pod, 0).exists():
+    while not made.pod.training_socket(0).exists():
         time.sleep(0.05)
-    with Client(str(handover.socket_path(made.pod, 0)), "AF_UNIX") as connection:
+    with Client(str(made.pod.training_socket(0)), "AF_UNIX") as connection:
         connection.send(ALONE)
         made.wait_until_it_trains()
         assert made.process.poll() is None
@@ -133,7 +134,7 @@ def test_where_no_training_process_comes_the_wait_ends(site, job, make_plan, mon
     made = site(make_plan(job))
     made.end()
     monkeypatch.setattr(handover, "WAIT_SECONDS", 1.0)
-    handover.log_path(made.pod, 0).write_text("Fatal Python error: Segmentation fault\n\n")
+    made.pod.training_log(0).write_text("Fatal Python error: Segmentation fault\n\n")
     with pytest.raises(ProcessLost, match="Segmentation fault"):
         assign(made.pod, 0, ALONE)
 
