@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Writes the lock files from pyproject.toml. Needs uv on PATH and a package index.
+# Writes the lock files from pyproject.toml. Needs uv on PATH and a package index. A version that is locked stays while it
+# fits: delete its entry to have the newest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 compile() { # output extras...
   local out=$1; shift
+  [[ $out == *operator.txt ]] || cat requirements/cuda.txt >>"$out" # uv keeps to the versions that stand in its output
   local flags=(); for extra in "$@"; do flags+=(--extra "$extra"); done
   uv pip compile pyproject.toml "${flags[@]}" --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
     --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file "$out"

@@ -1,6 +1,6 @@
 """Moves the NVIDIA packages out of dev.txt and trainer.txt into cuda.txt, and admits torch's CPU build by its hash.
 
-Called by lock.sh with the folder that may hold that build.
+Called by lock.sh with the folder that may hold that build. Without it the hashes stay that the lock has by now.
 """
 
 import hashlib
@@ -17,29 +17,30 @@ def entries(text: str) -> list[str]:
     return [entry for entry in re.split(r"(?m)^(?=[a-zA-Z0-9])", text) if entry.strip()]
 
 
-def known_cpu_hash(wheels: Path) -> str:
-    """Return the sha256 of torch's CPU build, from the folder or else from the present lock."""
-    for wheel in sorted(wheels.glob("torch-*+cpu-cp311-*x86_64.whl")):
-        return hashlib.sha256(wheel.read_bytes()).hexdigest()
-    raise SystemExit(f"no torch CPU wheel in {wheels}: its hash can't be locked")
+def cpu_hashes(wheels: Path, requirement: str) -> list[str]:
+    """Return the sha256 of the CPU build of `torch==VERSION`, where the folder holds it."""
+    found = sorted(wheels.glob(f"{requirement.replace('==', '-')}+cpu-cp311-*x86_64.whl"))
+    return [f"--hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" for wheel in found]
+
+
+def admitted(entry: str, wheels: Path) -> str:
+    """Return torch's entry with the hash of its CPU build; each hash stands there once."""
+    requirement = entry.split()[0]
+    hashes = dict.fromkeys([*re.findall(r"--hash=\S+", entry), *cpu_hashes(wheels, requirement)])
+    return " \\\n    ".join([requirement, *hashes]) + "\n"
 
 
 def main() -> None:
     """Rewrite the lock files in place."""
-    cpu_hash = known_cpu_hash(Path(sys.argv[1]))
-    cuda: list[str] = []
+    wheels = Path(sys.argv[1])
+    cuda: set[str] = set()
     for name in ("dev.txt", "trainer.txt"):
         path = HERE / name
-        kept = []
-        for entry in entries(path.read_text()):
-            if CUDA.match(entry):
-                cuda.append(entry)
-                continue
-            if entry.startswith("torch=="):
-                entry = entry.rstrip() + f" \\\n    --hash=sha256:{cpu_hash}\n"
-            kept.append(entry)
-        path.write_text("".join(kept))
-    (HERE / "cuda.txt").write_text("".join(sorted(set(cuda))))
+        found = entries(path.read_text())
+        cuda.update(entry for entry in found if CUDA.match(entry))
+        kept = [entry for entry in found if not CUDA.match(entry)]
+        path.write_text("".join(admitted(entry, wheels) if entry.startswith("torch==") else entry for entry in kept))
+    (HERE / "cuda.txt").write_text("".join(sorted(cuda)))
 
 
 if __name__ == "__main__":

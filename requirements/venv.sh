@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the development environment once per lock content, outside the checkout, and prints its path.
 # Called by the Makefile before every target. Works on a bare machine with Python 3.11 or newer.
+# `venv.sh --made` makes nothing: it prints the path where the environment is there, else nothing. Called by .ci/run.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${TUNESMITH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tunesmith}
@@ -15,6 +16,10 @@ build=''
 if compgen -G "$wheels/torch-*+cpu-*.whl" >/dev/null; then build=+cpu; else locks+=("$here/cuda.txt"); fi
 key=$(cat "${locks[@]}" "$0" | cat - <("$python" -VV) | sha256sum | cut -c1-16)
 venv=$cache/venv-$key
+if [ "${1:-}" = --made ]; then
+  [ ! -e "$venv/.complete" ] || echo "$venv"
+  exit 0
+fi
 mkdir -p "$cache"
 exec 9>"$cache/venv.lock"; flock 9
 if [ ! -e "$venv/.complete" ]; then

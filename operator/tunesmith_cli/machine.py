@@ -44,7 +44,10 @@ def check_trainer() -> None:
     wanted = ("tunesmith_trainer", "torch", "ray", "transformers")
     absent = [name for name in wanted if find_spec(name) is None]
     if absent:
-        raise Refused(f"the trainer isn't installed here ({', '.join(absent)}): pip install 'tunesmith[cli]'", code=1)
+        missing = ", ".join(absent)
+        raise Refused(
+            f"the trainer isn't installed here ({missing}): in Tunesmith's checkout, pip install '.[cli]'", code=1
+        )
 
 
 def cores() -> int:

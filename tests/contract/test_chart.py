@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from devcluster import UnsupportedMachine, binaries, progress
-from tunesmith_api import keys
+from tunesmith_api import __version__, keys
 from tunesmith_operator.shell.environment import config_from
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +177,23 @@ def test_images_default_to_the_version_of_the_chart(default):
     (container,) = deployment(default)["spec"]["template"]["spec"]["containers"]
     assert container["image"] == f"tunesmith-operator:{version}"
     assert environment(default)["TUNESMITH_TRAINER_IMAGE"] == f"tunesmith-trainer:{version}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_the_documents_install_the_images_that_they_build(programs, page):
+    text = (ROOT / page).read_text().replace("\\\n", " ").replace("REGISTRY", "registry:5000/team")
+    (line,) = re.findall(r"(?m)^helm (?:install|upgrade --install) (.*)$", text)
+    done = programs.run(
+        "helm", "template", *(ROOT / word if word.startswith("charts/") else word for word in line.split())
+    )
+    assert done.returncode == 0, done.stderr
+    rendered = objects(done.stdout)
+    (container,) = deployment(rendered)["spec"]["template"]["spec"]["containers"]
+    images = {container["image"], environment(rendered)["TUNESMITH_TRAINER_IMAGE"]}
+    assert images == {f"registry:5000/team/tunesmith-{name}:{__version__}" for name in ("operator", "trainer")}
+    built = re.findall(r"(?m)^docker build -f (\S+) -t (\S+) \.$", text)
+    assert {image for _, image in built} == (images if page.startswith("docs") else set())
+    assert all((ROOT / dockerfile).is_file() for dockerfile, _ in built)
 
 
 def test_a_list_of_namespaces_replaces_the_rights_everywhere(programs):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from assets.tiny import CHATML, llama
+from support import installed
 from tunesmith_api.artifacts import ModelManifest
 from tunesmith_api.keys import MODEL_MANIFEST, ExitCode
 
@@ -61,15 +62,18 @@ def write_manifest(folder, **spec):
     return path
 
 
+FROM_SOURCES = (sys.executable, "-m", "tunesmith_cli")
+SOURCES = {"PYTHONPATH": f"{ROOT / 'crds'}:{ROOT / 'operator'}:{ROOT / 'trainer_image'}"}
+
+
 class Run:
     """One command, its lines as they come."""
 
-    def __init__(self, *arguments, **environ):
-        environment = {
-            **os.environ, "PYTHONPATH": f"{ROOT / 'crds'}:{ROOT / 'operator'}:{ROOT / 'trainer_image'}", "OMP_NUM_THREADS": "1", **environ,
-        }  # fmt: skip
+    def __init__(self, *arguments, program=FROM_SOURCES, **environ):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {**(SOURCES if program is FROM_SOURCES else {}), "OMP_NUM_THREADS": "1", **environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tunesmith_cli", "run", *map(str, arguments)],
+            [*map(str, program), "run", *map(str, arguments)],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.lines = []
@@ -115,8 +119,14 @@ def run(tmp_path):
     assert list((tmp_path / "temporary files").iterdir()) == [], "all that was temporary is gone"
 
 
-def test_a_manifest_with_paths_becomes_a_model_with_a_report(home, run):
-    job = run("-f", write_manifest(home, workers={"replicas": 2}))
+def test_there_is_one_way_to_install_it():
+    assert installed.pip_lines() == {"pip install '.[cli]'"}
+
+
+def test_as_installed_it_makes_a_model_with_a_report_of_a_manifest_with_paths(home, run, tmp_path):
+    (line,) = installed.pip_lines()
+    programs = installed.install(line, tmp_path / "environment")
+    job = run("-f", write_manifest(home, workers={"replicas": 2}), program=[programs / "tunesmith"])
     assert job.wait() == ExitCode.SUCCESS, job.output
     manifest = ModelManifest.from_json((home / "tuned" / MODEL_MANIFEST).read_bytes())
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {entry.path for entry in manifest.files}

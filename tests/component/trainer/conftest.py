@@ -14,8 +14,10 @@ import sys
 import tempfile
 import time
 import urllib.request
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -234,6 +236,13 @@ class Pods:
             if pod.process.poll() is None:
                 pod.kill()
         self.started.clear()
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Two processes for `ranks`, which import everything once for all modules."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        yield processes
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,10 @@ KEPT = []
 """What is never let go of, as in `tunesmith_trainer.group.worker`."""
 
 
+SECONDS = 280
+"""Within which ranks end, on a machine with much else to do; below pytest's own limit, which doesn't end them."""
+
+
 class Stopped(Exception):
     """What a test stops a run with, in place of a crash."""
 
@@ -73,5 +77,5 @@ def run_ranks(pool, plan: TrainingPlan, folder: Path, world_size: int, environme
         pool.submit(run_rank, plan, folder, rank, world_size, address, environment=environment, **options)
         for rank in range(world_size)
     ]
-    results = [rank.result(timeout=400) for rank in ranks]
+    results = [rank.result(timeout=SECONDS) for rank in ranks]
     return results[0]

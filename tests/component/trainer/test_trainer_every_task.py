@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,6 @@ from tunesmith_api.artifacts import ModelManifest
 from tunesmith_api.plan import StoragePlan
 
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def pool():
-    """One process that imports everything once."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
-        yield processes
 
 
 def _tweets(train: int, held_out: int) -> tuple[Rows, Rows]:

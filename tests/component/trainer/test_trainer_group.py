@@ -78,7 +78,8 @@ class Agree:
 
 @pytest.fixture
 def run():
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tunesmith_trainer.group"])
     processes = []
 
     def start(what, world_size, expected):

@@ -1,7 +1,6 @@
 """A training process of its own and its assignment, without Ray: real process, real training, real store."""
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,26 @@ from tunesmith_trainer.group.handover import Assignment, ProcessLost, assign
 from tunesmith_trainer.pod.environment import PodEnvironment
 
 ROWS = 1024
+LIMITED = """
+import resource, sys
+from multiprocessing.connection import Listener
+from pathlib import Path
+
+accept = Listener.accept
+
+def limited(listener):
+    # the imports are done; what they take differs between builds of torch by hundreds of megabytes
+    status = Path("/proc/self/status").read_text()
+    most = (int(status.partition("VmData:")[2].split()[0]) << 10) + int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    return accept(listener)
+
+Listener.accept = limited
+from tunesmith_trainer.group import training_process
+
+training_process.main()
+"""
+"""A training process that may take so many bytes more than it has when it waits for its assignment."""
 ALONE = Assignment(rank=0, world_size=1, address="", run_digest="d" * 64)
 
 
@@ -51,15 +70,13 @@ class Site:
         self.pod = PodEnvironment.read(self.environment)
         self.process = self.start()
 
-    def start(self, memory_bytes: int = resource.RLIM_INFINITY) -> subprocess.Popen:
-        """Start the training process, as the supervisor does; another one once it has ended."""
-
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-
+    def start(self, spare_bytes: int | None = None) -> subprocess.Popen:
+        """Start the training process, as the supervisor does, or with little memory; another one once it has ended."""
+        command = [sys.executable, "-m", "tunesmith_trainer.group.training_process", "0"]
+        if spare_bytes is not None:
+            command = [sys.executable, "-c", LIMITED, "0", str(spare_bytes)]
         with self.pod.training_log(0).open("wb") as log:
-            command = [sys.executable, "-m", "tunesmith_trainer.group.training_process", "0"]
-            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, preexec_fn=limit)
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         return self.process
 
     def end(self) -> None:
@@ -147,7 +164,7 @@ def test_where_memory_runs_out_the_micro_batch_is_halved_until_it_fits(site, job
     made.end()
     messages, result = [], None
     while result is None:
-        made.start(memory_bytes=2 << 30)
+        made.start(spare_bytes=1536 << 20)
         try:
             result = assign(made.pod, 0, ALONE)
         except SmallerMicroBatch as error:

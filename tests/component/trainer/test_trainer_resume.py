@@ -1,8 +1,5 @@
 """Resuming continues the very same loss curve: on one rank, on two, and on another number than before."""
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import pytest
 from ranks import Stopped, run_ranks
 
@@ -12,13 +9,6 @@ from tunesmith_api.v1alpha1.training import EarlyStopping
 from tunesmith_trainer.errors import Interrupted
 
 STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def pool():
-    """Two processes that import everything once."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        yield processes
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,12 @@
 
 import re
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 from ranks import run_ranks
 
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.v1alpha1.training import Strategy
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        yield processes
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 import shutil
 import threading
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import free_address, run_rank, run_ranks
+from ranks import SECONDS, Stopped, free_address, run_rank, run_ranks
 from safetensors.torch import load_file
 
 from tunesmith_api.plan import StoragePlan
@@ -16,12 +14,6 @@ from tunesmith_api.v1alpha1.training import Strategy
 
 FSDP = {"strategy": Strategy.FSDP}
 TENSOR = {"tensor_parallel": 2}
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        yield processes
 
 
 def preferences(conversations):
@@ -90,38 +82,38 @@ def anonymous_bytes():
 
 
 def most_while_assembling(plan, folder, rank, address, environment):
-    """Train as one of two ranks; return how much memory making the model took at most, beyond what was there before."""
+    """Make the model as one of two ranks; return how much memory that took either at most, beyond what was there before."""
     from torch.distributed import fsdp, tensor  # noqa: F401 - which take memory, too
 
     from tunesmith_trainer.loop import run
 
-    assemble, found = run.assemble, []
+    assemble = run.assemble
 
-    def measured(*arguments):
+    def measured(plan, inputs, group, *arguments):
         before, done = anonymous_bytes(), threading.Event()
+        most = [before]
 
         def watch():
-            most = 0
             while not done.wait(0.001):
-                most = max(most, anonymous_bytes())
-            found.append(most - before)
+                most.append(anonymous_bytes())
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            return assemble(*arguments)
+            assemble(plan, inputs, group, *arguments)
         finally:
             done.set()
             watcher.join()
+        raise Stopped(group.exchange(max(most) - before))
 
     run.assemble = measured
     try:
-        result, _ = run_rank(plan, folder, rank, 2, address, environment=environment)
+        stopped, _ = run_rank(plan, folder, rank, 2, address, environment=environment)
     finally:
         run.assemble = assemble
-    if isinstance(result, Exception):
-        raise result
-    return found[0]
+    if not isinstance(stopped, Stopped):
+        raise stopped
+    return stopped.args[0]
 
 
 def test_no_rank_ever_holds_a_whole_model(pool, plan_of, object_store, bucket, tiny_model, tmp_path):
@@ -136,12 +128,11 @@ def test_no_rank_ever_holds_a_whole_model(pool, plan_of, object_store, bucket, t
     model.save_pretrained(folder)
     whole = 4 * sum(parameter.numel() for parameter in model.parameters())
     plan = plan_of("large", "ChatSFT", "Full", replicas=2, **FSDP)
-    plan = plan.model_copy(update={"training": plan.training.model_copy(update={"max_steps": 1})})
     object_store.put_folder(folder, f"{bucket}/model")
     address = free_address()
     ranks = [
         pool.submit(most_while_assembling, plan, tmp_path / "scratch", rank, address, object_store.environment())
         for rank in range(2)
     ]
-    most = [rank.result(timeout=120) / whole for rank in ranks]
+    most = [of_rank / whole for of_rank in ranks[0].result(timeout=SECONDS)]
     assert max(most) < 0.9, f"{most} of the whole model in float32"

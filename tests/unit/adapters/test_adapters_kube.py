@@ -66,7 +66,7 @@ def server():
 
 
 @pytest.fixture
-def cluster(server):
+def kube(server):
     configuration = kubernetes.client.Configuration(host=f"http://127.0.0.1:{server.port}")
     configuration.api_key["BearerToken"] = "bearer t0ken"
     client = KubernetesCluster(configuration, threads=1)
@@ -78,9 +78,9 @@ def manifest():
     return build(FineTuneJob.model_validate(make.finetunejob()), make.CONFIG, 1).job
 
 
-async def test_apply_is_server_side_under_our_name_and_forced_only_where_it_is_ours(server, cluster):
+async def test_apply_is_server_side_under_our_name_and_forced_only_where_it_is_ours(server, kube):
     server.answer = {"metadata": {"name": "sentiment-1"}}
-    assert await cluster.apply(manifest(), force=False) == server.answer
+    assert await kube.apply(manifest(), force=False) == server.answer
     method, path, query, headers, _ = server.requests[-1]
     assert (method, path) == ("PATCH", "/apis/batch/v1/namespaces/ml/jobs/sentiment-1")
     assert query == {"fieldManager": "tunesmith-operator", "force": "false"}
@@ -88,12 +88,12 @@ async def test_apply_is_server_side_under_our_name_and_forced_only_where_it_is_o
     assert headers["Authorization"] == "bearer t0ken"
     assert headers["User-Agent"].startswith("tunesmith-operator/")
     assert server.body() == manifest().body
-    await cluster.apply(manifest(), force=True)
+    await kube.apply(manifest(), force=True)
     assert server.requests[-1][2]["force"] == "true"
 
 
-async def test_status_goes_to_its_subresource_with_the_uid(server, cluster):
-    await cluster.apply_status(FINETUNEJOB, "ml", "sentiment", "u1", {"phase": "Training"})
+async def test_status_goes_to_its_subresource_with_the_uid(server, kube):
+    await kube.apply_status(FINETUNEJOB, "ml", "sentiment", "u1", {"phase": "Training"})
     method, path, query, _, _ = server.requests[-1]
     assert (method, path) == ("PATCH", "/apis/tunesmith.dev/v1alpha1/namespaces/ml/finetunejobs/sentiment/status")
     assert query["force"] == "true"
@@ -101,43 +101,43 @@ async def test_status_goes_to_its_subresource_with_the_uid(server, cluster):
     assert server.body()["status"] == {"phase": "Training"}
 
 
-async def test_a_patch_is_a_merge_patch(server, cluster):
-    await cluster.patch(JOB, "ml", "sentiment-1", {"spec": {"suspend": True}})
+async def test_a_patch_is_a_merge_patch(server, kube):
+    await kube.patch(JOB, "ml", "sentiment-1", {"spec": {"suspend": True}})
     assert server.requests[-1][3]["Content-Type"] == "application/merge-patch+json"
 
 
-async def test_creating_what_exists_is_fine_and_so_is_deleting_what_is_gone(server, cluster):
+async def test_creating_what_exists_is_fine_and_so_is_deleting_what_is_gone(server, kube):
     server.code = 409
-    await cluster.create(SECRET, "ml", {"metadata": {"name": "x"}})
+    await kube.create(SECRET, "ml", {"metadata": {"name": "x"}})
     assert server.requests[-1][:2] == ("POST", "/api/v1/namespaces/ml/secrets")
     server.code = 404
-    await cluster.delete(JOB, "ml", "sentiment-1", "u1")
+    await kube.delete(JOB, "ml", "sentiment-1", "u1")
     assert server.body() == {"propagationPolicy": "Background", "preconditions": {"uid": "u1"}}
 
 
-async def test_a_refusal_is_told_in_the_servers_words(server, cluster):
+async def test_a_refusal_is_told_in_the_servers_words(server, kube):
     server.code, server.answer = 403, {"message": "exceeded quota", "reason": "Forbidden"}
     with pytest.raises(Rejected, match="exceeded quota"):
-        await cluster.apply(manifest(), force=False)
+        await kube.apply(manifest(), force=False)
 
 
-async def test_an_unreachable_server_is_transient(server, cluster):
+async def test_an_unreachable_server_is_transient(server, kube):
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(Transient, match="can't be reached"):
-        await cluster.patch(JOB, "ml", "x", {})
+        await kube.patch(JOB, "ml", "x", {})
 
 
-async def test_a_kind_is_served_or_not(server, cluster):
+async def test_a_kind_is_served_or_not(server, kube):
     server.answer = {"resources": [{"name": "finetunejobs"}]}
-    assert await cluster.serves(FINETUNEJOB)
+    assert await kube.serves(FINETUNEJOB)
     server.code = 404
-    assert not await cluster.serves(FINETUNEJOB)
+    assert not await kube.serves(FINETUNEJOB)
 
 
-async def test_an_event_names_its_object_reason_and_reporter(server, cluster):
+async def test_an_event_names_its_object_reason_and_reporter(server, kube):
     note = EventNote("Warning", "Diverged", "x" * 2000)
-    await EventRecorder(cluster, "pod-1").record(
+    await EventRecorder(kube, "pod-1").record(
         FINETUNEJOB, Key("FineTuneJob", "ml", "sentiment"), "u1", note, make.at(0)
     )
     body = server.body()
