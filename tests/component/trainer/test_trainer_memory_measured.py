@@ -15,9 +15,11 @@ STEP = """
 import sys, torch
 from pathlib import Path
 from support.plans import training_plan
-from tunesmith_trainer import memory, methods
-from tunesmith_trainer.model import Numerics, load_options, load_pretrained, stored_dtype
-from tunesmith_trainer.optimizer import make_optimizer
+from tunesmith_trainer import methods
+from tunesmith_trainer.loop.optimizer import make_optimizer
+from tunesmith_trainer.models import memory
+from tunesmith_trainer.models.loading import load_options, load_pretrained, stored_dtype
+from tunesmith_trainer.models.numerics import Numerics
 from transformers import AutoModelForCausalLM
 
 torch.set_num_threads(1)

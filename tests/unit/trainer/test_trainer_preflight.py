@@ -216,7 +216,7 @@ def test_the_driver_loads_no_torch_and_no_transformers(tmp_path, store):
         store.put_bytes(f"{BASE}/{task}.jsonl", lines(row, row))
     program = (
         "import sys; from pathlib import Path; from support.plans import dataset, training_plan\n"
-        "from tunesmith_store.volumes import VolumeStore; from tunesmith_trainer import preflight\n"
+        "from tunesmith_store.volumes import VolumeStore; from tunesmith_trainer.group import preflight\n"
         "store = VolumeStore(Path(sys.argv[1]))\n"
         "for task in sys.argv[3:]:\n"
         f"    plan = training_plan('{BASE}', task=task, dataset=dataset(f'{BASE}/{{task}}.jsonl'))\n"

@@ -13,7 +13,7 @@ import pytest
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from tunesmith_trainer.processes import Children, SignalPause
+from tunesmith_trainer.pod.processes import Children, SignalPause
 
 children = Children()
 {body}
