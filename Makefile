@@ -48,9 +48,11 @@ verify: ## Derived files are up to date, floors and size limits hold
 	@$(PY) -m tunesmith_crdgen --check
 	@$(VENV)/bin/lint-imports --no-cache
 	@$(PY) -m suite.structure
+	@$(PY) -m suite.housemap --check
 
-generate: ## Write the derived files: CRDs, chart copies, docs/reference
+generate: ## Write the derived files: CRDs, chart copies, docs/reference, the picture of the house
 	@$(PY) -m tunesmith_crdgen --write
+	@$(PY) -m suite.housemap --write
 
 format: ## Format the code
 	@$(PY) -m ruff check --fix-only --quiet $(FORMATTED)

@@ -15,9 +15,9 @@ from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment
 from tunesmith_api.v1alpha1.finetunejob import IMMUTABLE_AFTER_START
 from tunesmith_cli.refusals import refusals
-from tunesmith_operator.core.finetunejob import policies as finetunejob
 from tunesmith_operator.core.finetunejob.children import build
-from tunesmith_operator.core.modeldeployment import policies as modeldeployment
+from tunesmith_operator.core.finetunejob.policies import violation as violation_of_job
+from tunesmith_operator.core.modeldeployment.policies import violation as violation_of_deployment
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT / "manifests/samples").glob("*.yaml"))
@@ -223,5 +223,5 @@ def test_manifests_in_docs_are_accepted(api, namespace, page, manifest):
 def test_sample_breaks_no_policy_of_the_operator(sample):
     wanted = read(sample)
     kind = KINDS[wanted["kind"]]
-    policies = {FineTuneJob: finetunejob, ModelDeployment: modeldeployment}[kind]
-    assert policies.violation(kind.model_validate(wanted)) is None
+    violation = {FineTuneJob: violation_of_job, ModelDeployment: violation_of_deployment}[kind]
+    assert violation(kind.model_validate(wanted)) is None

@@ -18,9 +18,9 @@ from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.core import unreadable
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.decision import Action, Apply, Create, Decision, Delete, EventNote, Patch, Status
-from tunesmith_operator.core.finetunejob import decide as finetunejob
+from tunesmith_operator.core.finetunejob.decide import decide as decide_finetunejob
 from tunesmith_operator.core.manifest import JSON, Manifest
-from tunesmith_operator.core.modeldeployment import decide as modeldeployment
+from tunesmith_operator.core.modeldeployment.decide import decide as decide_modeldeployment
 from tunesmith_operator.core.resources import FINETUNEJOB, MODELDEPLOYMENT, Key, Resource
 from tunesmith_operator.core.transitions import differs, is_urgent, status_document, with_apply_failure
 from tunesmith_operator.engine.poller import Poller
@@ -193,13 +193,13 @@ class Controller:
             job = self._store.finetunejob(key)
             if job is None or isinstance(job, unreadable.Unreadable):
                 return self._unreadable(resource, job, now)
-            return Case(resource, job.job.metadata, summary, job.job.status, finetunejob.decide(job, now, config))
+            return Case(resource, job.job.metadata, summary, job.job.status, decide_finetunejob(job, now, config))
         resource, summary = MODELDEPLOYMENT, str(DeploymentCondition.READY)
         seen = self._store.modeldeployment(key)
         if seen is None or isinstance(seen, unreadable.Unreadable):
             return self._unreadable(resource, seen, now)
         owner = seen.deployment
-        return Case(resource, owner.metadata, summary, owner.status, modeldeployment.decide(seen, now, config))
+        return Case(resource, owner.metadata, summary, owner.status, decide_modeldeployment(seen, now, config))
 
     def _unreadable(self, resource: Resource, found: unreadable.Unreadable | None, now: datetime) -> Case | None:
         if found is None:

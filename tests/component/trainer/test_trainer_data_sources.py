@@ -18,7 +18,6 @@ from support.plans import dataset, training_plan
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.v1alpha1.dataset import Dataset, OnBadRow
-from tunesmith_store import hub as hub_module
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.router import store_of
 from tunesmith_trainer import data
@@ -139,7 +138,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", datasets.config.HF_ENDPOINT)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(hub_module, "PAUSES", (0.0,))
+    monkeypatch.setattr("tunesmith_store.hub.PAUSES", (0.0,))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "")
     with running_hub() as server:

@@ -4,7 +4,6 @@ import pytest
 
 from support.hubserver import TOKEN, running_hub
 from tunesmith_api.keys import ExitCode, Reason
-from tunesmith_store import hub as hub_module
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import fetch_model
 from tunesmith_store.hub import HubStore, parse_hub_uri
@@ -17,7 +16,7 @@ MODEL = {"config.json": b"{}", "model.safetensors": b"0123456789", "onnx/model.o
 def hub(monkeypatch):
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hub_module, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("tunesmith_store.hub.PAUSES", (0.0, 0.0))
     with running_hub() as server:
         yield server
 
