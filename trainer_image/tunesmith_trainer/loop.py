@@ -24,7 +24,7 @@ from tunesmith_trainer.checkpoint import Checkpointer, RunState
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.errors import Interrupted
 from tunesmith_trainer.evaluate import Evaluation, evaluate
-from tunesmith_trainer.finish import finish, sample_before
+from tunesmith_trainer.finish import eval_metrics, finish, sample_before
 from tunesmith_trainer.group import Group
 from tunesmith_trainer.guards import LossGuard, diverged
 from tunesmith_trainer.report.record import IncidentKind
@@ -459,7 +459,8 @@ class TrainingRun:
             return
         if self.checkpointer.restore_best(self.parts.bare):
             self.report.log(f"the model of step {state.best_step} is saved: it did best")
-            self.last_evaluation = self._evaluate()  # what the report shows of it
+            if self.plan.publishes_adapter_only:  # a whole model is evaluated as it was written
+                self.last_evaluation = self._evaluate()
 
     @property
     def saved_step(self) -> int:
@@ -468,7 +469,7 @@ class TrainingRun:
         return state.best_step if self.plan.training.load_best_model_at_end and state.best_step else state.step
 
     def metrics(self) -> dict[str, float]:
-        """The job's final metrics. trainLoss is the mean of the last ten records; eval…: the saved model."""
+        """The job's metrics. trainLoss: mean of the last ten records; eval…: the saved weights, not yet written."""
         state = self.state
         last = [record["loss"] for record in state.history[-10:]]
         found = {
@@ -483,17 +484,12 @@ class TrainingRun:
         for record in state.evaluations:
             suffix = "Before" if record["step"] == 0 else "" if record["step"] == self.saved_step else None
             if suffix is not None:
-                found |= {
-                    f"eval{name[0].upper()}{name[1:]}{suffix}": value
-                    for name, value in record.items()
-                    if name != "step"
-                }
+                found |= eval_metrics(record, suffix)
         return found
 
     def _finish(self) -> RunResult:
         self.report.update(state=TrainerState.SAVING, message="saving the tuned model", eta_seconds=0)
-        metrics = self.metrics()
-        model = finish(self, metrics)
+        model, metrics = finish(self, self.metrics())
         steps = self.state.step
         return RunResult(
             model, self.checkpointer.newest, metrics, steps, steps, self.state.restarts, self.dataset_facts

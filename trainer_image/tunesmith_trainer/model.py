@@ -23,6 +23,7 @@ from tunesmith_trainer.chat import ensure_chat_template
 __all__ = [
     "Numerics",
     "apply_dropout",
+    "dtype_of",
     "enable_gradient_checkpointing",
     "from_config",
     "load_options",
@@ -111,6 +112,11 @@ class Numerics:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Return the number format of that name; Auto has none."""
+    return _DTYPES[precision]
 
 
 def load_options(plan: TrainingPlan, numerics: Numerics, stored: torch.dtype) -> dict[str, Any]:
