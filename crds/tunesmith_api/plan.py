@@ -123,6 +123,7 @@ class TrainingPlan(Contract):
     checkpoint_keep_best: bool = True
     output_uri: str
     save: SaveMode = SaveMode.MERGED
+    output_dtype: Precision = Precision.AUTO
     tracking: Tracking = Field(default_factory=Tracking)
     storage: StoragePlan = Field(default_factory=StoragePlan)
     hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")
@@ -139,6 +140,11 @@ class TrainingPlan(Contract):
             document["training"].pop(name, None)
         document["dataset"].pop("cacheUri", None)
         return digest_of(document)
+
+    @property
+    def publishes_adapter_only(self) -> bool:
+        """Whether the output folder gets an adapter and no whole model."""
+        return self.method.has_adapters and self.save is SaveMode.ADAPTER
 
     @property
     def tokens_uri(self) -> str:

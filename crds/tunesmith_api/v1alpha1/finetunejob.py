@@ -23,7 +23,7 @@ from tunesmith_api.v1alpha1.dataset import Dataset
 from tunesmith_api.v1alpha1.jobstatus import FineTuneJobStatus
 from tunesmith_api.v1alpha1.method import Method
 from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
-from tunesmith_api.v1alpha1.training import Parallelism, Training
+from tunesmith_api.v1alpha1.training import Parallelism, Precision, Training
 
 __all__ = [
     "Checkpoint",
@@ -140,6 +140,10 @@ class Output(SpecModel):
     save: SaveMode = Field(
         default=SaveMode.MERGED,
         description="With adapters: Merged is one model that any tool loads, merged in full precision; Adapter is the small PEFT adapter; Both puts the adapter into the subfolder `adapter`.",
+    )
+    dtype: Precision = Field(
+        default=Precision.AUTO,
+        description="Number format of the model's weights. Auto is the base's own, or FP32 where rounding to it would take more than a twentieth of what training changed. An adapter alone is always FP32.",
     )
 
 

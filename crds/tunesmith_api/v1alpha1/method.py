@@ -58,7 +58,7 @@ class LoraConfig(SpecModel):
         ),
     ] = Field(
         default_factory=lambda: ["all-linear"],
-        description="Names of the layers that get an adapter; `all-linear` means every linear layer but the output head.",
+        description="Names of the layers that get an adapter; `all-linear` means every linear layer but the output head. Embeddings that are the output head, too (tie_word_embeddings), can get none.",
     )
 
 

@@ -150,6 +150,50 @@ def test_an_unknown_target_is_refused_with_the_names_there_are():
     assert caught.value.reason is Reason.INVALID_SPEC
 
 
+def t5():
+    sizes = {"vocab_size": 96, "d_model": 16, "d_ff": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1}
+    return T5ForConditionalGeneration(T5Config(**sizes))
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "QLoRA"])
+@pytest.mark.parametrize(
+    ("make", "targets", "both"),
+    [
+        (llama, ["q_proj", "lm_head"], "lm_head shares its weights with model.embed_tokens"),
+        (llama, ["embed_tokens"], "model.embed_tokens shares its weights with lm_head"),
+        (llama, ["embed_tokens", "lm_head"], "shares its weights with"),
+        (t5, ["shared"], "shared shares its weights with decoder.embed_tokens and encoder.embed_tokens"),
+    ],
+)
+def test_an_adapter_at_one_end_of_tied_weights_is_refused(make, targets, both, kind):
+    plan = training_plan(method={"type": kind, "lora": {"r": 4, "targetModules": targets}})
+    with pytest.raises(
+        UserError, match=rf"targetModules: .*{both}.*all-linear leaves it out.*method.type: Full"
+    ) as got:
+        applied(make(), plan)
+    assert got.value.reason is Reason.INVALID_SPEC
+
+
+@pytest.mark.parametrize("make", [llama, t5])
+def test_all_linear_leaves_tied_weights_alone(make):
+    names = {name for name, _ in applied(make(), training_plan(method="LoRA")).model.named_parameters()}
+    assert not any("lora" in name and ("lm_head" in name or "embed" in name or "shared" in name) for name in names)
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head", "q_proj"]])
+def test_both_ends_of_untied_weights_can_be_adapted_and_come_back_from_the_files(tmp_path, targets):
+    plan = training_plan(method={"type": "LoRA", "lora": {"r": 4, "alpha": 8, "targetModules": targets}})
+    task = Language(plan)
+    untied = llama()
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = nn.Parameter(untied.lm_head.weight.detach().clone())
+    model = applied(untied, plan).model
+    train(model, plan, task)
+    expected = logits(model)
+    methods.finished_model(model, plan, None, task).save_pretrained(tmp_path)
+    assert torch.allclose(logits(LlamaForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-4)
+
+
 def test_adapters_have_nothing_to_adapt_in_random_weights():
     with pytest.raises(UserError, match=r"model\.init Random"):
         applied(llama(), training_plan(method="LoRA", model_init="Random"))

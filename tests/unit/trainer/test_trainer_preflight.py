@@ -110,6 +110,31 @@ def test_what_is_wrong_is_named(check, store, change, reason, words):
     assert caught.value.exit_code is ExitCode.INVALID_INPUT
 
 
+@pytest.mark.parametrize(
+    ("config", "target", "task", "refused"),
+    [
+        ({"tie_word_embeddings": True}, "lm_head", "ChatSFT", True),
+        ({"tie_word_embeddings": True}, "model.embed_tokens", "ChatSFT", True),
+        ({"text_config": {"tie_word_embeddings": True}}, "lm_head", "ChatSFT", True),
+        ({"tie_word_embeddings": False}, "lm_head", "ChatSFT", False),
+        ({"tie_word_embeddings": True}, "q_proj", "ChatSFT", False),
+        # there it has no output head
+        ({"tie_word_embeddings": True}, "embed_tokens", "SequenceClassification", False),
+    ],
+)
+def test_adapters_at_tied_embeddings_are_refused_before_a_worker_starts(check, store, config, target, task, refused):
+    store.put_bytes(f"{BASE}/model/config.json", json.dumps({"model_type": "llama", **config}).encode())
+    row = ROW if task == "ChatSFT" else {"text": "a", "label": "b"}
+    store.put_bytes(f"{BASE}/train.jsonl", lines(row, row))
+    changes = {"task": task, "method": {"type": "LoRA", "lora": {"targetModules": ["k_proj", target]}}}
+    if not refused:
+        check(**changes)
+        return
+    with pytest.raises(UserError, match=rf"lora\.targetModules: {target}: .*remove it from the list") as caught:
+        check(**changes)
+    assert caught.value.reason is Reason.INVALID_SPEC
+
+
 def test_an_empty_model_folder(check):
     with pytest.raises(UserError, match="no files below pvc://b/nothing") as caught:
         check(model_uri=f"{BASE}/nothing")

@@ -52,6 +52,25 @@ def test_an_adapter_says_that_it_is_one():
     assert metadata["base_model_relation"] == "adapter"
 
 
+def test_the_format_of_the_weights_is_told_with_what_it_costs():
+    record = run_record()
+    told = "the files hold float32: rounding to bfloat16 would take 94.0% of what training changed (spec.output.dtype)"
+    model = record.model.model_copy(update={"dtype": "float32", "rounding": told, "metrics": {"accuracy": 0.5}})
+    text = model_card(record.model_copy(update={"model": model})).replace("\u202f", " ")
+    assert "| weights saved as | float32 |" in text
+    assert "| accuracy | 34.8 % | 50.0 % | +15.2 points |" in table_of(text)
+    assert "Measured on the model as it is saved here, read back from its files." in text
+    assert f"* Number format: {told}." in text.split("## Limits")[1]
+    assert "Number format" not in model_card(record)
+
+
+def test_a_qlora_adapter_says_over_what_it_was_measured():
+    plan = {"model_uri": "hf://owner/base", "method": "QLoRA", "save": "Adapter"}
+    assert "measured over the base in 4 bits" in model_card(run_record(plan)).split("## Limits")[1]
+    plan = {"model_uri": "hf://owner/base", "method": "LoRA", "save": "Adapter"}
+    assert "4 bits" not in model_card(run_record(plan))
+
+
 def test_results_settings_data_and_limits_are_told():
     text = model_card(run_record()).replace("\u202f", " ")
     assert "| accuracy | 34.8 % | 63.7 % | +28.9 points |" in table_of(text)

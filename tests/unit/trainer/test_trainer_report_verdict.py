@@ -41,6 +41,42 @@ def test_a_good_run_is_told_with_its_numbers_and_nothing_to_warn_of():
     assert verdict.findings == ()
 
 
+def written(loss, method="LoRA", dtype="bfloat16", rounding=""):
+    record = calm()
+    model = record.model.model_copy(
+        update={"dtype": dtype, "rounding": rounding, "metrics": {"loss": loss, "accuracy": 0.6}}
+    )
+    return record.model_copy(update={"model": model, "plan": record.plan.model_copy(update={"method": method})})
+
+
+def test_the_model_as_it_was_written_is_judged():
+    record = written(0.9)
+    assert (record.after.metrics["loss"], record.after.step) == (0.9, 60)
+    assert record.working.metrics["loss"] == 0.8
+    assert plain(verdict_of(record).headline) == "Held-out accuracy rose from 34.8 % to 60.0 % (+25.2 points)."
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ("LoRA", "Set output.dtype: FP32."),
+        ("QLoRA", "in 4 bits"),
+        ("Full with quantization-aware training", "unrounded"),
+    ],
+)
+def test_what_writing_has_cost_is_told_with_its_figures(method, advice):
+    (found,) = verdict_of(written(0.9, method)).findings
+    assert (found.level, found.title) == (Level.WARNING, "The saved model is worse than the trained one")
+    assert "was 0.800 at the end of training and is 0.900 with the model read back" in found.text
+    assert advice in found.text
+    assert titles(written(0.805)) == []
+
+
+def test_what_rounding_would_have_cost_is_a_note():
+    (found,) = verdict_of(written(0.8, dtype="float32", rounding="the files hold float32: rounding")).findings
+    assert (found.level, found.text) == (Level.NOTE, "The files hold float32: rounding.")
+
+
 def test_a_metric_that_got_worse_is_a_warning():
     record = calm(evaluations=evaluated((0, {"loss": 1.0, "accuracy": 0.6}), (60, {"loss": 1.2, "accuracy": 0.5})))
     assert verdict_of(record).improved is False

@@ -39,6 +39,9 @@ TOKENIZERS = {
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
     "source.spm", "tekken.json",
 }  # fmt: skip
+ENDS = {"embed_tokens", "lm_head", "shared", "wte", "word_embeddings", "embed_in", "embed_out"}
+"""What models of text call their embeddings and their output head."""
+GENERATING = {TaskName.CHAT_SFT, TaskName.CAUSAL_LM, TaskName.DPO, TaskName.SEQ2SEQ}
 IMAGE_PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
 
 Log = Callable[..., None]
@@ -59,6 +62,7 @@ def check(plan: TrainingPlan, store: ObjectStore, scratch: Path, log: Log) -> st
 
     train, held_out = open_sources(plan, store)
     config, models = _check_models(plan, store)
+    _check_targets(plan, config)
     content = {"train": train.tags(), **models}
     if held_out is not None and plan.dataset.deduplication is Deduplication.EXACT:
         content["heldOut"] = held_out.tags()  # it decides what is trained on
@@ -200,6 +204,21 @@ def check_model_files(
     if not image and not TOKENIZERS & set(names):
         raise refuse("there is no tokenizer (tokenizer.json)")
     return config
+
+
+def _check_targets(plan: TrainingPlan, config: Mapping[str, Any]) -> None:
+    """Refuse adapters at embeddings that are the output head, too; `methods.adapters` looks at the model itself."""
+    tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
+    if tied is not True or plan.method.lora is None or plan.task not in GENERATING:
+        return
+    found = [name for name in plan.method.lora.target_modules if name.rpartition(".")[2] in ENDS]
+    if found:
+        message = (
+            f"spec.method.lora.targetModules: {' and '.join(found)}: in this model embeddings and output head are the "
+            "same weights (tie_word_embeddings), and an adapter would change one of them only: remove it from the list "
+            "(all-linear leaves it out), or set method.type: Full"
+        )
+        raise UserError(Reason.INVALID_SPEC, message)
 
 
 # ---- where results go

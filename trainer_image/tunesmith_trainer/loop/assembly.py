@@ -61,6 +61,8 @@ class Assembly:
     scaler: torch.amp.GradScaler | None
     loss: Callable[[nn.Module, Batch], torch.Tensor]
     packed: bool
+    removed_layers: tuple[int, ...]
+    """Numbers, in the model as it was loaded, of the layers that pruning took away."""
     size: ModelSize
 
 
@@ -81,7 +83,8 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     model = _load(plan, task, inputs.base, options)
     packed = training.packing and task.supports_packing and packs_exactly(model)
     model = parallel.shard_tensors(model, mesh, weights)
-    bare: nn.Module = methods.apply(model, plan, numerics, task, inputs.first_batches).model.train()
+    prepared = methods.apply(model, plan, numerics, task, inputs.first_batches)
+    bare: nn.Module = prepared.model.train()
     if not is_shared:  # FSDP moves each rank's share alone: the whole may not fit
         bare = bare.to(numerics.device)
     reference = task.freeze_reference(bare, is_shared)
@@ -105,6 +108,7 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
         numerics.scaler(),
         _loss(plan, task, store, scratch, numerics),
         packed,
+        prepared.removed_layers,
         ModelSize(total, trained, str(strategy)),
     )
 

@@ -27,7 +27,7 @@ from tunesmith_trainer.report.record import IncidentKind
 from tunesmith_trainer.report.samples import sample
 from tunesmith_trainer.tasks.base import Assessment, Example, Task
 
-__all__ = ["Evaluation", "Evaluator", "evaluate"]
+__all__ = ["Evaluation", "Evaluator", "answers_of", "evaluate", "evaluate_held_out"]
 
 WORST = 16
 """Examples that the report can show as those the model got most wrong."""
@@ -116,6 +116,37 @@ def evaluate(
     return Evaluation(task.metrics(whole), whole, len(lengths))
 
 
+def evaluate_held_out(
+    context: RunContext, inputs: Inputs, parts: Assembly, model: nn.Module, task: Task, between: Callable[[float], None]
+) -> Evaluation:
+    """Evaluate a model that is spread over the ranks as `parts` is, on all held-out examples; see `evaluate`."""
+    held_out = inputs.data.eval
+    assert held_out is not None
+    return evaluate(
+        task,
+        model,
+        held_out,
+        held_out.lengths[: context.plan.training.max_eval_samples].tolist(),
+        group=context.group,
+        autocast=parts.numerics.autocast,
+        packed=parts.packed,
+        data_rank=parts.wrapped.dp_rank,
+        data_ranks=parts.wrapped.dp_size,
+        lockstep=parts.wrapped.is_sharded,
+        between=between,
+    )
+
+
+def answers_of(
+    context: RunContext, inputs: Inputs, parts: Assembly, model: nn.Module, task: Task, log: Callable[[str], None]
+) -> list[str]:
+    """Ask such a model a few held-out questions: on rank 0, or on all ranks where they share it out."""
+    rows, group = inputs.sample_rows, context.group if parts.wrapped.is_sharded else None
+    if not rows or (context.group.rank and group is None):
+        return []
+    return sample(model, task, rows, budget_seconds=SAMPLE_SECONDS, group=group, log=log)
+
+
 class Evaluator:
     """Evaluates a run's model on its held-out data. All ranks call all methods, in the same order."""
 
@@ -128,7 +159,7 @@ class Evaluator:
         check_stop: Callable[[], None],
     ) -> None:
         """`check_stop` is called on all ranks after every micro-batch; it may raise to stop."""
-        self.plan, self.group = context.plan, context.group
+        self.context, self.plan = context, context.plan
         self.inputs, self.parts, self.history = inputs, parts, history
         self._check_stop = check_stop
         self.last: Evaluation | None = None
@@ -155,41 +186,22 @@ class Evaluator:
         history.report.log(f"evaluation at step {step}: {numbers} ({found.examples} examples)")
         if step == 0:
             with plain_implementation(self.parts.bare):
-                history.state.samples_before = self.answers()
+                history.state.samples_before = answers_of(
+                    self.context, self.inputs, self.parts, self.parts.bare, self.inputs.task, history.report.log
+                )
             history.report.phase("evaluatedBefore")
         else:
             self._note_best(found.metrics)
 
     def evaluate(self) -> Evaluation:
         """Evaluate the model as it is now, on all held-out examples."""
-        held_out, parts = self.inputs.data.eval, self.parts
-        assert held_out is not None
-        self.last = evaluate(
-            self.inputs.task,
-            parts.wrapped.for_evaluation(),
-            held_out,
-            held_out.lengths[: self.plan.training.max_eval_samples].tolist(),
-            group=self.group,
-            autocast=parts.numerics.autocast,
-            packed=parts.packed,
-            data_rank=parts.wrapped.dp_rank,
-            data_ranks=parts.wrapped.dp_size,
-            lockstep=parts.wrapped.is_sharded,
-            between=self._between,
-        )
+        model, task = self.parts.wrapped.for_evaluation(), self.inputs.task
+        self.last = evaluate_held_out(self.context, self.inputs, self.parts, model, task, self._between)
         return self.last
 
     def _between(self, part: float) -> None:
         self._check_stop()
         self.history.report.update(message=f"evaluating, {part:.0%}")
-
-    def answers(self) -> list[str]:
-        """Ask the model a few held-out questions: on rank 0, or on all ranks where they share the model out."""
-        rows, shared = self.inputs.sample_rows, self.parts.wrapped.is_sharded
-        if not rows or (self.group.rank and not shared):
-            return []
-        group, log = self.group if shared else None, self.history.report.log
-        return sample(self.parts.bare, self.inputs.task, rows, budget_seconds=SAMPLE_SECONDS, group=group, log=log)
 
     def _note_best(self, metrics: dict[str, float]) -> None:
         """Remember the best evaluation, and stop early where no better one has come for long enough."""

@@ -6,13 +6,14 @@ Called by `finish` on rank 0 once training is done, and by `driver` to see wheth
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith_api import keys
-from tunesmith_api.artifacts import ModelManifest, files_digest
+from tunesmith_api.artifacts import FileEntry, ModelManifest, files_digest
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import ModelRef
 from tunesmith_store.files import entries_below
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Export", "describe", "finished_model", "publish", "write_model"]
+__all__ = ["Export", "describe", "finished_model", "publish", "upload", "write_model"]
 
 METRICS = "metrics.json"
 CARD = "README.md"
@@ -52,7 +53,7 @@ def finished_model(store: ObjectStore, uri: str, run_digest: str) -> tuple[Model
 
 
 def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write a finished model (adapters merged) and its processor, stored in the number format of the base."""
+    """Write a finished model (adapters merged) and its processor, in the number format `dtype`."""
     bare: Any = model
     if hasattr(bare.config, "use_cache"):
         bare.config.use_cache = True
@@ -90,8 +91,18 @@ def describe(folder: Path, export: Export) -> None:
             path.chmod(0o644)  # save_pretrained leaves 0600
 
 
-def publish(store: ObjectStore, folder: Path, export: Export) -> ModelRef:
-    """Upload a model folder, its manifest last. What an earlier run left at the URI is replaced."""
+def upload(store: ObjectStore, folder: Path, uri: str) -> tuple[FileEntry, ...]:
+    """Upload what is written so far, for the other pods to read: without a manifest it is no model to anybody else."""
+    uri = uri.rstrip("/")
+    files = entries_below(folder)
+    store.delete(f"{uri}/{keys.MODEL_MANIFEST}")
+    for entry in files:
+        store.upload(folder / entry.path, f"{uri}/{entry.path}")
+    return files
+
+
+def publish(store: ObjectStore, folder: Path, export: Export, there: Sequence[FileEntry] = ()) -> ModelRef:
+    """Upload a model folder, but for what is `there`; its manifest last. What an earlier run left is replaced."""
     uri = export.plan.output_uri.rstrip("/")
     files = entries_below(folder)
     manifest = ModelManifest(
@@ -105,6 +116,7 @@ def publish(store: ObjectStore, folder: Path, export: Export) -> ModelRef:
     )
     store.delete(f"{uri}/{keys.MODEL_MANIFEST}")
     for entry in files:
-        store.upload(folder / entry.path, f"{uri}/{entry.path}")
+        if entry not in there:
+            store.upload(folder / entry.path, f"{uri}/{entry.path}")
     store.put_bytes(f"{uri}/{keys.MODEL_MANIFEST}", manifest.to_json().encode())
     return ModelRef(uri=export.plan.output_uri, digest=manifest.digest, size_bytes=manifest.size_bytes)

@@ -1,212 +1,164 @@
-"""The end of a run: the tuned model with its report and model card, published. Called by `run`.
+"""The end of a run: the tuned model written, measured as written, and published with its report. Called by `run`.
 
-Sharded weights are gathered by all ranks together; the rest is rank 0's work, and the others wait for it.
+Sharded weights are gathered by all ranks together, and all evaluate the written model; the rest is rank 0's work, and
+the others wait for it.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from tunesmith_api.reports import CheckpointRef, DatasetFacts, ModelRef
+from tunesmith_api.artifacts import FileEntry
+from tunesmith_api.plan import TrainingPlan
+from tunesmith_api.reports import ModelRef
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
-from tunesmith_api.v1alpha1.task import Task as TaskName
+from tunesmith_api.v1alpha1.training import Precision
 from tunesmith_trainer import methods
-from tunesmith_trainer.checkpoint import RunState
-from tunesmith_trainer.data import DataStatistics
-from tunesmith_trainer.loop.assembly import Assembly
-from tunesmith_trainer.loop.context import RunContext
-from tunesmith_trainer.loop.evaluation import Evaluation
-from tunesmith_trainer.loop.export import Export, describe, publish, write_model
-from tunesmith_trainer.loop.inputs import Inputs
+from tunesmith_trainer.loop.evaluation import answers_of, evaluate_held_out
+from tunesmith_trainer.loop.export import Export, describe, publish, upload, write_model
+from tunesmith_trainer.loop.history import Reporter, eval_metrics
+from tunesmith_trainer.loop.published import Format, choose_format, fetch_files, read_back, reader_of, release
+from tunesmith_trainer.loop.run_record import FinishedRun, Shown, record_of
 from tunesmith_trainer.loop.tracking import Tracker
-from tunesmith_trainer.models.loading import stored_dtype
-from tunesmith_trainer.report.attribution import explained
-from tunesmith_trainer.report.record import (
-    Checkpoint,
-    Confusion,
-    Data,
-    Environment,
-    Incident,
-    IncidentKind,
-    RunRecord,
-    SavedModel,
-    WorstExample,
-    installed_versions,
-)
-from tunesmith_trainer.report.samples import samples
+from tunesmith_trainer.models.attention import packed_implementation
 
-__all__ = ["FinishedRun", "finish"]
+__all__ = ["FinishedRun", "Published", "finish"]
 
-SHOWN = 8
-"""Worst examples in the report."""
-TEXT = 400
+Log = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinishedRun:
-    """A rank's run once its last step is taken: what is left to publish."""
+@dataclass(frozen=True)
+class Published:
+    """What a run leaves for others."""
 
-    context: RunContext
-    inputs: Inputs
-    parts: Assembly
-    state: RunState
-    dataset: DatasetFacts
+    model: ModelRef
     metrics: dict[str, float]
-    evaluation: Evaluation | None
-    """Of the weights that are saved."""
-    answers: Sequence[str]
-    """What they answer to the report's prompts; on the ranks that were asked."""
-    saved_step: int
-    """The optimizer steps behind them."""
-    checkpoint: CheckpointRef | None
-    """The newest complete one."""
+    """The run's own; those of the held-out data are the published model's."""
 
 
-def finish(run: FinishedRun, tracker: Tracker, log: Callable[[str], None]) -> ModelRef:
-    """Export on rank 0 while the others wait; all return the same model."""
+@dataclass(frozen=True)
+class _Written:
+    """What rank 0 has written; no format where that is an adapter alone, whose weights are those that were trained."""
+
+    format: Format | None
+    files: tuple[FileEntry, ...]
+    """Those that are in object storage already, for other pods to read."""
+
+
+def finish(run: FinishedRun, tracker: Tracker, report: Reporter) -> Published:
+    """Write the model, measure what was written, and publish it with its report; all ranks return the same."""
     context = run.context
-    gathered = run.parts.wrapped.gathered(_gathered_format(run))
+    folder = context.pod.scratch / "export"
+    gathered = run.parts.wrapped.gathered(_gathered_format(context.plan))
+    written = context.group.on_first(lambda: _write(run, gathered, folder, report.log))
+    if written.format is None:
+        shown = _shown_as_trained(run, gathered, report.log)
+    else:
+        gathered = None
+        shown = _measured(run, folder, written, report)
+    metrics = run.metrics | (eval_metrics(shown.evaluation.metrics) if shown.evaluation else {})
 
     def work() -> ModelRef:
-        assert gathered is not None
-        record = _record(run, gathered, log)
-        folder = context.pod.scratch / "export"
-        _write(run, gathered, folder)
+        record = record_of(run, metrics, shown, report.log)
         export = Export(context.plan, context.run_digest, run.inputs.base, record)
         describe(folder, export)
         tensorboard = context.pod.scratch / "tensorboard"
-        tracker.finish(run.metrics, folder / "report.html")
+        tracker.finish(metrics, folder / "report.html")
         if tensorboard.is_dir():
             shutil.copytree(tensorboard, folder / "tensorboard", dirs_exist_ok=True)
-        model = publish(context.store, folder, export)
-        log(f"model saved to {model.uri} ({model.size_bytes / 1e6:.0f} MB), with report.html beside it")
+        model = publish(context.store, folder, export, there=written.files)
+        report.log(f"model saved to {model.uri} ({model.size_bytes / 1e6:.0f} MB), with report.html beside it")
         return model
 
-    return context.group.on_first(work)
+    return Published(context.group.on_first(work), metrics)
 
 
-def _gathered_format(run: FinishedRun) -> torch.dtype | None:
-    """Return the number format to put a model together in that ranks share: at once that of the files, if possible.
+# ---- writing
 
-    Adapters, fake quantization and masks are worked in at full precision first, and classifiers have to explain
-    themselves.
+
+def _gathered_format(plan: TrainingPlan) -> torch.dtype | None:
+    """Return the number format to put a model together in that ranks share: at once that of the files, if it is known.
+
+    Adapters, fake quantization and masks are worked in at full precision first, and by full precision is decided what
+    rounding costs.
     """
-    plan = run.context.plan
     is_worked_in = plan.method.has_adapters or plan.method.qat is not None or plan.method.pruning is not None
-    return None if is_worked_in or plan.task is TaskName.SEQUENCE_CLASSIFICATION else stored_dtype(run.inputs.base)
+    return None if is_worked_in or plan.output_dtype is not Precision.BF16 else torch.bfloat16
 
 
-def _write(run: FinishedRun, model: nn.Module, folder: Path) -> None:
-    """Write the adapter, the whole model, or both, as `spec.output.save` has it."""
-    plan, base = run.context.plan, run.inputs.base
+def _present(model: nn.Module | None) -> nn.Module:
+    """Return the gathered model, which rank 0 has."""
+    assert model is not None
+    return model
+
+
+def _write(run: FinishedRun, model: nn.Module | None, folder: Path, log: Log) -> _Written:
+    """Write the adapter, the whole model, or both, as `spec.output.save` has it; on rank 0."""
+    context, base, task = run.context, run.inputs.base, run.inputs.task
+    plan, trained = context.plan, _present(model)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if plan.method.has_adapters and plan.save is not SaveMode.MERGED:
-        target = folder if plan.save is SaveMode.ADAPTER else folder / "adapter"
-        methods.save_adapter(model, target, plan)
-        if plan.save is SaveMode.ADAPTER:
-            run.inputs.task.processor.save_pretrained(folder)
-            return
-    write_model(
-        methods.finished_model(model, plan, base, run.inputs.task),
-        run.inputs.task.processor,
-        folder,
-        stored_dtype(base),
+    if plan.publishes_adapter_only:
+        methods.save_adapter(trained, folder, plan)
+        task.processor.save_pretrained(folder)
+        return _Written(None, ())
+    if plan.method.has_adapters and plan.save is SaveMode.BOTH:
+        methods.save_adapter(trained, folder / "adapter", plan)
+    finished = methods.finished_model(trained, plan, base, task)
+    chosen = choose_format(finished, plan, base, task, run.parts.removed_layers)
+    if rounding := chosen.rounding():
+        log(rounding)
+    write_model(finished, task.processor, folder, chosen.dtype)
+    if context.group.world_size <= context.pod.processes:
+        return _Written(chosen, ())
+    return _Written(chosen, upload(context.store, folder, plan.output_uri))
+
+
+# ---- what was written
+
+
+def _shown_as_trained(run: FinishedRun, gathered: nn.Module | None, log: Log) -> Shown:
+    """An adapter's files hold the weights that were trained, and that were evaluated last."""
+    parts, task = run.parts, run.inputs.task
+    answers: list[str] = []
+    if run.state.samples_before:
+        answers = answers_of(run.context, run.inputs, parts, parts.bare, task, log)
+    return Shown(run.evaluation, answers, lambda: _present(gathered))
+
+
+def _measured(run: FinishedRun, folder: Path, written: _Written, report: Reporter) -> Shown:
+    """Read the written model on all ranks, evaluate it, and ask it what was asked before training."""
+    context, inputs, parts = run.context, run.inputs, run.parts
+
+    def whole() -> nn.Module:
+        return reader_of(inputs.task).load_model(folder, dtype=torch.float32)
+
+    if inputs.data.eval is None:
+        return Shown(None, [], whole, written.format)
+    release(parts.bare, parts.optimizer, parts.wrapped.is_sharded)
+    if context.pod.index:
+        fetch_files(context.store, context.plan.output_uri, folder, written.files)
+    context.group.exchange(None)  # pods fetch at their own pace
+    strategy = parts.wrapped.strategy
+    model, reader = read_back(
+        folder, inputs.base, inputs.task, group=context.group, numerics=parts.numerics, strategy=strategy
     )
 
+    def between(part: float) -> None:
+        report.update(message=f"evaluating the saved model, {part:.0%}")
 
-def _record(run: FinishedRun, model: nn.Module, log: Callable[[str], None]) -> RunRecord:
-    """Put together what the report shows."""
-    plan, state, facts = run.context.plan, run.state, run.parts.size
-    record = RunRecord.of(
-        plan,
-        run_digest=run.context.run_digest,
-        metrics=run.metrics,
-        history=state.history,
-        evaluations=state.evaluations,
-    )
-    confusion = _confusion(run)
-    environment = Environment(
-        versions=installed_versions(),
-        device=str(run.parts.numerics.device),
-        workers=run.context.group.world_size,
-        precision=run.parts.numerics.name,
-        strategy=facts.strategy,
-        trained_parameters=facts.trained_parameters,
-        total_parameters=facts.parameters,
-        train_seconds=round(state.train_seconds, 1),
-        wall_seconds=round(time.time() - state.began_unix, 1),
-    )
-    newest = run.checkpoint
-    return record.model_copy(
-        update={
-            "pipeline_tag": run.inputs.task.pipeline_tag,
-            "higher_is_better": tuple(sorted(run.inputs.task.higher_is_better)),
-            "data": Data.of(_statistics(run), confusion.labels if confusion else ()),
-            "confusion": confusion,
-            "worst": _worst(run, model, log),
-            "samples": samples(run.inputs.task, run.inputs.sample_rows, run.state.samples_before, run.answers),
-            "incidents": tuple(
-                Incident(step=int(event["step"]), kind=_kind(event), message=str(event["text"]))
-                for event in state.events
-            ),
-            "environment": environment,
-            "checkpoints": (Checkpoint(step=newest.step, uri=newest.uri, best=newest.step == state.best_step),)
-            if newest
-            else (),
-            "model": SavedModel(uri=plan.output_uri, step=run.saved_step),
-        }
-    )
-
-
-def _statistics(run: FinishedRun) -> DataStatistics:
-    facts = run.dataset
-    left_out = {"bad_rows": facts.bad_rows, "first_bad_row": facts.first_bad_row}
-    return run.inputs.data.statistics.model_copy(update=left_out)
-
-
-def _kind(event: Mapping[str, int | str]) -> IncidentKind:
-    """What an event of the run's state is; before it had a kind there were only rollbacks."""
-    return IncidentKind(str(event.get("kind", IncidentKind.ROLLBACK)))
-
-
-def _confusion(run: FinishedRun) -> Confusion | None:
-    if run.evaluation is None:
-        return None
-    found = run.inputs.task.confusion_of(run.evaluation.assessment)
-    if found is None:
-        return None
-    labels, counts = found
-    return Confusion(labels=tuple(labels), counts=tuple(map(tuple, counts)))
-
-
-def _worst(run: FinishedRun, model: nn.Module, log: Callable[[str], None]) -> tuple[WorstExample, ...]:
-    """The held-out examples with the highest loss; for text classifiers with what each token said."""
-    held_out = run.inputs.data.eval
-    if run.evaluation is None or held_out is None:
-        return ()
-    found: list[WorstExample] = []
-    for outcome in run.evaluation.assessment.outcomes:
-        # a classifier's guess has its probability behind it
-        if outcome.expected == outcome.predicted.partition(" (")[0] or len(found) == SHOWN:
-            continue
-        text, *pair = [*run.inputs.task.texts_of(held_out.row(outcome.index)).values()] or [""]
-        found.append(
-            WorstExample(
-                text=text[:TEXT],
-                text_pair=pair[0][:TEXT] if pair else None,
-                expected=outcome.expected,
-                predicted=outcome.predicted,
-                loss=outcome.loss,
-            )
-        )
-    if run.context.plan.task is not TaskName.SEQUENCE_CLASSIFICATION:
-        return tuple(found)
-    return explained(model, run.inputs.task.processor, found, log=log)
+    with packed_implementation(model, parts.packed):
+        evaluation = evaluate_held_out(context, inputs, parts, model, reader, between)
+    report.update(eval_loss=evaluation.metrics["loss"], message="saving the tuned model")
+    numbers = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
+    report.log(f"evaluation of the saved model, read back: {numbers}")
+    answers: list[str] = []
+    if run.state.samples_before:
+        answers = answers_of(context, inputs, parts, model, reader, report.log)
+    return Shown(evaluation, answers, whole if parts.wrapped.is_sharded else lambda: model, written.format)

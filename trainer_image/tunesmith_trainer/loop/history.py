@@ -6,6 +6,7 @@ told. The state is what a checkpoint holds: going back to one goes back in all o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from tunesmith_trainer.checkpoint import RunState
 from tunesmith_trainer.loop.tracking import Tracker
 from tunesmith_trainer.report.record import IncidentKind
 
-__all__ = ["History", "Reporter", "SilentReporter", "StepRecord"]
+__all__ = ["History", "Reporter", "SilentReporter", "StepRecord", "eval_metrics"]
 
 RECENT = 10
 """Logged steps that speed and remaining time are taken from."""
@@ -60,6 +61,11 @@ class StepRecord:
     seconds: float
     memory_bytes: int
     """The most that this process has held so far."""
+
+
+def eval_metrics(found: Mapping[str, float], suffix: str = "") -> dict[str, float]:
+    """Return an evaluation's numbers by the names that the job's metrics have."""
+    return {f"eval{name[0].upper()}{name[1:]}{suffix}": value for name, value in found.items() if name != "step"}
 
 
 class History:
@@ -166,7 +172,7 @@ class History:
         return state.best_step if self.plan.training.load_best_model_at_end and state.best_step else state.step
 
     def metrics(self) -> dict[str, float]:
-        """The job's final metrics. trainLoss is the mean of the last ten records; eval…: the saved model."""
+        """The job's metrics. trainLoss: mean of the last ten records; eval…: the saved weights, not yet written."""
         state = self.state
         last = [record["loss"] for record in state.history[-10:]]
         found = {
@@ -181,9 +187,5 @@ class History:
         for record in state.evaluations:
             suffix = "Before" if record["step"] == 0 else "" if record["step"] == self.saved_step else None
             if suffix is not None:
-                found |= {
-                    f"eval{name[0].upper()}{name[1:]}{suffix}": value
-                    for name, value in record.items()
-                    if name != "step"
-                }
+                found |= eval_metrics(record, suffix)
         return found

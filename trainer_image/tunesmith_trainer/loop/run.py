@@ -100,8 +100,8 @@ class TrainingRun:
             try:
                 with packed_implementation(self.parts.bare, self.parts.packed):
                     self._train()
-                    if self.checkpoints.restore_best():
-                        self.evaluator.evaluate()  # what the report shows of it
+                    if self.checkpoints.restore_best() and self.plan.publishes_adapter_only:
+                        self.evaluator.evaluate()  # a whole model is evaluated as it was written
             except StopRequested:
                 self.checkpoints.save_and_interrupt()
             except UserError:
@@ -193,18 +193,17 @@ class TrainingRun:
     def _finish(self) -> RunResult:
         self.report.update(state=TrainerState.SAVING, message="saving the tuned model", eta_seconds=0)
         history, newest = self.history, self.checkpoints.newest
-        metrics, steps = history.metrics(), history.state.step
         finished = FinishedRun(
             context=self.context,
             inputs=self.inputs,
             parts=self.parts,
             state=history.state,
             dataset=history.dataset_facts,
-            metrics=metrics,
+            metrics=history.metrics(),
             evaluation=self.evaluator.last,
-            answers=self.evaluator.answers() if history.state.samples_before else [],
             saved_step=history.saved_step,
             checkpoint=newest,
         )
-        model = finish(finished, history.tracker, self.report.log)
-        return RunResult(model, newest, metrics, steps, steps, history.state.restarts, history.dataset_facts)
+        published = finish(finished, history.tracker, self.report)
+        steps, restarts = history.state.step, history.state.restarts
+        return RunResult(published.model, newest, published.metrics, steps, steps, restarts, history.dataset_facts)

@@ -15,12 +15,12 @@ from torch import nn
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.method import MethodType, PruningType
 from tunesmith_trainer.methods.adapters import add_adapters, merge_adapters, merge_into_whole_base, save_adapter
-from tunesmith_trainer.methods.pruning import keep_sparse, prune_layers, stay_sparse
+from tunesmith_trainer.methods.pruning import keep_sparse, prune_layers, remove_layers, stay_sparse
 from tunesmith_trainer.methods.qat import convert_qat, prepare_qat
 from tunesmith_trainer.models.numerics import Numerics
 from tunesmith_trainer.tasks.base import Batch, Task
 
-__all__ = ["PreparedModel", "apply", "finished_model", "save_adapter"]
+__all__ = ["PreparedModel", "apply", "finished_model", "remove_layers", "save_adapter"]
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def add_adapters(model: nn.Module, plan: TrainingPlan, task: Task) -> nn.Module:
     The task's head, and whatever else of the model is new, is trained whole: there is nothing to adapt.
 
     Raises:
-        UserError: no layer is named like `targetModules`, or all of the model is new.
+        UserError: no layer is named like `targetModules`, one that is shares its weights with another, or all of the
+            model is new.
     """
     from peft import get_peft_model
 
@@ -55,6 +56,7 @@ def add_adapters(model: nn.Module, plan: TrainingPlan, task: Task) -> nn.Module:
         adapted: nn.Module = get_peft_model(model, config)
     except ValueError as error:
         raise _no_target(model, config.target_modules, error) from error
+    _refuse_shared(adapted)
     _draw(adapted, plan.training.seed)
     return adapted
 
@@ -126,6 +128,41 @@ def _no_target(model: nn.Module, targets: object, error: ValueError) -> UserErro
         f"{', '.join(sorted(linear))} (or use all-linear)"
     )
     return UserError(Reason.INVALID_SPEC, message)
+
+
+def _refuse_shared(adapted: nn.Module) -> None:
+    """Refuse an adapter at one end of weights that have two, as embeddings that are the output head, too.
+
+    It changes one end. Merged, it would change both: the model that is saved would not be the one that was trained.
+
+    Raises:
+        UserError: there is such an adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    holders: dict[int, list[str]] = {}
+    for name, module in adapted.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name)
+    plain = {name: _plain_name(name) for names in holders.values() for name in names}
+    for name, module in adapted.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        mine = _plain_name(name)
+        for parameter in module.get_base_layer().parameters(recurse=False):
+            others = sorted({plain[holder] for holder in holders[id(parameter)]} - {mine})
+            if others:
+                message = (
+                    f"spec.method.lora.targetModules: {mine} shares its weights with {' and '.join(others)}, and an "
+                    "adapter would change one of them only: remove it from the list (all-linear leaves it out), or set "
+                    "method.type: Full"
+                )
+                raise UserError(Reason.INVALID_SPEC, message)
+
+
+def _plain_name(name: str) -> str:
+    """Return the name that a module had before PEFT wrapped it."""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
 
 
 def merge_adapters(model: nn.Module) -> nn.Module:

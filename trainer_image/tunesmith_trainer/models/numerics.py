@@ -14,7 +14,7 @@ from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_api.v1alpha1.training import Precision
 from tunesmith_store.errors import UserError
 
-__all__ = ["Numerics"]
+__all__ = ["Numerics", "dtype_of"]
 
 _DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
 
@@ -89,3 +89,8 @@ class Numerics:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Return the number format of that name; Auto has none."""
+    return _DTYPES[precision]

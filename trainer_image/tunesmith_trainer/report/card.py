@@ -126,6 +126,8 @@ def _results(record: RunRecord) -> Iterator[str]:
         moved = change(described, old, value) if old is not None else ""
         rows.append(f"| {described.label} | {described.text(old)} | {described.text(value)} | {moved} |")
     yield "\n".join(rows)
+    if record.model and record.model.metrics is not None:
+        yield "Measured on the model as it is saved here, read back from its files."
     yield "Curves, mistakes and samples are in `report.html`."
 
 
@@ -141,6 +143,8 @@ def _training(record: RunRecord) -> Iterator[str]:
         rows.append(
             f"| trained parameters | {count(facts.trained_parameters)} of {count(facts.total_parameters)} ({share}) |"
         )
+    if record.model and record.model.dtype:
+        rows.append(f"| weights saved as | {record.model.dtype} |")
     rows.append(f"| hardware | {facts.workers} × {facts.device}, {facts.precision} |")
     if facts.train_seconds:
         rows.append(f"| time in steps | {duration(facts.train_seconds)} |")
@@ -182,6 +186,10 @@ def _limits(record: RunRecord) -> Iterator[str]:
     for found in verdict_of(record).findings:
         if found.level is Level.WARNING:
             yield f"{found.title}: {found.text}"
+    if record.model and record.model.rounding:
+        yield f"Number format: {record.model.rounding}."
+    if record.plan.adapter_only and record.plan.method.startswith("QLoRA"):
+        yield "The adapter was trained and measured over the base in 4 bits; over the base as stored it may differ."
     yield f"Longer inputs than the {record.plan.max_length} tokens of training were not tried."
     yield "Inputs unlike the training data (other languages, topics or styles) were not measured, nor bias and safety."
     yield "The licences of the base model and of the data apply."

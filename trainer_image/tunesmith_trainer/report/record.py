@@ -17,7 +17,6 @@ from pydantic.alias_generators import to_camel
 
 from tunesmith_api.model import Contract
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.task import ProblemType, Task
 from tunesmith_trainer.report.settings import method_name, settings_of
 
@@ -88,7 +87,7 @@ class PlanFacts(_Part):
             base_revision=plan.model_revision,
             train_data=dataset.train.name,
             eval_data=held_out,
-            adapter_only=plan.method.has_adapters and plan.save is SaveMode.ADAPTER,
+            adapter_only=plan.publishes_adapter_only,
             max_length=plan.training.max_length,
             max_grad_norm=plan.training.max_grad_norm,
             metric_for_best=plan.training.metric_for_best_model,
@@ -272,6 +271,11 @@ class SavedModel(_Part):
     digest: str = Field(default="", description="Of the files without the report, which can't contain its own digest.")
     size_bytes: int = 0
     step: int | None = Field(default=None, description="Optimizer steps behind these weights; None: the last step's.")
+    dtype: str = Field(default="", description="Number format of the weights; empty for an adapter alone.")
+    rounding: str = Field(default="", description="What that format costs or saves in weights, for people.")
+    metrics: dict[str, float] | None = Field(
+        default=None, description="Metrics on the held-out data of the model as it was written, read back."
+    )
 
 
 class RunRecord(_Part):
@@ -328,7 +332,16 @@ class RunRecord(_Part):
 
     @property
     def after(self) -> Evaluation | None:
-        """The evaluation of the weights that were saved."""
+        """The evaluation of the model that was saved: as it was written, where that was measured."""
+        working = self.working
+        if self.model is None or self.model.metrics is None:
+            return working
+        step = self.model.step if self.model.step is not None else working.step if working else 0
+        return Evaluation(step=step, metrics=self.model.metrics)
+
+    @property
+    def working(self) -> Evaluation | None:
+        """The evaluation, in training, of the weights that were saved."""
         done = [found for found in self.evaluations if found.step > 0]
         step = self.model.step if self.model else None
         return next((found for found in done if found.step == step), done[-1] if done else None)

@@ -26,6 +26,8 @@ UNBALANCED = 5.0
 MANY_CLIPPED = 0.5
 STILL_FALLING = 0.05
 FEW_EXAMPLES = 100
+COSTLY = 0.01
+"""Part by which the held-out loss of the written model lies above that of the trained one before it is told."""
 NORMAL_95 = 1.96
 
 PREFERRED = (
@@ -146,6 +148,7 @@ def _margin(record: RunRecord, name: str) -> float | None:
 
 def _findings(record: RunRecord) -> Iterator[Finding]:
     yield from _about_result(record)
+    yield from _about_files(record)
     yield from _about_course(record)
     yield from _about_data(record)
 
@@ -169,6 +172,30 @@ def _about_result(record: RunRecord) -> Iterator[Finding]:
             yield Finding(Level.NOTE, "Within chance", text)
     yield from _about_majority(record)
     yield from _about_overfitting(record)
+
+
+def _about_files(record: RunRecord) -> Iterator[Finding]:
+    """What became of the trained model when it was written."""
+    model, working = record.model, record.working
+    if model is None or not model.dtype:
+        return
+    if model.rounding:
+        yield Finding(Level.NOTE, "Number format", f"{model.rounding[0].upper()}{model.rounding[1:]}.")
+    if model.metrics is None or working is None or not {"loss"} <= working.metrics.keys() & model.metrics.keys():
+        return
+    trained, saved = working.metrics["loss"], model.metrics["loss"]
+    if saved - trained > COSTLY * abs(trained):
+        text = f"Held-out loss was {trained:.3f} at the end of training and is {saved:.3f} with the model read back."
+        yield Finding(Level.WARNING, "The saved model is worse than the trained one", f"{text} {_why(record)}".strip())
+
+
+def _why(record: RunRecord) -> str:
+    method = record.plan.method
+    if method.startswith("QLoRA"):
+        return "The adapters learned over a base in 4 bits and are merged into the base as it is stored."
+    if "quantization-aware" in method:
+        return "It learned with rounded weights and is saved with unrounded ones, for a quantization to come."
+    return "Set output.dtype: FP32." if record.model and record.model.dtype != "float32" else ""
 
 
 def _about_overfitting(record: RunRecord) -> Iterator[Finding]:

@@ -57,6 +57,7 @@ def training_plan(job: FineTuneJob, attempt: int) -> TrainingPlan:
         checkpoint_keep_best=spec.checkpoint.keep_best,
         output_uri=spec.output.uri.rstrip("/"),
         save=spec.output.save,
+        output_dtype=spec.output.dtype,
         tracking=spec.tracking,
         storage=storage_plan(spec.storage),
         hub_endpoint_url=spec.hugging_face.endpoint_url,
