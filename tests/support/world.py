@@ -115,27 +115,36 @@ class World:
         self.cluster.put({"kind": "Pod", "metadata": meta, "spec": {}, "status": {**base, **status}})
         return name
 
-    def ends(self, pod: str, code: int, report: TerminationReport | str = "", reason: str = "") -> None:
-        """The pod's container ends."""
+    def exits(self, pod: str, code: int, report: TerminationReport | str = "", reason: str = "") -> None:
+        """The pod's container ends; the kubelet hasn't torn the pod down yet, so that its phase is the same."""
         raw = self.cluster.get("Pod", pod)
         assert raw is not None
         message = report if isinstance(report, str) else report.to_json()
         box = raw["status"]["containerStatuses"][0]
         ended = {"exitCode": code, "message": message, "reason": reason or "Error", "finishedAt": self.stamp()}
         raw["status"]["containerStatuses"] = [{**box, "state": {"terminated": ended}}]
-        raw["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
         raw["status"]["conditions"] = [it for it in raw["status"]["conditions"] if it["type"] != "Ready"]
         self.cluster.put(raw)
 
-    def job_is(self, name: str, type_: str, reason: str = "", message: str = "") -> None:
+    def ends(self, pod: str, code: int, report: TerminationReport | str = "", reason: str = "") -> None:
+        """The pod's container ends, and with it the pod."""
+        self.exits(pod, code, report, reason)
+        self.cluster.change("Pod", pod, {"status": {"phase": "Succeeded" if code == 0 else "Failed"}})
+
+    def terminates(self, pod: str) -> None:
+        """Somebody deletes the pod; its container has its grace period."""
+        self.cluster.change("Pod", pod, {"metadata": {"deletionTimestamp": self.stamp()}})
+
+    def job_is(self, name: str, type_: str, reason: str = "", message: str = "", status: str = "True") -> None:
         """The Job controller sets a condition."""
         raw = self.cluster.get("Job", name)
         assert raw is not None
         known = raw.get("status", {}).get("conditions", [])
         entry = {
-            "type": type_, "status": "True", "reason": reason, "message": message, "lastTransitionTime": self.stamp(),
+            "type": type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": self.stamp(),
         }  # fmt: skip
-        self.cluster.change("Job", name, {"status": {"conditions": [*known, entry]}})
+        kept = [it for it in known if it["type"] != type_]
+        self.cluster.change("Job", name, {"status": {"conditions": [*kept, entry]}})
 
     def rolls_out(self, name: str, available: int | None = None) -> None:
         """The Deployment controller brings up so many replicas (all by default)."""

@@ -12,7 +12,7 @@ __all__ = ["crash_message", "ended_at", "last_crash", "logs_command"]
 
 def last_crash(pods: Iterable[PodView]) -> PodView | None:
     """The pod that failed last."""
-    return max((pod for pod in pods if pod.phase == "Failed"), key=ended_at, default=None)
+    return max((pod for pod in pods if pod.failed), key=ended_at, default=None)
 
 
 def ended_at(pod: PodView) -> float:

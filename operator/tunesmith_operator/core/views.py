@@ -142,6 +142,16 @@ class JobView(ChildView):
         return _true(self.conditions, "FailureTarget") or self.failed
 
     @property
+    def resuming(self) -> bool:
+        """It is to go on after a suspension, and the Job controller hasn't begun yet."""
+        return not self.suspended and _true(self.conditions, "Suspended") is not None
+
+    @property
+    def resumed_at(self) -> datetime | None:
+        """When its last suspension ended; None where it was never suspended, or is."""
+        return next((it.since for it in self.conditions if it.type == "Suspended" and it.status == "False"), None)
+
+    @property
     def ending(self) -> bool:
         """Its verdict has fallen."""
         return self.complete or self.succeeding or self.failing is not None
@@ -231,6 +241,21 @@ class PodView(ChildView):
     def finished(self) -> bool:
         """Its containers have ended and won't start again."""
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def succeeded(self) -> bool:
+        """Its container has ended well. The kubelet says so before the pod's phase does."""
+        return self.phase == "Succeeded" or self._exit_code == 0
+
+    @property
+    def failed(self) -> bool:
+        """Its container has ended badly. The kubelet says so before the pod's phase does."""
+        return self.phase == "Failed" or self._exit_code not in (None, 0)
+
+    @property
+    def _exit_code(self) -> int | None:
+        box = self.container
+        return box.exit_code if box is not None and not box.running and not box.waiting else None
 
     @property
     def started(self) -> bool:

@@ -66,6 +66,18 @@ def test_success_whose_report_is_gone_is_still_success():
     assert "output.uri" in found.message
 
 
+def test_a_complete_job_whose_worker_0_still_seems_to_run_is_waited_for_as_its_report_is_on_its_way():
+    assert judged(job(COMPLETE), pod(0), pod(1)) is None
+
+
+@pytest.mark.parametrize("phase", ["Running", "Succeeded"])
+def test_a_container_that_has_ended_counts_before_the_pods_phase_says_so(phase):
+    ended = pod(0, 0, make.succeeded().to_json(), phase=phase)
+    assert judged(job(("SuccessCriteriaMet", "SuccessPolicy", "")), ended).report.model.digest == make.DIGEST
+    failed = pod(1, 40, make.failed().to_json(), phase="Running" if phase == "Running" else "Failed")
+    assert judged(job(POLICY), pod(0), failed).reason == Reason.DATASET_INVALID
+
+
 def test_a_users_error_is_told_in_the_trainers_words_by_whichever_worker_it_was():
     found = judged(job(POLICY), pod(0), pod(1, 40, make.failed().to_json()))
     assert (found.succeeded, found.reason) == (False, Reason.DATASET_INVALID)

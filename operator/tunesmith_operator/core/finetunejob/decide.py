@@ -141,7 +141,7 @@ def _follow(job: FineTuneJob, kin: Family, deleting: bool, now: datetime, config
 
 def _verdict_is_near(kin: Family, now: datetime) -> bool:
     """A pod has just ended in the way that ends the Job: the Job controller says so in a moment, so nothing is told."""
-    decisive = [pod for pod in kin.pods if pod.index == 0 and pod.phase == "Succeeded"]
+    decisive = [pod for pod in kin.pods if pod.index == 0 and pod.succeeded]
     guilty = culprit(kin.pods)
     decisive += [guilty] if guilty is not None else []
     return any(0.0 <= now.timestamp() - ended_at(pod) < VERDICT_SECONDS for pod in decisive)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_operator.core.crashes import ended_at
 from tunesmith_operator.core.manifest import Owner
 from tunesmith_operator.core.resources import FINETUNEJOB
 from tunesmith_operator.core.views import (
@@ -57,6 +58,26 @@ class Family:
     def living(self) -> tuple[PodView, ...]:
         """Pods that have neither ended nor been told to."""
         return tuple(pod for pod in self.pods if not pod.finished and not pod.deleting)
+
+    @property
+    def lost(self) -> tuple[PodView, ...]:
+        """Pods that failed of themselves since the Job was last resumed."""
+        resumed = self.job.resumed_at if self.job is not None else None
+        since = resumed.timestamp() if resumed is not None else 0.0
+        return tuple(
+            pod
+            for pod in self.pods
+            if pod.failed and not self.cleaned_up(pod) and (not since or ended_at(pod) >= since)
+        )
+
+    def cleaned_up(self, pod: PodView) -> bool:
+        """Whether the Job controller took the pod away for a suspension: nothing was lost with it."""
+        job = self.job
+        if job is None or not pod.deleting:
+            return False
+        if job.suspended or job.resuming:
+            return True
+        return job.resumed_at is not None and pod.created is not None and pod.created < job.resumed_at
 
 
 def attempt_number(job: FineTuneJob) -> int:

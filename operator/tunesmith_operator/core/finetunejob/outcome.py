@@ -57,9 +57,10 @@ def verdict(family: Family, spec: FineTuneJobSpec) -> Verdict | None:
 
 
 def _success(pods: tuple[PodView, ...], job: JobView) -> Verdict | None:
-    winner = next((pod for pod in pods if pod.index == 0 and pod.phase == "Succeeded"), None)
+    winner = next((pod for pod in pods if pod.index == 0 and pod.succeeded), None)
     report = winner.report if winner is not None else None
-    if report is None and not job.complete:
+    if report is None and (not job.complete or any(pod.index == 0 and not pod.finished for pod in pods)):
+        # of two watches one is behind: the pod's end, and its report with it, is on its way
         return None
     message = report.message if report is not None and report.message else "The tuned model is ready."
     if report is None:
@@ -72,7 +73,7 @@ def culprit(pods: tuple[PodView, ...]) -> PodView | None:
     guilty = [
         pod
         for pod in pods
-        if pod.phase == "Failed" and pod.container is not None and pod.container.exit_code in TERMINAL_EXIT_CODES
+        if pod.failed and pod.container is not None and pod.container.exit_code in TERMINAL_EXIT_CODES
     ]
     return min(guilty, key=lambda pod: (ended_at(pod), pod.index), default=None)
 

@@ -24,8 +24,9 @@ from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.crashes import crash_message, last_crash
 from tunesmith_operator.core.finetunejob.observed import Family, attempt_number, child_name
 from tunesmith_operator.core.finetunejob.outcome import Verdict, culprit
-from tunesmith_operator.core.text import duration, loss, number, rfc3339, shortened
+from tunesmith_operator.core.text import duration, loss, number, parse_time, rfc3339, shortened
 from tunesmith_operator.core.troubles import Trouble
+from tunesmith_operator.core.views import JobView
 
 __all__ = ["ended_status", "refused_status", "running_status", "stopped", "waiting_status"]
 
@@ -191,23 +192,28 @@ def _standing(
         return Standing(JobPhase.PENDING, Reason.PENDING, "The workers are being created.")
     if child.suspended or job.spec.suspend:
         return Standing(JobPhase.SUSPENDED, Reason.SUSPENDED, "Suspended: set spec.suspend to false to go on.")
-    if child.failing is not None:
+    known = find(job.status.conditions, JobCondition.SUCCEEDED)
+    guilty = culprit(family.pods)
+    if child.failing is not None and (
+        child.failing.reason != "PodFailurePolicy" or guilty is not None or known is None
+    ):
         late = child.failing.reason == "DeadlineExceeded"
         reason = Reason.DEADLINE_EXCEEDED if late else Reason.BACKOFF_LIMIT_EXCEEDED
         return Standing(job.status.phase, reason, f"The workers are being stopped: {child.failing.message}")
     if trouble is not None:
         return Standing(JobPhase.PENDING, trouble.reason, trouble.message)
-    if any(pod.index == 0 and pod.phase == "Succeeded" for pod in family.pods):
+    if child.complete or child.succeeding or any(pod.index == 0 and pod.succeeded for pod in family.pods):
         return Standing(JobPhase.SAVING, Reason.TRAINING, "Worker 0 has finished; the other workers are being ended.")
-    known = find(job.status.conditions, JobCondition.SUCCEEDED)
-    if known is not None and culprit(family.pods) is not None:
-        # the verdict is a moment away: say nothing in between
-        return Standing(job.status.phase, Reason(known.reason), known.message)
     sample = family.progress
+    if known is not None and (guilty is not None or child.failing is not None or _is_to_be_heard_of(job, family)):
+        # the verdict or the next report is a moment away: say nothing in between
+        return Standing(job.status.phase, Reason(known.reason), known.message)
+    resumed = _is_resumed(job, child)
     if sample is not None and sample.report.state not in (TrainerState.STARTING, TrainerState.FAILED):
-        return _reported(sample.report, sample.alive_at, now, config)
-    crashed = last_crash(family.pods)
-    if crashed is not None or restarts > 0 or (job.status.progress is not None and job.status.progress.global_step):
+        return _reported(sample.report, sample.alive_at, now, config, resumed)
+    crashed = last_crash(family.lost)
+    trained = job.status.progress is not None and job.status.progress.global_step > 0
+    if crashed is not None or (not resumed and (restarts > 0 or trained)):
         resume = job.status.checkpoint
         tail = f"goes on from the checkpoint of step {resume.step}" if resume is not None else "starts again"
         cause = f" Last: {crash_message(crashed)}" if crashed is not None else ""
@@ -217,10 +223,34 @@ def _standing(
     return Standing(JobPhase.PENDING, Reason.PENDING, "Waiting for the workers' pods to start.")
 
 
-def _reported(report: ProgressReport, alive_at: datetime, now: datetime, config: Config) -> Standing:
+def _heard_at(job: FineTuneJob) -> datetime | None:
+    """The last heartbeat that the status knows of."""
+    return parse_time(job.status.progress.last_heartbeat_time) if job.status.progress is not None else None
+
+
+def _is_to_be_heard_of(job: FineTuneJob, family: Family) -> bool:
+    """Whether worker 0 is the one that reported before, and only its next report isn't here.
+
+    So it is after a start of the operator, and while a trainer that has given up ends.
+    """
+    head, heard = family.head, _heard_at(job)
+    if family.progress is not None:
+        return family.progress.report.state is TrainerState.FAILED
+    if head is None or head.container is None or not head.container.running:
+        return False
+    return heard is not None and head.created is not None and heard >= head.created
+
+
+def _is_resumed(job: FineTuneJob, child: JobView) -> bool:
+    """Whether the workers start after a suspension and haven't trained since: they were stopped, not lost."""
+    heard = _heard_at(job)
+    return child.resuming or (child.resumed_at is not None and (heard is None or heard <= child.resumed_at))
+
+
+def _reported(report: ProgressReport, alive_at: datetime, now: datetime, config: Config, resumed: bool) -> Standing:
     phase = _PHASES[report.state]
     reason = Reason.STARTING if phase is JobPhase.STARTING else Reason.TRAINING
-    if reason is Reason.STARTING and report.restarts > 0:
+    if reason is Reason.STARTING and report.restarts > 0 and not resumed:
         reason = Reason.RESTARTING
     message = report.message or ("The model is training." if reason is Reason.TRAINING else "The trainer is starting.")
     if (now - alive_at).total_seconds() > config.heartbeat_stale_seconds:
@@ -234,11 +264,11 @@ def _reported(report: ProgressReport, alive_at: datetime, now: datetime, config:
 def _restarts(family: Family, before: int) -> int:
     """Losses after which training was resumed.
 
-    The trainer counts them and keeps the count in its checkpoints; before the first checkpoint, the failed pods of
-    worker 0 tell. So the larger number is right.
+    The trainer counts them and keeps the count in its checkpoints; before the first checkpoint, the pods that followed
+    a failed one of worker 0 tell. So the larger number is right.
     """
-    heads = [pod for pod in family.pods if pod.index == 0]
-    replaced = sum(pod.phase == "Failed" for pod in heads)
+    heads = [pod for pod in family.pods if pod.index == 0 and not family.cleaned_up(pod)]
+    replaced = max(0, len(heads) - 1)
     told = [pod.report.restarts for pod in heads if pod.report is not None]
     told += [family.progress.report.restarts] if family.progress is not None else []
     return max(before + replaced, *told, 0)
