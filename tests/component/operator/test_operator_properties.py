@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from support import make
 from support.world import World
 from tunesmith_api.keys import FINETUNEJOB_KIND, Reason
+from tunesmith_api.reports import ProgressReport, TrainerState
 from tunesmith_operator.core.finetunejob.decide import decide
 from tunesmith_operator.core.resources import Key
+from tunesmith_operator.core.views import ProgressSample
 
 KEY = Key(FINETUNEJOB_KIND, "ml", "sentiment")
 
@@ -47,6 +49,28 @@ def succeed(world):
         world.job_is("sentiment-1", "SuccessCriteriaMet", "SuccessPolicy")
 
 
+def report(world):
+    if (pod := head(world)) and pod["status"]["phase"] == "Running":
+        step = 10 + len(world.cluster.writes)
+        beat = {
+            "state": TrainerState.TRAINING,
+            "global_step": step,
+            "max_steps": 999,
+            "heartbeat_unix": world.now.timestamp(),
+        }
+        world.samples[KEY] = ProgressSample(pod["metadata"]["uid"], ProgressReport(**beat), world.now)
+
+
+def lose_contact(world):
+    world.samples.clear()
+
+
+def pod_finds_no_node(world):
+    if world.cluster.get("Job", "sentiment-1"):
+        blocked = {"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available"}
+        world.pod("sentiment-1", 1, suffix="n", phase="Pending", conditions=[blocked], containerStatuses=[])
+
+
 def delete_job(world):
     world.cluster.remove("Job", "ml", "sentiment-1")
 
@@ -69,7 +93,7 @@ def time_passes(world):
 
 
 HAPPENINGS = [
-    start_pods, lose_head, remove_pods, users_error, succeed, delete_job, delete_service, toggle_suspend, crash_soon, time_passes,
+    start_pods, report, lose_contact, pod_finds_no_node, lose_head, remove_pods, users_error, succeed, delete_job, delete_service, toggle_suspend, crash_soon, time_passes,
 ]  # fmt: skip
 
 
