@@ -13,8 +13,9 @@ from tunesmith_api import keys
 from tunesmith_api.reports import ProgressReport, TerminationReport
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.resources import CONFIG_MAP, DEPLOYMENT, JOB, NETWORK_POLICY, SERVICE, Key
-from tunesmith_operator.core.views import PodView, ProgressSample
+from tunesmith_operator.core.kinds import KINDS
+from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB, NETWORK_POLICY, POD, SERVICE, Key
+from tunesmith_operator.core.reconcile.progress import ProgressSample
 from tunesmith_operator.engine.controller import Controller
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.recent import RecentWrites
@@ -38,14 +39,13 @@ class World:
             return LiveIndex(self.cluster, kind, view)
 
         indexes = Indexes(
-            finetunejobs=index(keys.FINETUNEJOB_KIND),
-            modeldeployments=index(keys.MODELDEPLOYMENT_KIND),
+            custom={kind.resource: index(kind.resource.kind) for kind in KINDS},
             services=index("Service", VIEWS[SERVICE]),
             config_maps=index("ConfigMap", VIEWS[CONFIG_MAP]),
             network_policies=index("NetworkPolicy", VIEWS[NETWORK_POLICY]),
             jobs=index("Job", VIEWS[JOB]),
             deployments=index("Deployment", VIEWS[DEPLOYMENT]),
-            pods=index("Pod", PodView),
+            pods=index("Pod", VIEWS[POD]),
         )
 
         async def nothing(host: str, port: int) -> ProgressReport | None:
@@ -73,9 +73,9 @@ class World:
         raise AssertionError(f"it never settles: {self.cluster.writes[-12:]}")
 
     async def _round(self) -> None:
-        for kind in (keys.FINETUNEJOB_KIND, keys.MODELDEPLOYMENT_KIND):
-            for raw in self.cluster.of_kind(kind):
-                await self.controller.process(Key(kind, raw["metadata"]["namespace"], raw["metadata"]["name"]))
+        for kind in KINDS:
+            for raw in self.cluster.of_kind(kind.resource.kind):
+                await self.controller.process(kind.key(raw["metadata"]["namespace"], raw["metadata"]["name"]))
 
     def wait(self, seconds: float) -> None:
         """Let time pass, then settle."""
@@ -158,6 +158,11 @@ class World:
         self.cluster.change("Deployment", name, {"status": status})
 
     # --- looking ---
+
+    def observed(self, key: Key) -> Any:
+        """What its kind's `decide` is given to decide about."""
+        store = self.controller._store
+        return store.observe(key, store.custom_resource(key))
 
     def status(self, kind: str = keys.FINETUNEJOB_KIND, name: str = "sentiment") -> dict[str, Any]:
         """The status of a custom resource."""

@@ -18,8 +18,8 @@ import urllib3
 
 from tunesmith_api import __version__, keys
 from tunesmith_operator.adapters.errors import Gone, Transient, classify
-from tunesmith_operator.core.manifest import JSON, Manifest
-from tunesmith_operator.core.resources import Resource
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.resources import Resource
 
 __all__ = ["KubernetesCluster", "client_configuration"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from tunesmith_operator.core.resources import Key, Resource
-from tunesmith_operator.core.views import ChildView
+from tunesmith_operator.core.kubernetes.objects import ChildView
+from tunesmith_operator.core.kubernetes.resources import Key, Resource
 
 __all__ = ["RecentWrites"]
 

@@ -9,8 +9,8 @@ from support import make
 from support.world import World
 from tunesmith_api.keys import FINETUNEJOB_KIND, Reason
 from tunesmith_api.reports import CheckpointRef, ProgressReport, TrainerState
-from tunesmith_operator.core.resources import Key
-from tunesmith_operator.core.views import ProgressSample
+from tunesmith_operator.core.kubernetes.resources import Key
+from tunesmith_operator.core.reconcile.progress import ProgressSample
 
 KEY = Key(FINETUNEJOB_KIND, "ml", "sentiment")
 JOB = "sentiment-1"

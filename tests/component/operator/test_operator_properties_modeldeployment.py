@@ -1,4 +1,4 @@
-"""Whatever happens to a deployment, in whatever order: it settles, and what has answered once goes on answering."""
+"""Whatever happens to a deployment, in whatever order: it comes to rest, and what has answered once goes on answering."""
 
 import logging
 
@@ -9,8 +9,8 @@ from support import make
 from support.world import World
 from tunesmith_api.keys import MODELDEPLOYMENT_KIND, Reason
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
+from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.core.modeldeployment.decide import decide
-from tunesmith_operator.core.resources import Key
 
 KIND = MODELDEPLOYMENT_KIND
 KEY = Key(KIND, "ml", "sentiment")
@@ -127,7 +127,7 @@ HAPPENINGS = [
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(HAPPENINGS), max_size=12))
-def test_a_deployment_settles_after_anything(happenings):
+def test_a_deployment_comes_to_rest_after_anything(happenings):
     logging.disable(logging.CRITICAL)
     world = World()
     world.cluster.put(make.modeldeployment())
@@ -136,9 +136,13 @@ def test_a_deployment_settles_after_anything(happenings):
             happening(world)
             world.wait(5)
             assert world.condition("Ready", KIND)[0]
-            seen = world.controller._store.modeldeployment(KEY)
-            first, second = (decide(seen, world.now, world.config) for _ in range(2))
-            assert first.actions == (), "what was decided has been carried out"
-            assert first == second, "the same observation gives the same decision"
+            assert decided_twice(world), "the same observation gives the same decision"
     finally:
         logging.disable(logging.NOTSET)
+
+
+def decided_twice(world):
+    observed = world.observed(KEY)
+    first, second = (decide(observed, world.now, world.config) for _ in range(2))
+    assert first.actions == (), "what was decided has been carried out"
+    return first == second

@@ -6,9 +6,11 @@ from support import make
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import MemoryFacts
 from tunesmith_api.v1alpha1 import FineTuneJob
-from tunesmith_operator.core.finetunejob.observed import Observed, family
+from tunesmith_operator.core.finetunejob.observed import Observed, children_of
 from tunesmith_operator.core.finetunejob.outcome import verdict
-from tunesmith_operator.core.views import JobView, PodView
+from tunesmith_operator.core.kubernetes.workloads import JobView
+from tunesmith_operator.core.pods.view import PodView
+from tunesmith_operator.core.reconcile.observed import ObservedObjects
 
 
 def job(*conditions):
@@ -38,8 +40,8 @@ def pod(index, code=None, message="", reason="Error", ended=5.0, phase=None):
 def judged(child, *pods, **spec):
     raw = make.finetunejob(**spec)
     raw["metadata"]["uid"] = "u"
-    observed = Observed(job=FineTuneJob.model_validate(raw), jobs=(child,), pods=pods)
-    return verdict(family(observed), observed.job.spec)
+    observed = Observed(job=FineTuneJob.model_validate(raw), objects=ObservedObjects(jobs=(child,), pods=pods))
+    return verdict(children_of(observed), observed.job.spec)
 
 
 COMPLETE = ("Complete", "SuccessPolicy", "")

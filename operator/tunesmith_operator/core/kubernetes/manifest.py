@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith_api import keys
 from tunesmith_api.model import digest_of
-from tunesmith_operator.core.resources import Resource
+from tunesmith_operator.core.kubernetes.resources import Resource
 
 __all__ = ["JSON", "Manifest", "Owner"]
 

@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith_cli.errors import Refused
 from tunesmith_cli.schema import JSON
 
-__all__ = ["Places"]
+__all__ = ["LocalPaths"]
 
 LOCAL = "local"
 _PART = re.compile(r"[A-Za-z0-9!_.*'()=+@-]+")
@@ -51,7 +51,7 @@ _FIELDS = (
 )
 
 
-class Places:
+class LocalPaths:
     """The links that a run needs, collected while paths are turned into URIs."""
 
     def __init__(self, volumes: Sequence[str] = ()) -> None:
@@ -138,7 +138,7 @@ class Places:
 
 
 def _values(document: JSON) -> Iterator[tuple[_Field, JSON, str]]:
-    """The places that a manifest gives: field, the object that holds it, and its value."""
+    """The URIs and paths that a manifest gives: field, the object that holds it, and its value."""
     for field in _FIELDS:
         parent: Any = document.get("spec")
         for name in field.path[:-1]:

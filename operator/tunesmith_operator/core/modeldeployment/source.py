@@ -11,7 +11,7 @@ from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.v1alpha1 import ConditionStatus, FineTuneJob, Storage
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.task import Task
-from tunesmith_operator.core.conditions import find, holds
+from tunesmith_operator.core.status.conditions import find, holds
 
 __all__ = ["Source", "SourceAbsent", "SourceModel", "of_finetunejob"]
 

@@ -9,8 +9,8 @@ from tunesmith_api import keys
 from tunesmith_api.model import Contract
 from tunesmith_api.v1alpha1 import Resources, Storage, Toleration
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.manifest import JSON, Manifest, Owner
-from tunesmith_operator.core.resources import CONFIG_MAP
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest, Owner
+from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP
 
 __all__ = ["Workload", "env", "plan_config_map", "pod_spec", "secret_env", "storage_env"]
 
