@@ -115,7 +115,7 @@ class LocalPaths:
                 yield f"{field.name}: {path} does not exist; {remedy}"
 
     def link(self, folder: Path) -> None:
-        """Make the links in `folder`, which becomes TUNESMITH_VOLUMES. Folders that are to be written are made."""
+        """Make the links in `folder`, which becomes TUNESMITH_VOLUMES. Folders that are to be written are created."""
         folder.mkdir(parents=True, exist_ok=True)
         for claim, target in self._links.items():
             target.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class LocalPaths:
         return self._links[claim] / rest
 
     def shown(self, text: str) -> str:
-        """The text with this machine's paths in place of the URIs made of them."""
+        """The text with this machine's paths in place of the URIs that they became."""
         for claim, target in self._links.items():
             if claim not in self._given:
                 path = str(target).rstrip("/").replace("\\", r"\\")

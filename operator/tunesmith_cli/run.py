@@ -1,4 +1,4 @@
-"""`tunesmith run`: a FineTuneJob through the trainer on this machine, from the manifest to the last word."""
+"""`tunesmith run`: a FineTuneJob through the trainer on this machine, from the manifest to the outcome."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 1.0
 """From one request for numbers to the next: they cost CPU that training could use."""
 LOG_TAIL_LINES = 8
-_LAST_WORDS = tuple(f"{outcome}: " for outcome in Outcome)
+_OUTCOME_PREFIXES = tuple(f"{outcome}: " for outcome in Outcome)
 """Begin the supervisor's last line, which the summary says better."""
 KILLED = 128 + signal.SIGINT
 """Exit code of a run that was not allowed to save first, as shells have it."""
@@ -88,7 +88,7 @@ def train(options: Options, console: Console) -> int:
 
 
 def _is_bug(trainer: Trainer, code: int) -> bool:
-    """Whether the run ended of what is nobody's input: then the log explains more than the last word."""
+    """Whether the run ended for a reason that no input explains: then the log says more than the report."""
     if code in (ExitCode.SUCCESS, ExitCode.INTERRUPTED, KILLED):
         return False
     report = trainer.report()
@@ -141,7 +141,7 @@ def _follow(trainer: Trainer, screen: Screen, paths: LocalPaths) -> int:
 
 def _show_lines(trainer: Trainer, screen: Screen, paths: LocalPaths) -> None:
     for line in trainer.lines():
-        if not line.startswith(_LAST_WORDS):
+        if not line.startswith(_OUTCOME_PREFIXES):
             screen.line(paths.shown(line))
 
 

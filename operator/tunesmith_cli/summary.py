@@ -1,4 +1,4 @@
-"""The last words of a run: what was reached, where it lies, and what to do next. `run` prints them."""
+"""The outcome of a run: what was reached, where it lies, and what to do next. `run` prints them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole operator on an in-memory cluster, in slow motion: one settled state after another, with a clock of its own."""
+"""A whole operator on an in-memory cluster, in slow motion: one steady state after another, with a clock of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
 class World:
-    """`settle` reconciles everything until nothing is written any more; a Crash in between restarts the operator."""
+    """`reconcile` goes on until nothing is written any more; a Crash in between restarts the operator."""
 
     def __init__(self, config: Config = CONFIG) -> None:
         self.cluster, self.config, self.now = FakeCluster(), config, NOW
@@ -58,7 +58,7 @@ class World:
             poller=poller, metrics=Metrics(), config=self.config, now=lambda: self.now, new_token=lambda: "token",
         )  # fmt: skip
 
-    def settle(self) -> None:
+    def reconcile(self) -> None:
         """Reconcile all custom resources until a whole round writes nothing."""
         for _ in range(40):
             before = len(self.cluster.writes)
@@ -70,7 +70,7 @@ class World:
                 continue
             if len(self.cluster.writes) == before:
                 return
-        raise AssertionError(f"it never settles: {self.cluster.writes[-12:]}")
+        raise AssertionError(f"it never comes to rest: {self.cluster.writes[-12:]}")
 
     async def _round(self) -> None:
         for kind in KINDS:
@@ -78,9 +78,9 @@ class World:
                 await self.controller.process(kind.key(raw["metadata"]["namespace"], raw["metadata"]["name"]))
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, then settle."""
+        """Let time pass, then reconcile."""
         self.now += timedelta(seconds=seconds)
-        self.settle()
+        self.reconcile()
 
     def stamp(self) -> str:
         """Now, as Kubernetes writes it."""
@@ -120,9 +120,9 @@ class World:
         raw = self.cluster.get("Pod", pod)
         assert raw is not None
         message = report if isinstance(report, str) else report.to_json()
-        box = raw["status"]["containerStatuses"][0]
+        container = raw["status"]["containerStatuses"][0]
         ended = {"exitCode": code, "message": message, "reason": reason or "Error", "finishedAt": self.stamp()}
-        raw["status"]["containerStatuses"] = [{**box, "state": {"terminated": ended}}]
+        raw["status"]["containerStatuses"] = [{**container, "state": {"terminated": ended}}]
         raw["status"]["conditions"] = [it for it in raw["status"]["conditions"] if it["type"] != "Ready"]
         self.cluster.put(raw)
 

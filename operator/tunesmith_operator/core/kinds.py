@@ -1,4 +1,4 @@
-"""The registry of kinds: the one place, beside its own folder, where a kind is made known to the operator."""
+"""The registry of kinds: the one place, beside its own folder, where the operator learns of a kind."""
 
 from __future__ import annotations
 

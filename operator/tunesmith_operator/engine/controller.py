@@ -211,8 +211,8 @@ class Controller:
 
     async def _do(self, key: Key, action: Action) -> None:
         match action:
-            case Apply(manifest, ours):
-                self._remember(key, manifest.resource, await self._cluster.apply(manifest, force=ours))
+            case Apply(manifest, owned):
+                self._remember(key, manifest.resource, await self._cluster.apply(manifest, force=owned))
             case Create(manifest, random_key):
                 body: dict[str, Any] = manifest.body | {"stringData": {random_key: self._new_token()}}
                 await self._cluster.create(manifest.resource, manifest.namespace, body)

@@ -23,7 +23,7 @@ class Run:
     def __init__(self) -> None:
         self.world = World()
         self.world.cluster.put(make.finetunejob())
-        self.world.settle()
+        self.world.reconcile()
         self.head, self.other = self.world.pod(JOB, 0, ready=True), self.world.pod(JOB, 1, ready=True)
         self.world.wait(20)
         self.report()

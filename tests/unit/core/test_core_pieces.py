@@ -149,11 +149,11 @@ def test_workloads_pass_the_restricted_standard_and_hold_no_secrets_in_plain_tex
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
-        for box in pod["containers"]:
-            assert box["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-            assert box["securityContext"]["readOnlyRootFilesystem"]
-            assert not box["securityContext"]["allowPrivilegeEscalation"]
-            secret = [it for it in box["env"] if it["name"].startswith(("AWS_", "RAY_AUTH_TOKEN"))]
+        for container in pod["containers"]:
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            secret = [it for it in container["env"] if it["name"].startswith(("AWS_", "RAY_AUTH_TOKEN"))]
             assert all("value" not in it for it in secret)
     assert "data" not in children.secret.body
 
@@ -235,10 +235,10 @@ def mounts(pod):
         for volume in pod["volumes"]
         if "persistentVolumeClaim" in volume
     }
-    (box,) = pod["containers"]
+    (container,) = pod["containers"]
     return {
         claims[mount["name"]]["claimName"]: (mount["mountPath"], mount.get("readOnly", False), claims[mount["name"]])
-        for mount in box["volumeMounts"]
+        for mount in container["volumeMounts"]
         if mount["name"] in claims
     }
 
@@ -263,8 +263,8 @@ def test_claims_are_mounted_by_their_names_and_written_to_only_where_the_job_wri
 
 
 def variables(pod):
-    (box,) = pod["containers"]
-    return {entry["name"]: entry for entry in box["env"]}
+    (container,) = pod["containers"]
+    return {entry["name"]: entry for entry in container["env"]}
 
 
 def test_secrets_of_hub_and_tracking_come_by_reference_and_the_trackings_may_lack_keys():

@@ -18,12 +18,12 @@ def pod(state=None, *, scheduled=0.0, why="", name="sentiment-1-0-abc", **status
         conditions.append({"type": "PodScheduled", "status": "True", "lastTransitionTime": make.stamp(scheduled)})
     elif why:
         conditions.append({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why})
-    boxes = [{"name": "trainer", "image": "registry/trainer:1", "state": state}] if state else []
+    containers = [{"name": "trainer", "image": "registry/trainer:1", "state": state}] if state else []
     meta = {
         "name": name, "namespace": "ml", "labels": {"tunesmith.dev/finetunejob": "sentiment"},
         "creationTimestamp": make.stamp(0),
     }  # fmt: skip
-    base = {"phase": "Pending", "conditions": conditions, "containerStatuses": boxes}
+    base = {"phase": "Pending", "conditions": conditions, "containerStatuses": containers}
     return PodView.of({"metadata": meta, "status": {**base, **status}})
 
 

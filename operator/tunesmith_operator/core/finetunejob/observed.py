@@ -108,7 +108,7 @@ def owner_of(job: FineTuneJob) -> Owner:
 
 
 def children_of(observed: Observed) -> Children:
-    """Tell the children from the orphans."""
+    """Sort the objects into children and orphans."""
     objects, uid = observed.objects, observed.job.metadata.uid
     name = child_name(observed.job, attempt_number(observed.job))
     jobs = owned_by(uid, objects.jobs)

@@ -54,7 +54,7 @@ class Owner:
     ) -> Manifest:
         """A child of this owner: `fields` are the object's own top-level fields (spec, data, …).
 
-        Its hash covers everything in it and stands in the spec-hash annotation, so a child is written again only when
+        Its hash covers everything in it and is its spec-hash annotation, so a child is written again only when
         something about it has to change.
         """
         reference = {

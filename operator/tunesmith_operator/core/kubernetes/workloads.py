@@ -80,7 +80,7 @@ class JobView(ChildView):
 
     @property
     def ending(self) -> bool:
-        """Its verdict has fallen."""
+        """It has succeeded or failed, or is bound to."""
         return self.complete or self.succeeding or self.failing is not None
 
 

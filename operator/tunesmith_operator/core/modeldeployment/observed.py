@@ -103,7 +103,7 @@ def owner_of(deployment: ModelDeployment) -> Owner:
 
 
 def children_of(observed: Observed) -> Children:
-    """Tell the children from the orphans."""
+    """Sort the objects into children and orphans."""
     objects, uid = observed.objects, observed.deployment.metadata.uid
     jobs = _by_revision(owned_by(uid, objects.jobs))
     job_uids = {job.uid for job in jobs.values()}

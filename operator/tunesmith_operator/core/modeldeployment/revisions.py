@@ -23,7 +23,7 @@ from tunesmith_operator.core.text import duration, rfc3339
 
 __all__ = ["History", "advance", "failed_in_rollout", "history_of", "quantize_startup", "trim"]
 
-_LIVE = (RevisionPhase.QUANTIZING, RevisionPhase.ROLLING_OUT)
+_IN_PROGRESS = (RevisionPhase.QUANTIZING, RevisionPhase.ROLLING_OUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class History:
             current = changed
         newest = max(by_number)
         for number, revision in by_number.items():
-            if number != newest and revision.phase in _LIVE:
+            if number != newest and revision.phase in _IN_PROGRESS:
                 by_number[number] = revision.model_copy(update={"phase": RevisionPhase.RETIRED})
         ordered = tuple(by_number[number] for number in sorted(by_number))
         return History(ordered, current, ordered[-1])
@@ -127,7 +127,7 @@ def failed_in_rollout(revision: Revision) -> bool:
 
 
 def quantize_startup(deployment: ModelDeployment, children: Children, label: str, now: datetime) -> Startup:
-    """How the start of the quantize pod stands."""
+    """How far the start of the quantize pod is."""
     patience = timedelta(seconds=deployment.spec.rollout.progress_deadline_seconds)
     pods = children.quantize_pods(label)
     job = children.jobs.get(label)

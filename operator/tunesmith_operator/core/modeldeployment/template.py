@@ -1,4 +1,4 @@
-"""Spec and source → the template of a revision: its ServingPlan, and the digest that tells it from others."""
+"""Spec and source → the template of a revision: its ServingPlan, and the digest that identifies it."""
 
 from __future__ import annotations
 

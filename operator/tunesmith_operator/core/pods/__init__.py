@@ -1,1 +1,1 @@
-"""Pods of ours, whatever makes them: their spec, what is seen of them, why one does not start or has crashed."""
+"""Tunesmith's pods, whichever object owns them: their spec, what is seen of them, why one doesn't start or crashed."""

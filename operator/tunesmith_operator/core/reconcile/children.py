@@ -19,7 +19,7 @@ ORPHANS_SECONDS: Final = 5.0
 def apply_if_changed(manifest: Manifest, child: ChildView | None) -> Iterator[Apply]:
     """Write the child, where it is missing or was last applied from another manifest."""
     if child is None or child.spec_hash != manifest.hash:
-        yield Apply(manifest, ours=child is not None)
+        yield Apply(manifest, owned=child is not None)
 
 
 def orphans_message(previous_owner: str, orphans: Iterable[ChildView]) -> str:

@@ -23,12 +23,12 @@ QUIET: Final = frozenset({Reason.PENDING, Reason.STARTING})
 class Apply:
     """Server-side apply.
 
-    `ours` says that the object is known to be this owner's: its fields are then taken over by
+    `owned` says that the object is known to have this owner: its fields are then taken over by
     force; otherwise somebody else's object of that name makes the apply fail instead of being overwritten.
     """
 
     manifest: Manifest
-    ours: bool = False
+    owned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Status(Protocol):
 
 
 class CustomResource(Protocol):
-    """One object of a kind of ours."""
+    """One object of a registered kind."""
 
     @property
     def metadata(self) -> ObjectMeta:
