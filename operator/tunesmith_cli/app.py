@@ -51,8 +51,7 @@ def run(
     from rich.console import Console
 
     from tunesmith_cli.errors import Refused
-    from tunesmith_cli.run import Options
-    from tunesmith_cli.run import run as train
+    from tunesmith_cli.run import Options, train
 
     try:
         code = train(Options(file, setting or (), volume or (), work_dir), Console())

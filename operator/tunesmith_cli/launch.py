@@ -1,6 +1,6 @@
 """The trainer's supervisor as a child process: its environment is a pod's, with all workers in one pod.
 
-`run` starts it, asks it for progress, tells it to stop, and kills it with everything below it if it has to.
+`run` starts it, asks it for progress, signals it to stop, and kills it with everything below it if it has to.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def environment_of(
 
 
 def _end_with_parent() -> None:
-    """In the child: be told to stop when the command line itself is killed."""
+    """In the child: receive SIGTERM when the command line itself is killed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
@@ -140,7 +140,7 @@ class Trainer:
             self._reader.join(timeout=5)
 
     def report(self) -> TerminationReport | None:
-        """Its last word."""
+        """The termination report that it left, if it left one."""
         try:
             return TerminationReport.from_json(self.termination_file.read_bytes())
         except (OSError, ValidationError):

@@ -18,7 +18,7 @@ from tunesmith_cli.errors import Refused
 
 __all__ = ["Scratch", "check_gpus", "check_trainer", "cores", "free_ports", "gpus", "scratch_folder"]
 
-SHORT_FOLDER = Path("/tmp")  # noqa: S108 - only links to folders of our own are made there
+SHORT_FOLDER = Path("/tmp")  # noqa: S108 - only links to folders of this program are created there
 MAX_SCRATCH = 30
 """Longest path of the scratch folder, in bytes: Ray's sockets lie 72 below it, and Linux allows 107."""
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
@@ -95,7 +95,7 @@ def scratch_folder(work_dir: Path | None) -> Iterator[Scratch]:
     It is removed at the end. Where it has been marked as kept, its files stay, and folders go: those are copies.
 
     Raises:
-        Refused: it can't be made.
+        Refused: it can't be created.
     """
     parent = work_dir.expanduser().absolute() if work_dir is not None else Path(tempfile.gettempdir())
     try:

@@ -1,7 +1,7 @@
 """A FineTuneJob's manifest as the cluster would read it: YAML, overrides, the API's rules, the operator's policies.
 
-`run` calls it. Where a URI stands in the manifest, a path of this machine may stand instead: `places` turns those into
-URIs before anything is checked.
+`run` calls it. Where a URI stands in the manifest, a path of this machine may stand instead: `local_paths` turns those
+into URIs before anything is checked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_cli.errors import Refused
-from tunesmith_cli.places import Places
+from tunesmith_cli.local_paths import LocalPaths
 from tunesmith_cli.refusals import refusals
 from tunesmith_cli.schema import JSON, document_schema, node_at
 from tunesmith_operator.core.finetunejob.policies import violation
@@ -109,7 +109,7 @@ def _value(text: str, node: JSON) -> Any:
         raise Refused(f"--set …={text}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def checked_job(document: JSON, places: Places) -> FineTuneJob:
+def checked_job(document: JSON, paths: LocalPaths) -> FineTuneJob:
     """The job, if a cluster would accept it and every path that it reads is there.
 
     Raises:
@@ -118,10 +118,11 @@ def checked_job(document: JSON, places: Places) -> FineTuneJob:
     faults = refusals(document)
     if not faults:
         job = FineTuneJob.model_validate(document)
-        faults = [found] if (found := violation(job)) is not None else list(places.faults(document))
+        broken = violation(job)
+        faults = [broken.message] if broken is not None else list(paths.faults(document))
         if not faults:
             return job
-    raise Refused(*(places.shown(line) for line in _sorted(faults)))
+    raise Refused(*(paths.shown(line) for line in _sorted(faults)))
 
 
 def _sorted(faults: Iterable[str]) -> list[str]:

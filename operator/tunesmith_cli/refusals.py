@@ -1,7 +1,7 @@
 """Why a manifest is refused, in the API server's words, without an API server.
 
-The same pydantic types that the CRD is made from check shapes; the CRD's CEL rules are evaluated as they stand in those
-types. So each rule is written once, and a manifest is refused here exactly as in a cluster.
+The same pydantic types that the CRD is generated from check shapes; the CRD's CEL rules are evaluated as they are in
+those types. So each rule is written once, and a manifest is refused here exactly as in a cluster.
 `tests/integration/test_samples.py` compares the two, line by line.
 """
 

@@ -1,4 +1,4 @@
-"""The last words of a run: what was reached, where it lies, and what to do next. `run` prints them."""
+"""The outcome of a run: what was reached, where it lies, and what to do next. `run` prints them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.task import Task
-from tunesmith_cli.places import Places
+from tunesmith_cli.local_paths import LocalPaths
 
-__all__ = ["tell_end", "tell_metrics"]
+__all__ = ["print_metrics", "print_outcome"]
 
 BEFORE = "Before"
 REPORT_FILE = "report.html"
@@ -33,18 +33,18 @@ _CLASSES = {
 }
 
 
-def tell_end(
-    console: Console, plan: TrainingPlan, report: TerminationReport | None, code: int, places: Places, command: str
+def print_outcome(
+    console: Console, plan: TrainingPlan, report: TerminationReport | None, code: int, paths: LocalPaths, command: str
 ) -> None:
     """Say how the run ended. `command` is what was typed, for going on."""
 
     def say(text: str = "") -> None:
-        console.print(places.shown(text), markup=False, highlight=False, soft_wrap=True)
+        console.print(paths.shown(text), markup=False, highlight=False, soft_wrap=True)
 
     say()
     if report is not None and report.outcome is Outcome.SUCCEEDED:
-        tell_metrics(console, report.metrics)
-        for line in _success(plan, report, places):
+        print_metrics(console, report.metrics)
+        for line in _success(plan, report, paths):
             say(line)
     elif code == ExitCode.INTERRUPTED:
         for line in _stopped(report, command):
@@ -54,9 +54,9 @@ def tell_end(
             say(line)
 
 
-def _success(plan: TrainingPlan, report: TerminationReport, places: Places) -> Iterator[str]:
+def _success(plan: TrainingPlan, report: TerminationReport, paths: LocalPaths) -> Iterator[str]:
     uri = report.model.uri if report.model is not None else plan.output_uri
-    folder = places.path_of(uri)
+    folder = paths.path_of(uri)
     page = folder / REPORT_FILE if folder is not None else None
     yield f"model   {folder if folder is not None else uri}"
     if page is None or page.is_file():
@@ -94,7 +94,7 @@ def _failure(report: TerminationReport | None, code: int, command: str) -> Itera
         yield f"Step {report.checkpoint.step} is saved in {report.checkpoint.uri}; the same command goes on from there."
 
 
-def tell_metrics(console: Console, metrics: dict[str, float]) -> None:
+def print_metrics(console: Console, metrics: dict[str, float]) -> None:
     """Print the final numbers, each beside what it was before training."""
     pairs = {name: metrics.get(f"{name}{BEFORE}") for name in metrics if not name.endswith(BEFORE)}
     if not pairs:

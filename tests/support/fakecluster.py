@@ -11,10 +11,10 @@ from typing import Any
 
 from support.make import merged
 from tunesmith_operator.adapters.errors import Gone, Rejected
-from tunesmith_operator.core.manifest import Manifest
-from tunesmith_operator.core.resources import Key, Resource
-from tunesmith_operator.core.views import ChildView
-from tunesmith_operator.engine.store import owner_key
+from tunesmith_operator.core.kinds import owner_key
+from tunesmith_operator.core.kubernetes.manifest import Manifest
+from tunesmith_operator.core.kubernetes.objects import ChildView
+from tunesmith_operator.core.kubernetes.resources import Key, Resource
 
 Name = tuple[str, str, str]
 

@@ -1,4 +1,4 @@
-"""A whole operator on an in-memory cluster, in slow motion: one settled state after another, with a clock of its own."""
+"""A whole operator on an in-memory cluster, in slow motion: one steady state after another, with a clock of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from tunesmith_api import keys
 from tunesmith_api.reports import ProgressReport, TerminationReport
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.resources import CONFIG_MAP, DEPLOYMENT, JOB, NETWORK_POLICY, SERVICE, Key
-from tunesmith_operator.core.views import PodView, ProgressSample
+from tunesmith_operator.core.kinds import KINDS
+from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB, NETWORK_POLICY, POD, SERVICE, Key
+from tunesmith_operator.core.reconcile.progress import ProgressSample
 from tunesmith_operator.engine.controller import Controller
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.recent import RecentWrites
@@ -25,7 +26,7 @@ INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
 class World:
-    """`settle` reconciles everything until nothing is written any more; a Crash in between restarts the operator."""
+    """`reconcile` goes on until nothing is written any more; a Crash in between restarts the operator."""
 
     def __init__(self, config: Config = CONFIG) -> None:
         self.cluster, self.config, self.now = FakeCluster(), config, NOW
@@ -38,14 +39,13 @@ class World:
             return LiveIndex(self.cluster, kind, view)
 
         indexes = Indexes(
-            finetunejobs=index(keys.FINETUNEJOB_KIND),
-            modeldeployments=index(keys.MODELDEPLOYMENT_KIND),
+            custom={kind.resource: index(kind.resource.kind) for kind in KINDS},
             services=index("Service", VIEWS[SERVICE]),
             config_maps=index("ConfigMap", VIEWS[CONFIG_MAP]),
             network_policies=index("NetworkPolicy", VIEWS[NETWORK_POLICY]),
             jobs=index("Job", VIEWS[JOB]),
             deployments=index("Deployment", VIEWS[DEPLOYMENT]),
-            pods=index("Pod", PodView),
+            pods=index("Pod", VIEWS[POD]),
         )
 
         async def nothing(host: str, port: int) -> ProgressReport | None:
@@ -58,7 +58,7 @@ class World:
             poller=poller, metrics=Metrics(), config=self.config, now=lambda: self.now, new_token=lambda: "token",
         )  # fmt: skip
 
-    def settle(self) -> None:
+    def reconcile(self) -> None:
         """Reconcile all custom resources until a whole round writes nothing."""
         for _ in range(40):
             before = len(self.cluster.writes)
@@ -70,17 +70,17 @@ class World:
                 continue
             if len(self.cluster.writes) == before:
                 return
-        raise AssertionError(f"it never settles: {self.cluster.writes[-12:]}")
+        raise AssertionError(f"it never comes to rest: {self.cluster.writes[-12:]}")
 
     async def _round(self) -> None:
-        for kind in (keys.FINETUNEJOB_KIND, keys.MODELDEPLOYMENT_KIND):
-            for raw in self.cluster.of_kind(kind):
-                await self.controller.process(Key(kind, raw["metadata"]["namespace"], raw["metadata"]["name"]))
+        for kind in KINDS:
+            for raw in self.cluster.of_kind(kind.resource.kind):
+                await self.controller.process(kind.key(raw["metadata"]["namespace"], raw["metadata"]["name"]))
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, then settle."""
+        """Let time pass, then reconcile."""
         self.now += timedelta(seconds=seconds)
-        self.settle()
+        self.reconcile()
 
     def stamp(self) -> str:
         """Now, as Kubernetes writes it."""
@@ -115,27 +115,36 @@ class World:
         self.cluster.put({"kind": "Pod", "metadata": meta, "spec": {}, "status": {**base, **status}})
         return name
 
-    def ends(self, pod: str, code: int, report: TerminationReport | str = "", reason: str = "") -> None:
-        """The pod's container ends."""
+    def exits(self, pod: str, code: int, report: TerminationReport | str = "", reason: str = "") -> None:
+        """The pod's container ends; the kubelet hasn't torn the pod down yet, so that its phase is the same."""
         raw = self.cluster.get("Pod", pod)
         assert raw is not None
         message = report if isinstance(report, str) else report.to_json()
-        box = raw["status"]["containerStatuses"][0]
+        container = raw["status"]["containerStatuses"][0]
         ended = {"exitCode": code, "message": message, "reason": reason or "Error", "finishedAt": self.stamp()}
-        raw["status"]["containerStatuses"] = [{**box, "state": {"terminated": ended}}]
-        raw["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
+        raw["status"]["containerStatuses"] = [{**container, "state": {"terminated": ended}}]
         raw["status"]["conditions"] = [it for it in raw["status"]["conditions"] if it["type"] != "Ready"]
         self.cluster.put(raw)
 
-    def job_is(self, name: str, type_: str, reason: str = "", message: str = "") -> None:
+    def ends(self, pod: str, code: int, report: TerminationReport | str = "", reason: str = "") -> None:
+        """The pod's container ends, and with it the pod."""
+        self.exits(pod, code, report, reason)
+        self.cluster.change("Pod", pod, {"status": {"phase": "Succeeded" if code == 0 else "Failed"}})
+
+    def terminates(self, pod: str) -> None:
+        """Somebody deletes the pod; its container has its grace period."""
+        self.cluster.change("Pod", pod, {"metadata": {"deletionTimestamp": self.stamp()}})
+
+    def job_is(self, name: str, type_: str, reason: str = "", message: str = "", status: str = "True") -> None:
         """The Job controller sets a condition."""
         raw = self.cluster.get("Job", name)
         assert raw is not None
         known = raw.get("status", {}).get("conditions", [])
         entry = {
-            "type": type_, "status": "True", "reason": reason, "message": message, "lastTransitionTime": self.stamp(),
+            "type": type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": self.stamp(),
         }  # fmt: skip
-        self.cluster.change("Job", name, {"status": {"conditions": [*known, entry]}})
+        kept = [it for it in known if it["type"] != type_]
+        self.cluster.change("Job", name, {"status": {"conditions": [*kept, entry]}})
 
     def rolls_out(self, name: str, available: int | None = None) -> None:
         """The Deployment controller brings up so many replicas (all by default)."""
@@ -149,6 +158,11 @@ class World:
         self.cluster.change("Deployment", name, {"status": status})
 
     # --- looking ---
+
+    def observed(self, key: Key) -> Any:
+        """What its kind's `decide` is given to decide about."""
+        store = self.controller._store
+        return store.observe(key, store.custom_resource(key))
 
     def status(self, kind: str = keys.FINETUNEJOB_KIND, name: str = "sentiment") -> dict[str, Any]:
         """The status of a custom resource."""

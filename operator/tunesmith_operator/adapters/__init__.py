@@ -1,1 +1,1 @@
-"""The operator's hands: Kubernetes, HTTP and metrics. Everything that can fail for reasons of the world."""
+"""Kubernetes, HTTP and metrics: everything that can fail for reasons outside this process."""

@@ -9,7 +9,7 @@ __all__ = ["ClusterError", "Gone", "Rejected", "Transient", "classify"]
 
 
 class ClusterError(Exception):
-    """A request to the API server failed. The text is made for people."""
+    """A request to the API server failed. The text is for people."""
 
 
 class Rejected(ClusterError):

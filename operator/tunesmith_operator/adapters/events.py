@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 from tunesmith_api.model import digest_of
 from tunesmith_operator.adapters.kube import KubernetesCluster
-from tunesmith_operator.core.decision import EventNote
-from tunesmith_operator.core.manifest import JSON
-from tunesmith_operator.core.resources import Key, Resource
+from tunesmith_operator.core.kubernetes.manifest import JSON
+from tunesmith_operator.core.kubernetes.resources import Key, Resource
+from tunesmith_operator.core.status.transitions import EventNote
+from tunesmith_operator.core.text import shortened
 
 __all__ = ["EventRecorder"]
 
@@ -33,7 +34,6 @@ class EventRecorder:
     def _body(self, resource: Resource, key: Key, uid: str, note: EventNote, now: datetime) -> JSON:
         moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         suffix = digest_of([uid, note.reason, note.message, int(now.timestamp())])[:16]
-        text = note.message if len(note.message) <= _MAX_NOTE else note.message[: _MAX_NOTE - 1] + "…"
         return {
             "apiVersion": _EVENTS.api_version,
             "kind": _EVENTS.kind,
@@ -44,7 +44,7 @@ class EventRecorder:
             "action": "Reconcile",
             "type": note.type,
             "reason": note.reason,
-            "note": text,
+            "note": shortened(note.message, _MAX_NOTE),
             "regarding": {
                 "apiVersion": resource.api_version,
                 "kind": resource.kind,

@@ -18,8 +18,8 @@ import urllib3
 
 from tunesmith_api import __version__, keys
 from tunesmith_operator.adapters.errors import Gone, Transient, classify
-from tunesmith_operator.core.manifest import JSON, Manifest
-from tunesmith_operator.core.resources import Resource
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.resources import Resource
 
 __all__ = ["KubernetesCluster", "client_configuration"]
 
@@ -87,7 +87,7 @@ class KubernetesCluster:
     async def apply_status(self, resource: Resource, namespace: str, name: str, uid: str, status: JSON) -> JSON:
         """Server-side apply of the status subresource; returns the object as stored."""
         path = f"{_path(resource, namespace, name)}/status"
-        # the uid makes the apply fail for a namesake that was created in the meantime
+        # the uid makes the apply fail for an object of that name that was created in the meantime
         metadata = {"name": name, "namespace": namespace, "uid": uid}
         body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": status}
         query = [("fieldManager", keys.FIELD_MANAGER), ("force", "true")]

@@ -10,19 +10,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from tunesmith_api import keys
-from tunesmith_api.keys import DeploymentCondition, JobCondition
 from tunesmith_api.v1alpha1 import ObjectMeta
 from tunesmith_operator.adapters.errors import ClusterError, Gone, Rejected, Transient
 from tunesmith_operator.adapters.metrics import Metrics
-from tunesmith_operator.core import unreadable
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.decision import Action, Apply, Create, Decision, Delete, EventNote, Patch, Status
-from tunesmith_operator.core.finetunejob.decide import decide as decide_finetunejob
-from tunesmith_operator.core.manifest import JSON, Manifest
-from tunesmith_operator.core.modeldeployment.decide import decide as decide_modeldeployment
-from tunesmith_operator.core.resources import FINETUNEJOB, MODELDEPLOYMENT, Key, Resource
-from tunesmith_operator.core.transitions import differs, is_urgent, status_document, with_apply_failure
+from tunesmith_operator.core.kinds import kind_of
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.resources import Key, Resource
+from tunesmith_operator.core.reconcile.decision import Action, Apply, Create, Decision, Delete, Patch
+from tunesmith_operator.core.reconcile.kind import Kind
+from tunesmith_operator.core.reconcile.unreadable import Unreadable, decide_unreadable
+from tunesmith_operator.core.status.resource import Status
+from tunesmith_operator.core.status.transitions import (
+    EventNote,
+    differs,
+    is_urgent,
+    status_document,
+    with_apply_failure,
+)
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.store import VIEWS, Store
 from tunesmith_operator.engine.workqueue import WorkQueue
@@ -67,9 +72,8 @@ class Stuck(Exception):
 class Case:
     """One custom resource and what is to be done about it."""
 
-    resource: Resource
+    kind: Kind[Any, Any]
     meta: ObjectMeta
-    summary: str
     before: Status
     decision: Decision
 
@@ -161,7 +165,7 @@ class Controller:
         """Observe, decide, act, report.
 
         Raises:
-            ClusterError: something could not be written. The status tells so already, where it could be.
+            ClusterError: something could not be written. The status says so already, where it could be.
         """
         now = self._now()
         case = self._case(key, now)
@@ -175,7 +179,7 @@ class Controller:
         status = decision.status
         if status is not None and failure is not None:
             status = with_apply_failure(
-                case.before, status, decision.starts, case.summary, str(failure), now, case.meta.generation
+                case.before, status, decision.starts, case.kind.summary, str(failure), now, case.meta.generation
             )
         if status is not None and not isinstance(failure, Gone):
             await self._report(key, case, status, decision.events if failure is None else (), now)
@@ -187,27 +191,16 @@ class Controller:
         return "acted" if decision.actions else "settled"
 
     def _case(self, key: Key, now: datetime) -> Case | None:
-        config = self._config
-        if key.kind == keys.FINETUNEJOB_KIND:
-            resource, summary = FINETUNEJOB, str(JobCondition.SUCCEEDED)
-            job = self._store.finetunejob(key)
-            if job is None or isinstance(job, unreadable.Unreadable):
-                return self._unreadable(resource, job, now)
-            return Case(resource, job.job.metadata, summary, job.job.status, decide_finetunejob(job, now, config))
-        resource, summary = MODELDEPLOYMENT, str(DeploymentCondition.READY)
-        seen = self._store.modeldeployment(key)
-        if seen is None or isinstance(seen, unreadable.Unreadable):
-            return self._unreadable(resource, seen, now)
-        owner = seen.deployment
-        return Case(resource, owner.metadata, summary, owner.status, decide_modeldeployment(seen, now, config))
-
-    def _unreadable(self, resource: Resource, found: unreadable.Unreadable | None, now: datetime) -> Case | None:
+        kind, found = kind_of(key), self._store.custom_resource(key)
         if found is None:
             return None
-        return Case(resource, found.meta, found.summary, found.status, unreadable.decide(found, now))
+        if isinstance(found, Unreadable):
+            return Case(kind, found.meta, found.status, decide_unreadable(found, now))
+        observed = self._store.observe(key, found)
+        return Case(kind, found.metadata, found.status, kind.decide(observed, now, self._config))
 
     async def _act(self, key: Key, actions: tuple[Action, ...]) -> ClusterError | None:
-        """Carry the actions out in order; return what stopped them, told so that people know which object it was."""
+        """Carry the actions out in order; return what stopped them, with the name of the object."""
         for action in actions:
             try:
                 await self._do(key, action)
@@ -218,8 +211,8 @@ class Controller:
 
     async def _do(self, key: Key, action: Action) -> None:
         match action:
-            case Apply(manifest, ours):
-                self._remember(key, manifest.resource, await self._cluster.apply(manifest, force=ours))
+            case Apply(manifest, owned):
+                self._remember(key, manifest.resource, await self._cluster.apply(manifest, force=owned))
             case Create(manifest, random_key):
                 body: dict[str, Any] = manifest.body | {"stringData": {random_key: self._new_token()}}
                 await self._cluster.create(manifest.resource, manifest.namespace, body)
@@ -244,13 +237,13 @@ class Controller:
                 return
         meta = case.meta
         raw = await self._cluster.apply_status(
-            case.resource, key.namespace, key.name, meta.uid, status_document(status)
+            case.kind.resource, key.namespace, key.name, meta.uid, status_document(status)
         )
         self._store.wrote_status(key, raw)
         self._wrote_at[key] = now
         for note in events:
             try:
-                await self._recorder.record(case.resource, key, meta.uid, note, now)
+                await self._recorder.record(case.kind.resource, key, meta.uid, note, now)
             except Gone:
                 log.debug("no event for what is being deleted", extra={"key": str(key)})
             except ClusterError as error:

@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from tunesmith_api.reports import ProgressReport
-from tunesmith_operator.core.decision import PollTarget
-from tunesmith_operator.core.resources import Key
-from tunesmith_operator.core.views import ProgressSample
+from tunesmith_operator.core.kubernetes.resources import Key
+from tunesmith_operator.core.reconcile.progress import PollTarget, ProgressSample
 
 __all__ = ["Poller"]
 

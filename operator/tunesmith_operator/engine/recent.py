@@ -1,6 +1,6 @@
 """Read your own writes: what the operator has just written counts as observed before the watch delivers it.
 
-Without it, a reconcile that runs before the watch has caught up would see a child missing that it has just made.
+Without it, a reconcile that runs before the watch has caught up would see a child missing that it has just created.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from tunesmith_operator.core.resources import Key, Resource
-from tunesmith_operator.core.views import ChildView
+from tunesmith_operator.core.kubernetes.objects import ChildView
+from tunesmith_operator.core.kubernetes.resources import Key, Resource
 
 __all__ = ["RecentWrites"]
 

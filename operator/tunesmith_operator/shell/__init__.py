@@ -1,1 +1,1 @@
-"""The operator's senses: kopf's watches, indexes, login, probes and signals. Nothing is decided here."""
+"""Kopf's watches, indexes, login, probes and signals. Nothing is decided here."""

@@ -24,7 +24,8 @@ from tunesmith_operator.adapters.kube import KubernetesCluster, client_configura
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.adapters.progress import ProgressClient
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.resources import FINETUNEJOB, MODELDEPLOYMENT, Key
+from tunesmith_operator.core.kinds import KINDS
+from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.engine.controller import Controller
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.recent import RecentWrites
@@ -54,10 +55,11 @@ class Operator:
         self._stop_metrics: Callable[[], None] = lambda: None
 
     async def wait_for_kinds(self) -> None:
-        """Return once the API server serves both kinds."""
+        """Return once the API server serves every kind."""
         while True:
             try:
-                missing = [it.plural for it in (FINETUNEJOB, MODELDEPLOYMENT) if not await self.cluster.serves(it)]
+                resources = [kind.resource for kind in KINDS]
+                missing = [it.plural for it in resources if not await self.cluster.serves(it)]
             except ClusterError as error:
                 log.warning("%s; trying again", error)
             else:

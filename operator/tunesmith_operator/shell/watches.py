@@ -1,4 +1,4 @@
-"""What is watched, how it is indexed, and whose key each change adds to the queue.
+"""What is watched, how it is indexed, and whose key each change adds to the queue, for every registered kind.
 
 Kopf calls these handlers; they branch on nothing and write nothing. Children are filtered by the API server.
 """
@@ -11,28 +11,27 @@ from typing import Any
 import kopf
 
 from tunesmith_api import keys
-from tunesmith_operator.core.resources import (
+from tunesmith_operator.core.kinds import KINDS, owner_key
+from tunesmith_operator.core.kubernetes.objects import ChildView, RejectionView
+from tunesmith_operator.core.kubernetes.resources import (
     CONFIG_MAP,
     DEPLOYMENT,
     EVENT,
-    FINETUNEJOB,
     JOB,
-    MODELDEPLOYMENT,
     NETWORK_POLICY,
     POD,
     SERVICE,
     Key,
     Resource,
 )
-from tunesmith_operator.core.views import ChildView, PodView, RejectionView
-from tunesmith_operator.engine.store import VIEWS, Indexes, owner_key
+from tunesmith_operator.core.reconcile.kind import Kind
+from tunesmith_operator.engine.store import VIEWS, Indexes
 from tunesmith_operator.engine.workqueue import WorkQueue
 
 __all__ = ["WATCHED", "configure", "indexes_of", "register"]
 
 Raw = Mapping[str, Any]
-_CHILDREN: Mapping[Resource, type[ChildView]] = {**VIEWS, POD: PodView}
-WATCHED: tuple[Resource, ...] = (FINETUNEJOB, MODELDEPLOYMENT, *_CHILDREN, EVENT)
+WATCHED: tuple[Resource, ...] = (*(kind.resource for kind in KINDS), *VIEWS, EVENT)
 
 
 def _selector(resource: Resource) -> tuple[str, ...]:
@@ -43,9 +42,9 @@ def _selector(resource: Resource) -> tuple[str, ...]:
 
 def configure(settings: kopf.OperatorSettings) -> None:
     """Kopf as a pure informer: server-side selectors, no events posted, no cluster-scope scanning, no peering."""
-    for resource in _CHILDREN:
+    for resource in VIEWS:
         settings.watching.label_selectors[_selector(resource)] = f"{keys.LABEL_MANAGED_BY}={keys.MANAGED_BY}"
-    # the Job controller tells in Events alone that it may not create pods
+    # the Job controller says in Events alone that it may not create pods
     settings.watching.field_selectors[_selector(EVENT)] = "involvedObject.kind=Job,reason=FailedCreate"
     settings.watching.chunk_size = 500
     settings.posting.enabled = False
@@ -59,8 +58,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
 def indexes_of(found: Mapping[str, Any]) -> Indexes:
     """The live indexes among the arguments that kopf passes to a startup handler."""
     return Indexes(
-        finetunejobs=found[FINETUNEJOB.plural],
-        modeldeployments=found[MODELDEPLOYMENT.plural],
+        custom={kind.resource: found[kind.resource.plural] for kind in KINDS},
         services=found[SERVICE.plural],
         config_maps=found[CONFIG_MAP.plural],
         network_policies=found[NETWORK_POLICY.plural],
@@ -73,33 +71,35 @@ def indexes_of(found: Mapping[str, Any]) -> Indexes:
 
 def register(registry: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
     """Index and watch everything."""
-    for resource in (FINETUNEJOB, MODELDEPLOYMENT):
-        _register_custom(registry, resource)
-    for resource, view in _CHILDREN.items():
+    for kind in KINDS:
+        _register_custom(registry, queue, kind)
+    for resource, view in VIEWS.items():
         _register_child(registry, queue, resource, view)
     _register_events(registry, queue)
 
-    @kopf.index(*_selector(MODELDEPLOYMENT), id="references", registry=registry)
-    def index_references(namespace: str, name: str, spec: Raw, **_: Any) -> dict[Key, Key]:
-        reference = (spec.get("source") or {}).get("fineTuneJobRef") or {}
-        job = Key(keys.FINETUNEJOB_KIND, namespace, reference.get("name", ""))
-        return {job: Key(keys.MODELDEPLOYMENT_KIND, namespace, name)}
 
-    @kopf.on.event(*_selector(FINETUNEJOB), registry=registry)
-    async def finetunejob_changed(namespace: str, name: str, references: Any, **_: Any) -> None:
-        job = Key(keys.FINETUNEJOB_KIND, namespace, name)
-        for key in (job, *references.get(job, ())):
-            queue.add(key)
-
-    @kopf.on.event(*_selector(MODELDEPLOYMENT), registry=registry)
-    async def modeldeployment_changed(namespace: str, name: str, **_: Any) -> None:
-        queue.add(Key(keys.MODELDEPLOYMENT_KIND, namespace, name))
+def _references_index(kind: Kind[Any, Any]) -> str:
+    return f"{kind.resource.plural}_references"
 
 
-def _register_custom(registry: kopf.OperatorRegistry, resource: Resource) -> None:
-    @kopf.index(*_selector(resource), id=resource.plural, registry=registry)
+def _register_custom(registry: kopf.OperatorRegistry, queue: WorkQueue[Key], kind: Kind[Any, Any]) -> None:
+    selector = _selector(kind.resource)
+
+    @kopf.index(*selector, id=kind.resource.plural, registry=registry)
     def index_custom(namespace: str, name: str, body: Raw, **_: Any) -> dict[Key, dict[str, Any]]:
-        return {Key(resource.kind, namespace, name): dict(body)}
+        return {kind.key(namespace, name): dict(body)}
+
+    @kopf.index(*selector, id=_references_index(kind), registry=registry)
+    def index_references(namespace: str, name: str, spec: Raw, **_: Any) -> dict[Key, Key]:
+        return {referenced: kind.key(namespace, name) for referenced in kind.references(namespace, spec)}
+
+    @kopf.on.event(*selector, registry=registry)
+    async def custom_changed(namespace: str, name: str, **found: Any) -> None:
+        key = kind.key(namespace, name)
+        queue.add(key)
+        for other in KINDS:
+            for referring in found[_references_index(other)].get(key, ()):
+                queue.add(referring)
 
 
 def _register_child(

@@ -8,8 +8,8 @@ from support.world import World
 from tunesmith_api.keys import FINETUNEJOB_KIND, Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, DatasetFacts, ProgressReport, TrainerState
-from tunesmith_operator.core.resources import Key
-from tunesmith_operator.core.views import ProgressSample
+from tunesmith_operator.core.kubernetes.resources import Key
+from tunesmith_operator.core.reconcile.progress import ProgressSample
 
 KEY = Key(FINETUNEJOB_KIND, "ml", "sentiment")
 
@@ -25,21 +25,21 @@ def report(world: World, pod: str, **values) -> None:
 def started(world: World | None = None, **spec) -> World:
     world = world or World()
     world.cluster.put(make.finetunejob(**spec))
-    world.settle()
+    world.reconcile()
     return world
 
 
 def train_to_the_end(world: World) -> None:
     started(world)
     head, other = world.pod("sentiment-1", 0, ready=True), world.pod("sentiment-1", 1, ready=True)
-    world.settle()
+    world.reconcile()
     report(world, head, checkpoint=CheckpointRef(step=5, uri="s3://checkpoints/sentiment/step-00000005"))
     world.wait(5)
     world.ends(head, 0, make.succeeded())
     world.cluster.remove("Pod", "ml", other)
     world.job_is("sentiment-1", "SuccessCriteriaMet", "SuccessPolicy")
     world.job_is("sentiment-1", "Complete", "SuccessPolicy")
-    world.settle()
+    world.reconcile()
 
 
 def test_children_are_made_once_and_the_job_last():
@@ -76,7 +76,7 @@ def test_from_start_to_finish_people_see_progress_and_the_model():
     }  # fmt: skip
     world.ends(head, 0, make.succeeded())
     world.job_is("sentiment-1", "SuccessCriteriaMet", "SuccessPolicy")
-    world.settle()
+    world.reconcile()
     status = world.status()
     assert world.condition("Succeeded")[:2] == ("True", "Completed")
     assert status["phase"] == "Succeeded"
@@ -103,7 +103,7 @@ def test_what_the_data_turned_out_to_hold_stands_in_the_status():
     assert len(found["firstBadRow"]) == 500
     world.ends(head, 0, make.succeeded(dataset=facts.model_copy(update={"duplicates": 3, "first_bad_row": "line 7"})))
     world.job_is("sentiment-1", "Complete", "SuccessPolicy")
-    world.settle()
+    world.reconcile()
     assert world.status()["dataset"] == {
         "trainExamples": 90, "evalExamples": 10, "badRows": 2, "firstBadRow": "line 7", "duplicates": 3,
     }  # fmt: skip
@@ -156,16 +156,16 @@ def outline(cluster: FakeCluster) -> dict:
 def test_a_deleted_job_is_made_again_and_counts_as_a_restart():
     world = started()
     head = world.pod("sentiment-1", 0, ready=True)
-    world.settle()
+    world.reconcile()
     report(world, head, restarts=2)
     world.wait(5)
     assert world.status()["restarts"] == 2
     world.cluster.remove("Job", "ml", "sentiment-1")
-    world.settle()
+    world.reconcile()
     assert world.cluster.get("Job", "sentiment-1") is not None
     assert world.status()["restarts"] == 3
     world.pod("sentiment-1", 0, ready=True, suffix="2")
-    world.settle()
+    world.reconcile()
     assert world.status()["restarts"] == 3
     assert world.condition("Succeeded")[1] == "Restarting"
 
@@ -178,7 +178,7 @@ def test_a_job_deleted_by_hand_waits_for_the_pods_of_its_predecessor():
     assert world.cluster.get("Job", "sentiment-1") is None
     assert "sentiment-1-0-x" in world.condition("Succeeded")[2]
     world.cluster.remove("Pod", "ml", pod)
-    world.settle()
+    world.reconcile()
     assert world.cluster.get("Job", "sentiment-1")["metadata"]["uid"] != raw["metadata"]["uid"]
 
 
@@ -191,7 +191,7 @@ def test_a_namesake_waits_until_the_children_of_its_predecessor_are_gone():
     for kind in ("Service", "NetworkPolicy", "ConfigMap", "Job"):
         for raw in world.cluster.of_kind(kind):
             world.cluster.remove(kind, "ml", raw["metadata"]["name"])
-    world.settle()
+    world.reconcile()
     assert world.cluster.get("Job", "sentiment-1") is not None
 
 
@@ -201,7 +201,7 @@ def test_a_job_that_is_suspended_from_the_start_has_no_children_until_it_is_resu
     assert world.status()["phase"] == "Suspended"
     assert "startTime" not in world.status()
     world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"spec": {"suspend": False, "training": {"maxSteps": 7}}})
-    world.settle()
+    world.reconcile()
     plan = TrainingPlan.from_json(world.cluster.get("ConfigMap", "sentiment-1")["data"]["plan.json"])
     assert plan.training.max_steps == 7
 
@@ -209,12 +209,12 @@ def test_a_job_that_is_suspended_from_the_start_has_no_children_until_it_is_resu
 def test_suspend_and_resume_only_toggle_the_job():
     world = started()
     world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"spec": {"suspend": True}})
-    world.settle()
+    world.reconcile()
     assert world.cluster.get("Job", "sentiment-1")["spec"]["suspend"] is True
     assert world.status()["phase"] == "Suspended"
     assert world.status()["attempts"][0]["outcome"] == "Suspended"
     world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"spec": {"suspend": False}})
-    world.settle()
+    world.reconcile()
     assert world.cluster.get("Job", "sentiment-1")["spec"]["suspend"] is False
     assert world.cluster.writes.count("patch Job sentiment-1") == 2
 
@@ -224,7 +224,7 @@ def test_a_lost_service_is_made_again_and_a_changed_plan_is_not():
     world.cluster.remove("Service", "ml", "sentiment-workers")
     world.cluster.change("ConfigMap", "sentiment-1", {"metadata": {"annotations": {"tunesmith.dev/spec-hash": "old"}}})
     before = len(world.cluster.writes)
-    world.settle()
+    world.reconcile()
     assert world.cluster.writes[before:] == ["apply Service sentiment-workers"]
 
 
@@ -239,7 +239,7 @@ def test_a_child_that_is_refused_is_named_and_the_rest_is_not_started():
     assert world.status().get("observedGeneration", 0) == 0
     assert "startTime" not in world.status()
     world.cluster.refuse = lambda write: None
-    world.settle()
+    world.reconcile()
     assert world.condition("ChildrenApplied")[0] == "True"
     assert world.status()["observedGeneration"] == 1
 
@@ -258,9 +258,9 @@ def test_somebody_elses_service_of_that_name_is_not_taken_over():
 def test_a_job_whose_pods_cannot_start_is_stopped_for_good():
     world = started()
     waiting = {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'}}
-    boxes = [{"name": "trainer", "image": "i", "state": waiting}]
-    world.pod("sentiment-1", 0, phase="Pending", containerStatuses=boxes)
-    world.settle()
+    containers = [{"name": "trainer", "image": "i", "state": waiting}]
+    world.pod("sentiment-1", 0, phase="Pending", containerStatuses=containers)
+    world.reconcile()
     status, reason, message = world.condition("Succeeded")
     assert (status, reason) == ("Unknown", "SecretNotFound")
     assert "AWS_ACCESS_KEY_ID" in message
@@ -279,9 +279,9 @@ def test_a_job_whose_pods_cannot_start_is_stopped_for_good():
 def test_a_missing_secret_for_the_hub_is_told_by_its_field():
     world = started(huggingFace={"secretRef": {"name": "hub"}})
     waiting = {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "hub" not found'}}
-    boxes = [{"name": "trainer", "image": "i", "state": waiting}]
-    world.pod("sentiment-1", 0, phase="Pending", containerStatuses=boxes)
-    world.settle()
+    containers = [{"name": "trainer", "image": "i", "state": waiting}]
+    world.pod("sentiment-1", 0, phase="Pending", containerStatuses=containers)
+    world.reconcile()
     status, reason, message = world.condition("Succeeded")
     assert (status, reason) == ("Unknown", "SecretNotFound")
     assert "Secret hub in namespace ml with the key HF_TOKEN (spec.huggingFace.secretRef names it)" in message
@@ -294,7 +294,7 @@ def test_the_object_is_deleted_when_its_time_after_the_end_is_over():
     head = world.pod("sentiment-1", 0)
     world.ends(head, 0, make.succeeded())
     world.job_is("sentiment-1", "Complete")
-    world.settle()
+    world.reconcile()
     world.wait(99)
     assert world.cluster.get(FINETUNEJOB_KIND, "sentiment") is not None
     world.wait(2)
@@ -307,7 +307,7 @@ def test_a_policy_violation_is_reported_and_goes_away_with_an_edit():
     assert "spec.checkpoint.uri" in world.condition("Accepted")[2]
     assert world.cluster.of_kind("Job") == []
     world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"spec": {"output": {"uri": "s3://models/sentiment"}}})
-    world.settle()
+    world.reconcile()
     assert world.condition("Accepted")[0] == "True"
     assert world.cluster.get("Job", "sentiment-1") is not None
 
@@ -326,7 +326,7 @@ def test_a_spec_of_a_newer_version_is_refused_by_field_and_other_jobs_go_on():
 def test_running_numbers_are_written_at_most_once_per_poll():
     world = started()
     head = world.pod("sentiment-1", 0, ready=True)
-    world.settle()
+    world.reconcile()
     report(world, head, global_step=1)
     world.wait(5)
     before = len(world.cluster.writes)
@@ -349,6 +349,6 @@ def test_a_heartbeat_alone_is_not_written_but_a_silent_trainer_is_told():
     silent_since = world.now
     world.now = make.at(400)
     world.samples[KEY] = ProgressSample(world.samples[KEY].pod_uid, world.samples[KEY].report, silent_since)
-    world.settle()
+    world.reconcile()
     assert "No sign of life" in world.condition("Succeeded")[2]
     assert world.condition("Succeeded")[:2] == ("Unknown", Reason.TRAINING)

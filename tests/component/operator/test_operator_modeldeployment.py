@@ -15,7 +15,7 @@ ARTIFACT = ModelRef(uri="s3://models/sentiment/quantized/q8_0-abc", digest="a" *
 def started(world: World | None = None, **spec) -> World:
     world = world or World()
     world.cluster.put(make.modeldeployment(**spec))
-    world.settle()
+    world.reconcile()
     return world
 
 
@@ -26,20 +26,20 @@ def quantize(world: World, revision: str = "r1") -> None:
     pod = world.pod(job)
     world.ends(pod, 0, TerminationReport(outcome=Outcome.SUCCEEDED, reason=Reason.QUANTIZED, model=ARTIFACT))
     world.job_is(job, "Complete")
-    world.settle()
+    world.reconcile()
 
 
 def serving(world: World | None = None, **spec) -> World:
     world = started(world, **spec)
     quantize(world)
     world.rolls_out("sentiment-r1")
-    world.settle()
+    world.reconcile()
     return world
 
 
 def edit(world: World, **spec) -> None:
     world.cluster.change(KIND, "sentiment", {"spec": spec})
-    world.settle()
+    world.reconcile()
 
 
 def condition(world: World, type_: str) -> tuple[str, str, str]:
@@ -61,7 +61,7 @@ def test_a_model_is_quantized_rolled_out_and_answers():
     assert condition(world, "ArtifactReady")[:2] == ("True", "Quantized")
     assert condition(world, "Ready")[:2] == ("False", "RollingOut")
     world.rolls_out("sentiment-r1")
-    world.settle()
+    world.reconcile()
     status = world.status(KIND)
     assert status["phase"] == "Ready"
     assert status["currentRevision"] == "sentiment-r1"
@@ -79,12 +79,12 @@ def test_it_waits_for_its_finetunejob_and_takes_its_storage():
     started(world, **spec)
     assert condition(world, "Ready")[:2] == ("False", "SourceNotFound")
     world.cluster.put(make.finetunejob(name="tune"))
-    world.settle()
+    world.reconcile()
     assert condition(world, "Ready")[:2] == ("False", "SourceNotReady")
     head = world.pod("tune-1", 0)
     world.ends(head, 0, make.succeeded())
     world.job_is("tune-1", "Complete")
-    world.settle()
+    world.reconcile()
     assert world.status(FINETUNEJOB_KIND, "tune")["phase"] == "Succeeded"
     assert world.status(KIND)["phase"] == "Quantizing"
     plan = ServingPlan.from_json(world.cluster.get("ConfigMap", "sentiment-r1")["data"]["plan.json"])
@@ -92,9 +92,9 @@ def test_it_waits_for_its_finetunejob_and_takes_its_storage():
     assert plan.model_digest == make.DIGEST
     quantize(world)
     world.rolls_out("sentiment-r1")
-    world.settle()
+    world.reconcile()
     world.cluster.remove(FINETUNEJOB_KIND, "ml", "tune")
-    world.settle()
+    world.reconcile()
     assert condition(world, "Ready")[:2] == ("True", "ReplicasAvailable")
 
 
@@ -108,7 +108,7 @@ def test_a_job_whose_model_cannot_be_served_is_told_at_once_and_an_edit_helps():
     assert ("Warning", "ModelInvalid") in world.cluster.events
     assert not world.cluster.of_kind("Deployment")
     world.cluster.change(FINETUNEJOB_KIND, "tune", {"spec": {"task": "ChatSFT"}})
-    world.settle()
+    world.reconcile()
     assert condition(world, "Ready")[:2] == ("False", "SourceNotReady")
 
 
@@ -118,12 +118,12 @@ def test_the_service_is_switched_only_when_every_replica_of_the_new_revision_ans
     assert [it["phase"] for it in world.status(KIND)["revisions"]] == ["Active", "Quantizing"]
     quantize(world, "r2")
     world.rolls_out("sentiment-r2", available=1)
-    world.settle()
+    world.reconcile()
     assert selected(world) == "r1"
     assert condition(world, "Ready")[0] == "True"
     assert condition(world, "Progressing")[:2] == ("True", "RollingOut")
     world.rolls_out("sentiment-r2")
-    world.settle()
+    world.reconcile()
     assert selected(world) == "r2"
     assert world.status(KIND)["currentRevision"] == "sentiment-r2"
     assert world.cluster.get("Deployment", "sentiment-r1") is not None, "nodes may still send requests there"
@@ -140,7 +140,7 @@ def test_a_revision_that_misses_its_deadline_is_given_up_and_the_old_one_goes_on
     quantize(world, "r2")
     late = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
     world.cluster.change("Deployment", "sentiment-r2", {"status": {"conditions": [late]}})
-    world.settle()
+    world.reconcile()
     status = world.status(KIND)
     assert status["phase"] == "Degraded"
     assert status["revisions"][1]["reason"] == "ProgressDeadlineExceeded"
@@ -160,7 +160,7 @@ def test_a_failed_quantization_tells_the_pods_reason_and_can_be_tried_again():
     message = "bucket models is read-only for this key: grant s3:PutObject"
     world.ends(pod, 41, TerminationReport(outcome=Outcome.FAILED, reason=Reason.STORAGE_UNWRITABLE, message=message))
     world.job_is("sentiment-r1-quantize", "Failed", "PodFailurePolicy")
-    world.settle()
+    world.reconcile()
     assert world.status(KIND)["phase"] == "Failed"
     assert condition(world, "Ready")[:2] == ("False", "StorageUnwritable")
     assert "s3:PutObject" in condition(world, "Ready")[2]
@@ -176,9 +176,9 @@ def test_a_failed_quantization_tells_the_pods_reason_and_can_be_tried_again():
 def test_a_quantize_pod_that_cannot_start_is_suspended_after_its_bound():
     world = started(rollout={"progressDeadlineSeconds": 60})
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x": ErrImagePull: nope'}}
-    boxes = [{"name": "quantize", "image": "x", "state": waiting}]
-    world.pod("sentiment-r1-quantize", phase="Pending", containerStatuses=boxes)
-    world.settle()
+    containers = [{"name": "quantize", "image": "x", "state": waiting}]
+    world.pod("sentiment-r1-quantize", phase="Pending", containerStatuses=containers)
+    world.reconcile()
     assert condition(world, "Ready")[:2] == ("False", "ImagePullFailed")
     world.wait(61)
     assert world.status(KIND)["phase"] == "Failed"
@@ -235,12 +235,12 @@ def test_a_crashing_server_is_explained():
     quantize(world)
     labels = world.cluster.get("Deployment", "sentiment-r1")["spec"]["template"]["metadata"]["labels"]
     ended = {"exitCode": 1, "message": "loading\nout of luck", "reason": "Error"}
-    box = {
+    container = {
         "name": "server", "image": "i", "restartCount": 3, "lastState": {"terminated": ended},
         "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}},
     }  # fmt: skip
     conditions = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": world.stamp()}]
-    status = {"phase": "Running", "conditions": conditions, "containerStatuses": [box]}
+    status = {"phase": "Running", "conditions": conditions, "containerStatuses": [container]}
     world.cluster.put({"kind": "Pod", "metadata": {"name": "p", "namespace": "ml", "labels": labels}, "status": status})
     world.wait(5)
     assert condition(world, "Ready")[:2] == ("False", "ServerFailed")

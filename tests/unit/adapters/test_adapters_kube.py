@@ -14,9 +14,9 @@ from tunesmith_operator.adapters.errors import Gone, Rejected, Transient, classi
 from tunesmith_operator.adapters.events import EventRecorder
 from tunesmith_operator.adapters.kube import KubernetesCluster
 from tunesmith_operator.adapters.progress import ProgressClient
-from tunesmith_operator.core.decision import EventNote
 from tunesmith_operator.core.finetunejob.children import build
-from tunesmith_operator.core.resources import FINETUNEJOB, JOB, SECRET, Key
+from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, JOB, SECRET, Key
+from tunesmith_operator.core.status.transitions import EventNote
 
 
 class Server:

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from tunesmith_cli.errors import Refused
+from tunesmith_cli.local_paths import LocalPaths
 from tunesmith_cli.manifest import apply_override, checked_job, read_manifest
-from tunesmith_cli.places import Places
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLE = ROOT / "manifests/samples/finetunejob.yaml"
@@ -121,14 +121,14 @@ def test_an_override_that_is_none_is_refused(job, setting, words):
 # --- checking ---
 
 
-def refused_lines(job, places=None):
+def refused_lines(job, paths=None):
     with pytest.raises(Refused) as refused:
-        checked_job(job, places or Places())
+        checked_job(job, paths or LocalPaths())
     return list(refused.value.lines)
 
 
 def test_a_good_job_is_a_job(job):
-    assert checked_job(job, Places()).spec.training.max_steps == 80
+    assert checked_job(job, LocalPaths()).spec.training.max_steps == 80
 
 
 def test_a_typing_error_in_an_override_is_refused_as_in_a_cluster(job):
@@ -139,9 +139,9 @@ def test_a_typing_error_in_an_override_is_refused_as_in_a_cluster(job):
 def test_the_operators_policies_hold_here_too(job, tmp_path):
     job["spec"]["checkpoint"]["uri"] = "./out/checkpoints"
     job["spec"]["output"]["uri"] = "./out"
-    places = Places()
-    places.localize(job, tmp_path)
-    (line,) = refused_lines(job, places)
+    paths = LocalPaths()
+    paths.localize(job, tmp_path)
+    (line,) = refused_lines(job, paths)
     assert line.startswith(
         f"spec.checkpoint.uri ({tmp_path}/out/checkpoints) and spec.output.uri ({tmp_path}/out) lie one in"
     )
@@ -150,9 +150,9 @@ def test_the_operators_policies_hold_here_too(job, tmp_path):
 def test_every_missing_path_is_told_by_its_field(job, tmp_path):
     job["spec"]["model"]["uri"] = "./model"
     job["spec"]["dataset"]["eval"]["uri"] = str(tmp_path / "eval.jsonl")
-    places = Places()
-    places.localize(job, tmp_path)
-    lines = refused_lines(job, places)
+    paths = LocalPaths()
+    paths.localize(job, tmp_path)
+    lines = refused_lines(job, paths)
     assert [line.partition(" does not exist")[0] for line in lines] == [
         f"spec.dataset.eval.uri: {tmp_path}/eval.jsonl",
         f"spec.model.uri: {tmp_path}/model",

@@ -9,9 +9,9 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import CheckpointRef, MemoryFacts, ModelRef, Outcome, ProgressReport, TerminationReport
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_cli import screen
-from tunesmith_cli.places import Places
+from tunesmith_cli.local_paths import LocalPaths
 from tunesmith_cli.run import KILLED, local_plan
-from tunesmith_cli.summary import tell_end
+from tunesmith_cli.summary import print_outcome
 
 TRAINING = ProgressReport(
     state="Training",
@@ -89,15 +89,15 @@ def plan(folder, **spec):
         "checkpoint": {"uri": "s3://checkpoints/x"}, "output": {"uri": "s3://models/x"},
     }  # fmt: skip
     document = {"metadata": {"name": "x"}, "spec": {**base, **spec}}
-    places = Places()
-    places.localize(document, folder)
-    return local_plan(FineTuneJob.model_validate(document)), places
+    paths = LocalPaths()
+    paths.localize(document, folder)
+    return local_plan(FineTuneJob.model_validate(document)), paths
 
 
 def end(tmp_path, report, code, **spec):
-    made, places = plan(tmp_path, **spec)
+    made, paths = plan(tmp_path, **spec)
     seen = console(terminal=False)
-    tell_end(seen, made, report, code, places, "tunesmith run -f job.yaml")
+    print_outcome(seen, made, report, code, paths, "tunesmith run -f job.yaml")
     return seen.file.getvalue()
 
 

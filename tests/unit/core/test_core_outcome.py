@@ -6,9 +6,11 @@ from support import make
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import MemoryFacts
 from tunesmith_api.v1alpha1 import FineTuneJob
-from tunesmith_operator.core.finetunejob.observed import Observed, family
+from tunesmith_operator.core.finetunejob.observed import Observed, children_of
 from tunesmith_operator.core.finetunejob.outcome import verdict
-from tunesmith_operator.core.views import JobView, PodView
+from tunesmith_operator.core.kubernetes.workloads import JobView
+from tunesmith_operator.core.pods.view import PodView
+from tunesmith_operator.core.reconcile.observed import ObservedObjects
 
 
 def job(*conditions):
@@ -38,8 +40,8 @@ def pod(index, code=None, message="", reason="Error", ended=5.0, phase=None):
 def judged(child, *pods, **spec):
     raw = make.finetunejob(**spec)
     raw["metadata"]["uid"] = "u"
-    observed = Observed(job=FineTuneJob.model_validate(raw), jobs=(child,), pods=pods)
-    return verdict(family(observed), observed.job.spec)
+    observed = Observed(job=FineTuneJob.model_validate(raw), objects=ObservedObjects(jobs=(child,), pods=pods))
+    return verdict(children_of(observed), observed.job.spec)
 
 
 COMPLETE = ("Complete", "SuccessPolicy", "")
@@ -64,6 +66,18 @@ def test_success_whose_report_is_gone_is_still_success():
     found = judged(job(COMPLETE))
     assert found.succeeded
     assert "output.uri" in found.message
+
+
+def test_a_complete_job_whose_worker_0_still_seems_to_run_is_waited_for_as_its_report_is_on_its_way():
+    assert judged(job(COMPLETE), pod(0), pod(1)) is None
+
+
+@pytest.mark.parametrize("phase", ["Running", "Succeeded"])
+def test_a_container_that_has_ended_counts_before_the_pods_phase_says_so(phase):
+    ended = pod(0, 0, make.succeeded().to_json(), phase=phase)
+    assert judged(job(("SuccessCriteriaMet", "SuccessPolicy", "")), ended).report.model.digest == make.DIGEST
+    failed = pod(1, 40, make.failed().to_json(), phase="Running" if phase == "Running" else "Failed")
+    assert judged(job(POLICY), pod(0), failed).reason == Reason.DATASET_INVALID
 
 
 def test_a_users_error_is_told_in_the_trainers_words_by_whichever_worker_it_was():

@@ -9,14 +9,14 @@ from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, ModelDeployment, Storage
 from tunesmith_operator.core import text
-from tunesmith_operator.core.conditions import FALSE, TRUE, UNKNOWN, Finding, merge
 from tunesmith_operator.core.finetunejob.children import build
-from tunesmith_operator.core.finetunejob.plan import training_plan
 from tunesmith_operator.core.finetunejob.policies import violation
+from tunesmith_operator.core.finetunejob.training_plan import training_plan
 from tunesmith_operator.core.modeldeployment.children import server_deployment
-from tunesmith_operator.core.modeldeployment.plan import template
-from tunesmith_operator.core.source import SourceAbsent, SourceModel, of_finetunejob
-from tunesmith_operator.core.transitions import differs, is_urgent, transitions, with_apply_failure
+from tunesmith_operator.core.modeldeployment.source import SourceAbsent, SourceModel, of_finetunejob
+from tunesmith_operator.core.modeldeployment.template import template_of
+from tunesmith_operator.core.status.conditions import FALSE, TRUE, UNKNOWN, Finding, merge
+from tunesmith_operator.core.status.transitions import differs, is_urgent, transitions, with_apply_failure
 
 
 def job(**spec):
@@ -143,17 +143,17 @@ def test_a_plan_carries_the_parts_of_the_spec_as_they_are():
 
 def test_workloads_pass_the_restricted_standard_and_hold_no_secrets_in_plain_text():
     children = build(job(), make.CONFIG, 1)
-    made = template(deployment(), SourceModel("s3://models/sentiment", "", Storage()), make.CONFIG)
+    made = template_of(deployment(), SourceModel("s3://models/sentiment", "", Storage()), make.CONFIG)
     for manifest in (children.job, server_deployment(made, 1, make.CONFIG)):
         pod = manifest.body["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
-        for box in pod["containers"]:
-            assert box["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-            assert box["securityContext"]["readOnlyRootFilesystem"]
-            assert not box["securityContext"]["allowPrivilegeEscalation"]
-            secret = [it for it in box["env"] if it["name"].startswith(("AWS_", "RAY_AUTH_TOKEN"))]
+        for container in pod["containers"]:
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            secret = [it for it in container["env"] if it["name"].startswith(("AWS_", "RAY_AUTH_TOKEN"))]
             assert all("value" not in it for it in secret)
     assert "data" not in children.secret.body
 
@@ -222,7 +222,7 @@ def test_a_manifest_has_the_same_hash_until_something_in_it_changes():
     ],
 )
 def test_policies_name_the_field(spec, words):
-    assert words in violation(job(**spec))
+    assert words in violation(job(**spec)).message
 
 
 def test_files_of_a_hub_model_that_is_called_like_a_bucket_are_no_conflict():
@@ -235,10 +235,10 @@ def mounts(pod):
         for volume in pod["volumes"]
         if "persistentVolumeClaim" in volume
     }
-    (box,) = pod["containers"]
+    (container,) = pod["containers"]
     return {
         claims[mount["name"]]["claimName"]: (mount["mountPath"], mount.get("readOnly", False), claims[mount["name"]])
-        for mount in box["volumeMounts"]
+        for mount in container["volumeMounts"]
         if mount["name"] in claims
     }
 
@@ -263,8 +263,8 @@ def test_claims_are_mounted_by_their_names_and_written_to_only_where_the_job_wri
 
 
 def variables(pod):
-    (box,) = pod["containers"]
-    return {entry["name"]: entry for entry in box["env"]}
+    (container,) = pod["containers"]
+    return {entry["name"]: entry for entry in container["env"]}
 
 
 def test_secrets_of_hub_and_tracking_come_by_reference_and_the_trackings_may_lack_keys():
@@ -290,9 +290,10 @@ MODEL = SourceModel("s3://models/sentiment", "abc", Storage())
 
 
 def test_revisions_differ_by_what_the_pods_are_made_of_and_not_by_replicas_or_patience():
-    first = template(deployment(), MODEL, make.CONFIG)
+    first = template_of(deployment(), MODEL, make.CONFIG)
     assert (
-        template(deployment(replicas=5, rollout={"progressDeadlineSeconds": 99}), MODEL, make.CONFIG).hash == first.hash
+        template_of(deployment(replicas=5, rollout={"progressDeadlineSeconds": 99}), MODEL, make.CONFIG).hash
+        == first.hash
     )
     for spec in (
         {"resources": {"cpu": "2"}},
@@ -300,15 +301,17 @@ def test_revisions_differ_by_what_the_pods_are_made_of_and_not_by_replicas_or_pa
         {"image": "x:2"},
         {"engine": {"contextLength": 99}},
     ):
-        assert template(deployment(**spec), MODEL, make.CONFIG).hash != first.hash
-    assert template(deployment(), SourceModel(MODEL.uri, "other", Storage()), make.CONFIG).hash != first.hash
+        assert template_of(deployment(**spec), MODEL, make.CONFIG).hash != first.hash
+    assert template_of(deployment(), SourceModel(MODEL.uri, "other", Storage()), make.CONFIG).hash != first.hash
 
 
 def test_revisions_of_the_same_bytes_share_the_artefact():
-    first = template(deployment(), MODEL, make.CONFIG)
-    assert template(deployment(resources={"cpu": "2"}), MODEL, make.CONFIG).artifact_uri == first.artifact_uri
-    assert template(deployment(quantization={"method": "None"}), MODEL, make.CONFIG).artifact_uri != first.artifact_uri
-    assert template(deployment(artifactsURI="s3://art/x/"), MODEL, make.CONFIG).artifact_uri.startswith(
+    first = template_of(deployment(), MODEL, make.CONFIG)
+    assert template_of(deployment(resources={"cpu": "2"}), MODEL, make.CONFIG).artifact_uri == first.artifact_uri
+    assert (
+        template_of(deployment(quantization={"method": "None"}), MODEL, make.CONFIG).artifact_uri != first.artifact_uri
+    )
+    assert template_of(deployment(artifactsURI="s3://art/x/"), MODEL, make.CONFIG).artifact_uri.startswith(
         "s3://art/x/q8_0-"
     )
 

@@ -6,13 +6,14 @@ from datetime import timedelta
 
 from support import make
 from tunesmith_api.reports import ProgressReport
-from tunesmith_operator.core.decision import PollTarget
-from tunesmith_operator.core.resources import JOB, Key
-from tunesmith_operator.core.unreadable import Unreadable
-from tunesmith_operator.core.views import JobView
+from tunesmith_operator.core.kinds import owner_key
+from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, JOB, Key
+from tunesmith_operator.core.kubernetes.workloads import JobView
+from tunesmith_operator.core.reconcile.progress import PollTarget
+from tunesmith_operator.core.reconcile.unreadable import Unreadable
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.recent import RecentWrites
-from tunesmith_operator.engine.store import Indexes, Store, owner_key
+from tunesmith_operator.engine.store import Indexes, Store
 
 KEY = Key("FineTuneJob", "ml", "sentiment")
 
@@ -68,29 +69,29 @@ def custom(version, uid="u1", **status):
 
 
 def store(*raws):
-    return Store(Indexes(finetunejobs={KEY: raws} if raws else {}), RecentWrites(Clock()), lambda key: None)
+    return Store(Indexes(custom={FINETUNEJOB: {KEY: raws} if raws else {}}), RecentWrites(Clock()), lambda key: None)
 
 
 def test_a_status_just_written_is_observed_before_the_watch_delivers_it():
     known = store(custom(5))
     known.wrote_status(KEY, custom(7, phase="Training"))
-    assert known.finetunejob(KEY).job.status.phase == "Training"
+    assert known.custom_resource(KEY).status.phase == "Training"
 
 
 def test_a_status_written_to_a_predecessor_is_not_observed_on_its_namesake():
     known = store(custom(5, uid="new"))
     known.wrote_status(KEY, custom(7, uid="old", phase="Training"))
-    assert known.finetunejob(KEY).job.status.phase == "Pending"
+    assert known.custom_resource(KEY).status.phase == "Pending"
 
 
 def test_what_is_not_indexed_is_absent():
-    assert store().finetunejob(KEY) is None
+    assert store().custom_resource(KEY) is None
 
 
 def test_an_unreadable_spec_is_described_and_keeps_its_status():
     raw = custom(5, phase="Training")
     raw["spec"]["training"] = {"learningRate": 3}
-    found = store(raw).finetunejob(KEY)
+    found = store(raw).custom_resource(KEY)
     assert isinstance(found, Unreadable)
     assert "spec.training.learningRate" in found.message
     assert found.status.phase == "Training"

@@ -9,22 +9,23 @@ from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobSpec
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.finetunejob.observed import child_name, owner_of, service_name
-from tunesmith_operator.core.finetunejob.places import claims
-from tunesmith_operator.core.finetunejob.plan import training_plan
-from tunesmith_operator.core.manifest import JSON, Manifest
-from tunesmith_operator.core.podspec import Workload, env, plan_config_map, pod_spec, secret_env
-from tunesmith_operator.core.resources import JOB, NETWORK_POLICY, SECRET, SERVICE
-from tunesmith_operator.core.troubles import STORAGE_SECRET, SecretUse
+from tunesmith_operator.core.finetunejob.training_plan import training_plan
+from tunesmith_operator.core.finetunejob.uris import claims
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.resources import JOB, NETWORK_POLICY, SECRET, SERVICE
+from tunesmith_operator.core.kubernetes.workloads import pod_failure_policy
+from tunesmith_operator.core.pods.spec import Workload, env, plan_config_map, pod_spec, secret_env
+from tunesmith_operator.core.pods.startup import STORAGE_SECRET, SecretUse
 
-__all__ = ["ANNOTATION_RESTARTS_BEFORE", "Children", "build", "secret_uses"]
+__all__ = ["ANNOTATION_RESTARTS_BEFORE", "ChildManifests", "build", "secret_uses"]
 
 ANNOTATION_RESTARTS_BEFORE: Final = f"{keys.GROUP}/restarts-before"
-"""On a Job: how often training had been resumed before this Job was made. Keeps the count across a deleted Job."""
+"""On a Job: how often training had been resumed before this Job was created. Keeps the count across a deleted Job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Children:
-    """The children of one attempt, in the order in which they are written."""
+class ChildManifests:
+    """What to write for the children of one attempt, in the order in which they are written."""
 
     service: Manifest
     network_policy: Manifest
@@ -38,7 +39,7 @@ def _labels(attempt: int) -> dict[str, str]:
 
 
 def _secret_name(job: FineTuneJob, attempt: int) -> str:
-    # the uid keeps a job from meeting the Secret of a deleted one of the same name: the operator can't read Secrets
+    # the uid keeps a job from finding the Secret of a deleted one of the same name: the operator can't read Secrets
     return f"{child_name(job, attempt)}-ray-{job.metadata.uid[:5]}"
 
 
@@ -62,33 +63,15 @@ def network_policy(job: FineTuneJob, config: Config) -> Manifest:
     if config.operator_namespace:
         home = {"kubernetes.io/metadata.name": config.operator_namespace}
         progress["from"] = [{"namespaceSelector": {"matchLabels": home}}]
-    siblings: JSON = {"from": [{"podSelector": {"matchLabels": {keys.LABEL_FINETUNEJOB: owner.name}}}]}
+    peers: JSON = {"from": [{"podSelector": {"matchLabels": {keys.LABEL_FINETUNEJOB: owner.name}}}]}
     spec: JSON = {
         "podSelector": {"matchLabels": {keys.LABEL_FINETUNEJOB: owner.name}},
         "policyTypes": ["Ingress"],
-        "ingress": [siblings, progress],
+        "ingress": [peers, progress],
     }
     return owner.manifest(
         NETWORK_POLICY, service_name(job), {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_TRAINER}
     )
-
-
-def _pod_failure_policy() -> JSON:
-    def on_exit(action: str, codes: tuple[int, ...]) -> JSON:
-        values = sorted(int(code) for code in codes)
-        return {
-            "action": action,
-            "onExitCodes": {"containerName": keys.TRAINER_CONTAINER, "operator": "In", "values": values},
-        }
-
-    disrupted: JSON = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    return {
-        "rules": [
-            on_exit("FailJob", keys.TERMINAL_EXIT_CODES),
-            disrupted,
-            on_exit("Ignore", (keys.ExitCode.INTERRUPTED,)),
-        ]
-    }
 
 
 def secret_uses(job: FineTuneJob) -> tuple[SecretUse, ...]:
@@ -152,7 +135,7 @@ def _workload(job: FineTuneJob, config: Config, attempt: int) -> Workload:
 
 
 def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before: int = 0) -> Manifest:
-    """The Indexed Job whose pods form the Ray cluster. Index 0 decides: when it succeeds, the rest is ended."""
+    """The Indexed Job whose pods form the Ray cluster. Index 0 decides: when it succeeds, the others are stopped."""
     owner, spec = owner_of(job), job.spec
     labels = _labels(attempt)
     fields: JSON = {
@@ -163,7 +146,7 @@ def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before:
         # replaced, which a namespace that is being deleted never allows, and the namespace would stay for ever
         "backoffLimit": spec.failure_policy.backoff_limit,
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": _pod_failure_policy(),
+        "podFailurePolicy": pod_failure_policy(keys.TRAINER_CONTAINER, (keys.ExitCode.INTERRUPTED,)),
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
         "suspend": spec.suspend,
         "template": {
@@ -177,10 +160,10 @@ def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before:
     return owner.manifest(JOB, child_name(job, attempt), {"spec": fields}, labels, annotations)
 
 
-def build(job: FineTuneJob, config: Config, attempt: int, restarts_before: int = 0) -> Children:
-    """All children of an attempt."""
+def build(job: FineTuneJob, config: Config, attempt: int, restarts_before: int = 0) -> ChildManifests:
+    """The manifests of all children of an attempt."""
     owner, labels, name = owner_of(job), _labels(attempt), child_name(job, attempt)
-    return Children(
+    return ChildManifests(
         service=service(job),
         network_policy=network_policy(job, config),
         config_map=plan_config_map(owner, name, training_plan(job, attempt), labels),

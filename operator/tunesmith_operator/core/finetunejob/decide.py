@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Final
 
 from tunesmith_api.keys import PORT_PROGRESS, JobCondition, Reason
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
-from tunesmith_operator.core.conditions import UNKNOWN, find
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.crashes import ended_at
-from tunesmith_operator.core.decision import Action, Apply, Create, Decision, Delete, Patch, PollTarget
-from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE, Children, build, secret_uses
-from tunesmith_operator.core.finetunejob.observed import Family, Observed, attempt_number, family
-from tunesmith_operator.core.finetunejob.outcome import culprit
-from tunesmith_operator.core.finetunejob.outcome import verdict as verdict_of
+from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE, ChildManifests, build, secret_uses
+from tunesmith_operator.core.finetunejob.observed import Children, Observed, attempt_number, children_of
+from tunesmith_operator.core.finetunejob.outcome import first_failure, verdict
 from tunesmith_operator.core.finetunejob.policies import violation
 from tunesmith_operator.core.finetunejob.status import (
     ended_status,
     refused_status,
     running_status,
-    stopped,
+    startup_verdict,
     waiting_status,
 )
-from tunesmith_operator.core.manifest import Manifest
-from tunesmith_operator.core.resources import FINETUNEJOB, JOB
+from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, JOB
+from tunesmith_operator.core.pods.crashes import ended_at
+from tunesmith_operator.core.pods.startup import Startup, examine
+from tunesmith_operator.core.reconcile.children import (
+    ORPHANS_SECONDS,
+    apply_if_changed,
+    orphans_message,
+    seconds_until,
+    soonest,
+)
+from tunesmith_operator.core.reconcile.decision import Action, Apply, Create, Decision, Delete, Patch, conclude
+from tunesmith_operator.core.reconcile.progress import PollTarget
+from tunesmith_operator.core.status.conditions import UNKNOWN, find
 from tunesmith_operator.core.text import parse_time
-from tunesmith_operator.core.transitions import transitions
-from tunesmith_operator.core.troubles import Startup, examine
-from tunesmith_operator.core.views import ChildView
 
 __all__ = ["decide"]
 
-VERDICT_SECONDS = 10.0
-_QUIET = frozenset({Reason.PENDING, Reason.STARTING})
+VERDICT_SECONDS: Final = 10.0
+"""How long the Job controller may take to judge a pod's end before the status says anything else."""
 
 
 def decide(observed: Observed, now: datetime, config: Config) -> Decision:
@@ -42,31 +47,37 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     job = observed.job
     if job.metadata.deletion_timestamp is not None:
         return Decision()
-    kin = family(observed)
-    if ended(job.status):
-        return _after_the_end(job, kin, now)
-    if kin.job is None:
-        if (problem := violation(job)) is not None:
-            return _settle(job, (), refused_status(job, problem, now))
-        if job.spec.suspend:
-            message = "Suspended before the start: set spec.suspend to false to begin."
-            return _settle(job, (), waiting_status(job, Reason.SUSPENDED, message, now))
-        if kin.leftovers:
-            return _wait_for(job, kin.leftovers, now)
-        return _start(job, kin, now, config)
-    return _follow(job, kin, kin.job.deleting, now, config)
+    children = children_of(observed)
+    if has_ended(job.status):
+        return _after_the_end(job, children, now)
+    if children.job is not None:
+        return _follow(job, children, children.job.deleting, now, config)
+    if (broken := violation(job)) is not None:
+        return _report(job, refused_status(job, broken, now))
+    if job.spec.suspend:
+        message = "Suspended before the start: set spec.suspend to false to begin."
+        return _report(job, waiting_status(job, Reason.SUSPENDED, message, now))
+    if children.orphans:
+        status = waiting_status(job, Reason.PENDING, orphans_message("job", children.orphans), now)
+        return replace(_report(job, status), requeue_after=ORPHANS_SECONDS)
+    return _start(job, children, now, config)
 
 
-def ended(status: FineTuneJobStatus) -> bool:
+def has_ended(status: FineTuneJobStatus) -> bool:
     """Whether the job is over for good."""
     condition = find(status.conditions, JobCondition.SUCCEEDED)
     return condition is not None and condition.status != UNKNOWN
 
 
-def _after_the_end(job: FineTuneJob, kin: Family, now: datetime) -> Decision:
+def _report(job: FineTuneJob, status: FineTuneJobStatus, actions: list[Action] | None = None) -> Decision:
+    return conclude(job, JobCondition.SUCCEEDED, status, actions or ())
+
+
+def _after_the_end(job: FineTuneJob, children: Children, now: datetime) -> Decision:
     """Nothing is written any more, but for a Job that was given up and still has to be stopped, and the TTL."""
-    if kin.job is not None and not kin.job.ending and not kin.job.deleting:
-        return Decision(actions=(Delete(JOB, kin.job.namespace, kin.job.name, kin.job.uid),))
+    child = children.job
+    if child is not None and not child.ending and not child.deleting:
+        return Decision(actions=(Delete(JOB, child.namespace, child.name, child.uid),))
     ttl, completed = job.spec.ttl_seconds_after_finished, parse_time(job.status.completion_time)
     if ttl is None or completed is None:
         return Decision()
@@ -77,95 +88,76 @@ def _after_the_end(job: FineTuneJob, kin: Family, now: datetime) -> Decision:
     return Decision(actions=(Delete(FINETUNEJOB, meta.namespace, meta.name, meta.uid),))
 
 
-def _wait_for(job: FineTuneJob, leftovers: tuple[ChildView, ...], now: datetime) -> Decision:
-    names = ", ".join(sorted({child.name for child in leftovers})[:3])
-    message = f"Waiting until what an earlier job left behind is gone: {names}."
-    return replace(_settle(job, (), waiting_status(job, Reason.PENDING, message, now)), requeue_after=5.0)
-
-
-def _start(job: FineTuneJob, kin: Family, now: datetime, config: Config) -> Decision:
+def _start(job: FineTuneJob, children: Children, now: datetime, config: Config) -> Decision:
     """Write everything, the Job last: its pods then find what they refer to.
 
-    A Job that was deleted is made again and resumes from its checkpoint, which counts as a restart.
+    A Job that was deleted is created again and resumes from its checkpoint, which counts as a restart.
     """
-    again = bool(job.status.attempts)
-    restarts = job.status.restarts + 1 if again else 0
-    children = build(job, config, attempt_number(job), restarts)
+    restarts = job.status.restarts + 1 if job.status.attempts else 0
+    manifests = build(job, config, attempt_number(job), restarts)
     actions = [
-        *_supporting(children, kin, job_exists=False),
-        Create(children.secret, "token"),
-        Apply(children.job),
+        *_supporting(manifests, children),
+        Create(manifests.secret, "token"),
+        Apply(manifests.job),
     ]
-    status = running_status(job, kin, None, restarts, now, config)
-    return replace(_settle(job, actions, status), starts=True)
+    return replace(_report(job, running_status(job, children, None, restarts, now, config), actions), starts=True)
 
 
-def _supporting(children: Children, kin: Family, job_exists: bool) -> Iterable[Action]:
-    pairs: list[tuple[Manifest, ChildView | None]] = [
-        (children.service, kin.service),
-        (children.network_policy, kin.network_policy),
-    ]
-    if not job_exists or kin.config_map is None:
+def _supporting(manifests: ChildManifests, children: Children) -> Iterator[Action]:
+    yield from apply_if_changed(manifests.service, children.service)
+    yield from apply_if_changed(manifests.network_policy, children.network_policy)
+    if children.job is None or children.config_map is None:
         # once the Job exists its plan stays as it is, whatever a newer operator would write
-        pairs.append((children.config_map, kin.config_map))
-    for manifest, child in pairs:
-        if child is None or child.spec_hash != manifest.hash:
-            yield Apply(manifest, ours=child is not None)
+        yield from apply_if_changed(manifests.config_map, children.config_map)
 
 
-def _follow(job: FineTuneJob, kin: Family, deleting: bool, now: datetime, config: Config) -> Decision:
+def _follow(job: FineTuneJob, children: Children, deleting: bool, now: datetime, config: Config) -> Decision:
     """The Job exists: report on it, repair what is around it, stop it when its pods can't start."""
-    assert kin.job is not None
-    restarts = int(kin.job.annotations.get(ANNOTATION_RESTARTS_BEFORE, 0))
-    decided = verdict_of(kin, job.spec)
-    if decided is not None:
-        return _settle(job, (), ended_status(job, kin, decided, restarts, now))
-    if _verdict_is_near(kin, now):
+    child = children.job
+    assert child is not None
+    restarts = int(child.annotations.get(ANNOTATION_RESTARTS_BEFORE, 0))
+    if (ended := verdict(children, job.spec)) is not None:
+        return _report(job, ended_status(job, children, ended, restarts, now))
+    if _verdict_is_near(children, now):
         return Decision(requeue_after=VERDICT_SECONDS)
-    patience = timedelta(seconds=job.spec.failure_policy.startup_timeout_seconds)
     startup = Startup()
-    if not kin.job.suspended and not deleting and not kin.job.ending:
-        rejections = kin.rejections if _short_of_pods(job, kin) else ()
-        startup = examine(kin.pods, rejections, patience, now, secret_uses(job))
+    if not child.suspended and not deleting and not child.ending:
+        startup = _startup(job, children, now)
     if startup.expired is not None:
-        given_up = stopped(startup.expired, patience.total_seconds())
-        return _settle(job, (), ended_status(job, kin, given_up, restarts, now))
+        ended = startup_verdict(startup.expired, job.spec.failure_policy.startup_timeout_seconds)
+        return _report(job, ended_status(job, children, ended, restarts, now))
     actions: list[Action] = []
     if not deleting:
-        actions += _supporting(build(job, config, attempt_number(job), restarts), kin, job_exists=True)
-    if kin.job.suspended != job.spec.suspend and not kin.job.ending and not deleting:
-        actions.append(Patch(JOB, kin.job.namespace, kin.job.name, {"spec": {"suspend": job.spec.suspend}}))
-    decision = _settle(job, actions, running_status(job, kin, startup.trouble, restarts, now, config))
-    return replace(decision, requeue_after=_next_look(kin, startup, now, config), poll=_poll_target(kin))
+        actions += _supporting(build(job, config, attempt_number(job), restarts), children)
+        if child.suspended != job.spec.suspend and not child.ending:
+            actions.append(Patch(JOB, child.namespace, child.name, {"spec": {"suspend": job.spec.suspend}}))
+    decision = _report(job, running_status(job, children, startup.problem, restarts, now, config), actions)
+    return replace(decision, requeue_after=_next_look(children, startup, now, config), poll=_poll_target(children))
 
 
-def _verdict_is_near(kin: Family, now: datetime) -> bool:
-    """A pod has just ended in the way that ends the Job: the Job controller says so in a moment, so nothing is told."""
-    decisive = [pod for pod in kin.pods if pod.index == 0 and pod.phase == "Succeeded"]
-    guilty = culprit(kin.pods)
-    decisive += [guilty] if guilty is not None else []
+def _startup(job: FineTuneJob, children: Children, now: datetime) -> Startup:
+    patience = timedelta(seconds=job.spec.failure_policy.startup_timeout_seconds)
+    lacks_pods = len({pod.index for pod in children.active_pods}) < job.spec.workers.replicas
+    rejections = children.rejections if lacks_pods else ()
+    return examine(children.pods, rejections, patience, now, secret_uses(job))
+
+
+def _verdict_is_near(children: Children, now: datetime) -> bool:
+    """A pod has just ended in the way that ends the Job: the Job controller says so in a moment, the status waits."""
+    decisive = [pod for pod in children.pods if pod.index == 0 and pod.succeeded]
+    failed = first_failure(children.pods)
+    decisive += [failed] if failed is not None else []
     return any(0.0 <= now.timestamp() - ended_at(pod) < VERDICT_SECONDS for pod in decisive)
 
 
-def _short_of_pods(job: FineTuneJob, kin: Family) -> bool:
-    return len({pod.index for pod in kin.living}) < job.spec.workers.replicas
-
-
-def _poll_target(kin: Family) -> PollTarget | None:
-    head = kin.head
+def _poll_target(children: Children) -> PollTarget | None:
+    head = children.head
     if head is None or not head.ip or head.container is None or not head.container.running:
         return None
     return PollTarget(head.uid, head.ip, PORT_PROGRESS)
 
 
-def _next_look(kin: Family, startup: Startup, now: datetime, config: Config) -> float | None:
-    moments = [startup.deadline] if startup.deadline is not None else []
-    if kin.progress is not None:
-        moments.append(kin.progress.alive_at + timedelta(seconds=config.heartbeat_stale_seconds + 1))
-    waits = [(moment - now).total_seconds() for moment in moments]
-    return min((max(1.0, wait) for wait in waits if wait > 0), default=None)
-
-
-def _settle(job: FineTuneJob, actions: Iterable[Action], status: FineTuneJobStatus) -> Decision:
-    events = transitions(JobCondition.SUCCEEDED, job.status.conditions, status.conditions, _QUIET)
-    return Decision(actions=tuple(actions), status=status, events=events)
+def _next_look(children: Children, startup: Startup, now: datetime, config: Config) -> float | None:
+    sample = children.progress
+    stale = sample.alive_at + timedelta(seconds=config.heartbeat_stale_seconds + 1) if sample is not None else None
+    return soonest(seconds_until(startup.deadline, now), seconds_until(stale, now))

@@ -1,4 +1,4 @@
-"""Everything known about one FineTuneJob at one moment. The engine's store builds it without asking the API server."""
+"""Everything known about one FineTuneJob at one moment, and which of the objects are its children."""
 
 from __future__ import annotations
 
@@ -6,57 +6,84 @@ from dataclasses import dataclass
 
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob
-from tunesmith_operator.core.manifest import Owner
-from tunesmith_operator.core.resources import FINETUNEJOB
-from tunesmith_operator.core.views import (
-    ChildView,
-    ConfigMapView,
-    JobView,
-    PodView,
-    ProgressSample,
-    RejectionView,
-    ServiceView,
-)
+from tunesmith_operator.core.kubernetes.manifest import Owner
+from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView
+from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB
+from tunesmith_operator.core.kubernetes.workloads import JobView
+from tunesmith_operator.core.pods.crashes import ended_at
+from tunesmith_operator.core.pods.view import PodView
+from tunesmith_operator.core.reconcile.kind import Lookup
+from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
+from tunesmith_operator.core.reconcile.progress import ProgressSample
 
-__all__ = ["Family", "Observed", "attempt_number", "child_name", "family", "owner_of", "service_name"]
+__all__ = [
+    "Children",
+    "Observed",
+    "attempt_number",
+    "child_name",
+    "children_of",
+    "observe",
+    "owner_of",
+    "service_name",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """The custom resource, all objects that carry its label, and the last progress report."""
+    """The custom resource and its objects."""
 
     job: FineTuneJob
-    services: tuple[ServiceView, ...] = ()
-    config_maps: tuple[ConfigMapView, ...] = ()
-    network_policies: tuple[ChildView, ...] = ()
-    jobs: tuple[JobView, ...] = ()
-    pods: tuple[PodView, ...] = ()
-    rejections: tuple[RejectionView, ...] = ()
-    progress: ProgressSample | None = None
+    objects: ObservedObjects
+
+
+def observe(job: FineTuneJob, objects: ObservedObjects, lookup: Lookup) -> Observed:
+    """A FineTuneJob needs to know of no other custom resource."""
+    return Observed(job=job, objects=objects)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """The children of the current attempt, told apart from what a deleted predecessor of the same name left behind."""
+class Children:
+    """The children of the current attempt; `orphans` are those of a deleted job of the same name."""
 
     service: ServiceView | None
     config_map: ConfigMapView | None
     network_policy: ChildView | None
     job: JobView | None
     pods: tuple[PodView, ...]
-    leftovers: tuple[ChildView, ...]
+    orphans: tuple[ChildView, ...]
     rejections: tuple[RejectionView, ...]
     progress: ProgressSample | None
 
     @property
     def head(self) -> PodView | None:
-        """The living pod of worker 0."""
-        return next((pod for pod in self.living if pod.index == 0), None)
+        """The running pod of worker 0."""
+        return next((pod for pod in self.active_pods if pod.index == 0), None)
 
     @property
-    def living(self) -> tuple[PodView, ...]:
-        """Pods that have neither ended nor been told to."""
+    def active_pods(self) -> tuple[PodView, ...]:
+        """Pods that have neither ended nor been deleted."""
         return tuple(pod for pod in self.pods if not pod.finished and not pod.deleting)
+
+    @property
+    def lost_pods(self) -> tuple[PodView, ...]:
+        """Pods that failed of themselves since the Job was last resumed."""
+        resumed = self.job.resumed_at if self.job is not None else None
+        failed = [pod for pod in self.pods if pod.failed and not self.is_cleaned_up(pod)]
+        return tuple(pod for pod in failed if resumed is None or ended_at(pod) >= resumed.timestamp())
+
+    @property
+    def worker_0_succeeded(self) -> bool:
+        """Whether the pod whose success is the Job's has ended well."""
+        return any(pod.index == 0 and pod.succeeded for pod in self.pods)
+
+    def is_cleaned_up(self, pod: PodView) -> bool:
+        """Whether the Job controller deleted the pod for a suspension: nothing was lost with it."""
+        job = self.job
+        if job is None or not pod.deleting:
+            return False
+        if job.suspended or job.resuming:
+            return True
+        return job.resumed_at is not None and pod.created is not None and pod.created < job.resumed_at
 
 
 def attempt_number(job: FineTuneJob) -> int:
@@ -80,31 +107,28 @@ def owner_of(job: FineTuneJob) -> Owner:
     return Owner(FINETUNEJOB, meta.namespace, meta.name, meta.uid, keys.LABEL_FINETUNEJOB)
 
 
-def family(observed: Observed) -> Family:
-    """Sort the observed children."""
-    meta = observed.job.metadata
+def children_of(observed: Observed) -> Children:
+    """Sort the objects into children and orphans."""
+    objects, uid = observed.objects, observed.job.metadata.uid
     name = child_name(observed.job, attempt_number(observed.job))
-    jobs = {job.uid: job for job in observed.jobs if job.owner_uid == meta.uid}
-    current = next((job for job in jobs.values() if job.name == name), None)
-    mine = tuple(pod for pod in observed.pods if current is not None and pod.owner_uid == current.uid)
-    head = next((pod for pod in mine if pod.index == 0 and not pod.finished and not pod.deleting), None)
-    sample = observed.progress
-    children: tuple[ChildView, ...] = (
-        *observed.services,
-        *observed.config_maps,
-        *observed.network_policies,
-        *observed.jobs,
-    )
-    orphans = tuple(pod for pod in observed.pods if pod.owner_uid not in jobs and not pod.finished)
-    return Family(
-        service=next(
-            (it for it in observed.services if it.owner_uid == meta.uid and it.name == service_name(observed.job)), None
-        ),
-        config_map=next((it for it in observed.config_maps if it.owner_uid == meta.uid and it.name == name), None),
-        network_policy=next((it for it in observed.network_policies if it.owner_uid == meta.uid), None),
+    jobs = owned_by(uid, objects.jobs)
+    job_uids = {job.uid for job in jobs}
+    current = next((job for job in jobs if job.name == name), None)
+    current_uid = current.uid if current is not None else None
+    pods = tuple(pod for pod in objects.pods if current_uid is not None and pod.owner_uid == current_uid)
+    head = next((pod for pod in pods if pod.index == 0 and not pod.finished and not pod.deleting), None)
+    sample = objects.progress
+    is_of_head = sample is not None and head is not None and sample.pod_uid == head.uid
+    orphaned_pods = tuple(pod for pod in objects.pods if pod.owner_uid not in job_uids and not pod.finished)
+    services = [it for it in owned_by(uid, objects.services) if it.name == service_name(observed.job)]
+    config_maps = [it for it in owned_by(uid, objects.config_maps) if it.name == name]
+    return Children(
+        service=next(iter(services), None),
+        config_map=next(iter(config_maps), None),
+        network_policy=next(iter(owned_by(uid, objects.network_policies)), None),
         job=current,
-        pods=tuple(sorted(mine, key=lambda pod: (pod.index, pod.name))),
-        leftovers=tuple(child for child in children if child.owner_uid != meta.uid) + orphans,
-        rejections=tuple(it for it in observed.rejections if current is not None and it.job_uid == current.uid),
-        progress=sample if sample is not None and head is not None and sample.pod_uid == head.uid else None,
+        pods=tuple(sorted(pods, key=lambda pod: (pod.index, pod.name))),
+        orphans=objects.orphans(uid) + orphaned_pods,
+        rejections=tuple(it for it in objects.rejections if current_uid is not None and it.job_uid == current_uid),
+        progress=sample if is_of_head else None,
     )

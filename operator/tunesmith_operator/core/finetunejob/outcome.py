@@ -1,4 +1,4 @@
-"""How a Job ended: from its own conditions, told in the words of the termination report of the pod that decided it."""
+"""How a Job ended: from its own conditions, explained by the termination report of the pod that decided it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from datetime import datetime
 from tunesmith_api.keys import TERMINAL_EXIT_CODES, ExitCode, Reason
 from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1 import FineTuneJobSpec
-from tunesmith_operator.core.crashes import crash_message, ended_at, last_crash, logs_command
-from tunesmith_operator.core.finetunejob.observed import Family
+from tunesmith_operator.core.finetunejob.observed import Children
+from tunesmith_operator.core.kubernetes.objects import ConditionView
+from tunesmith_operator.core.kubernetes.workloads import JobView
+from tunesmith_operator.core.pods.crashes import crash_message, ended_at, last_crash, logs_command
+from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.text import duration
-from tunesmith_operator.core.views import ConditionView, JobView, PodView
 
-__all__ = ["Verdict", "culprit", "verdict"]
+__all__ = ["Verdict", "first_failure", "verdict"]
 
 # crashes that keep their own reason, should they come again until the job is given up
 _NAMED_CRASHES = frozenset({Reason.COLLECTIVE_TIMEOUT, Reason.DISK_FULL})
@@ -36,30 +38,31 @@ class Verdict:
     ended_at: datetime | None = None
 
 
-def verdict(family: Family, spec: FineTuneJobSpec) -> Verdict | None:
+def verdict(children: Children, spec: FineTuneJobSpec) -> Verdict | None:
     """How the Job ended, once the Job controller has decided it; None while it hasn't.
 
-    A Job that is bound to end is called ended as soon as the report that explains it is there, without waiting for the
+    A Job that is bound to end counts as ended as soon as the report that explains it is there, without waiting for the
     other workers' grace period.
     """
-    job = family.job
+    job = children.job
     if job is None:
         return None
     if job.complete or job.succeeding:
-        return _success(family.pods, job)
+        return _success(children.pods, job)
     failing = job.failing
     if failing is None:
         return None
-    guilty = culprit(family.pods)
-    if job.failed is None and guilty is None:
-        return None
-    return _failure(failing, family.pods, guilty, spec)
+    failed = first_failure(children.pods)
+    if failed is not None and failed.container is not None:
+        return _user_error(failed, ExitCode(failed.container.exit_code or 0), failing)
+    return _failure(failing, children.pods, spec) if job.failed is not None else None
 
 
 def _success(pods: tuple[PodView, ...], job: JobView) -> Verdict | None:
-    winner = next((pod for pod in pods if pod.index == 0 and pod.phase == "Succeeded"), None)
-    report = winner.report if winner is not None else None
-    if report is None and not job.complete:
+    succeeded = next((pod for pod in pods if pod.index == 0 and pod.succeeded), None)
+    report = succeeded.report if succeeded is not None else None
+    if report is None and (not job.complete or any(pod.index == 0 and not pod.finished for pod in pods)):
+        # of two watches one is behind: the pod's end, and its report with it, is on its way
         return None
     message = report.message if report is not None and report.message else "The tuned model is ready."
     if report is None:
@@ -67,27 +70,29 @@ def _success(pods: tuple[PodView, ...], job: JobView) -> Verdict | None:
     return Verdict(True, Reason.COMPLETED, message, report, job.completion_time)
 
 
-def culprit(pods: tuple[PodView, ...]) -> PodView | None:
+def first_failure(pods: tuple[PodView, ...]) -> PodView | None:
     """The pod whose exit code ends the job: the first of those that can't be retried."""
-    guilty = [
+    failures = [
         pod
         for pod in pods
-        if pod.phase == "Failed" and pod.container is not None and pod.container.exit_code in TERMINAL_EXIT_CODES
+        if pod.failed and pod.container is not None and pod.container.exit_code in TERMINAL_EXIT_CODES
     ]
-    return min(guilty, key=lambda pod: (ended_at(pod), pod.index), default=None)
+    return min(failures, key=lambda pod: (ended_at(pod), pod.index), default=None)
 
 
-def _failure(
-    failing: ConditionView, pods: tuple[PodView, ...], guilty: PodView | None, spec: FineTuneJobSpec
-) -> Verdict:
-    if guilty is not None and guilty.container is not None:
-        report = guilty.report
-        if report is not None:
-            told = f"{report.message or report.reason.value}{_memory(report)}"
-            message = f"{told} (worker {guilty.index}; see: {logs_command(guilty)})"
-            return Verdict(False, report.reason, message, report, failing.since)
-        reason, meaning = _CODE_REASONS[ExitCode(guilty.container.exit_code or 0)]
-        return Verdict(False, reason, f"{meaning}; {crash_message(guilty)}", None, failing.since)
+def _user_error(failed: PodView, code: ExitCode, failing: ConditionView) -> Verdict:
+    """A failure that no retry can help, in the trainer's words where it left any."""
+    report = failed.report
+    if report is None:
+        reason, meaning = _CODE_REASONS[code]
+        return Verdict(False, reason, f"{meaning}; {crash_message(failed)}", None, failing.since)
+    cause = f"{report.message or report.reason.value}{_memory(report)}"
+    message = f"{cause} (worker {failed.index}; see: {logs_command(failed)})"
+    return Verdict(False, report.reason, message, report, failing.since)
+
+
+def _failure(failing: ConditionView, pods: tuple[PodView, ...], spec: FineTuneJobSpec) -> Verdict:
+    """A Job that was retried in vain, or took too long."""
     report = next((pod.report for pod in pods if pod.index == 0 and pod.report is not None), None)
     if failing.reason == "DeadlineExceeded":
         limit = duration(spec.active_deadline_seconds or 0)
@@ -98,18 +103,15 @@ def _failure(
         return Verdict(False, Reason.DEADLINE_EXCEEDED, message, report, failing.since)
     crashed = last_crash(pods)
     if crashed is None:
-        return Verdict(
-            False, Reason.BACKOFF_LIMIT_EXCEEDED, f"{failing.reason}: {failing.message}", report, failing.since
-        )
-    box = crashed.container
-    if box is not None and box.ended_reason == "OOMKilled":
+        message = f"{failing.reason}: {failing.message}"
+        return Verdict(False, Reason.BACKOFF_LIMIT_EXCEEDED, message, report, failing.since)
+    if crashed.container is not None and crashed.container.ended_reason == "OOMKilled":
         message = f"{crash_message(crashed)}. Raise workers.resources.memory ({spec.workers.resources.memory})"
         message += " or lower training.microBatchSize."
         return Verdict(False, Reason.OUT_OF_MEMORY, message, report, failing.since)
     message = f"gave up after {spec.failure_policy.backoff_limit} retries (failurePolicy.backoffLimit): "
-    return Verdict(
-        False, _crash_reason(crashed), message + crash_message(crashed), report or crashed.report, failing.since
-    )
+    message += crash_message(crashed)
+    return Verdict(False, _crash_reason(crashed), message, report or crashed.report, failing.since)
 
 
 def _crash_reason(crashed: PodView) -> Reason:

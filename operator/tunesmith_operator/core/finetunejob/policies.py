@@ -1,74 +1,72 @@
-"""Checks of a FineTuneJob that its schema can't make: a chain of named pure functions, the first violation wins."""
+"""Checks of a FineTuneJob that its schema can't make: a chain of named functions, the first violation counts.
+
+`decide` refuses with them, and so does the command line.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, product
 
 from tunesmith_api.v1alpha1 import FineTuneJob
-from tunesmith_operator.core.finetunejob.places import Place, places
+from tunesmith_operator.core.finetunejob.uris import SpecUri, uris
+from tunesmith_operator.core.reconcile.rules import Violation, first_answer
 
 __all__ = ["violation"]
+
+
+def paths_are_plain(job: FineTuneJob) -> Violation | None:
+    """`..` would lead out of a claim's folder, and is an ordinary name to an S3 store."""
+    for entry in uris(job.spec):
+        if {".", ".."} & set(entry.uri.split("/")):
+            return Violation(f"spec.{entry.field} ({entry.uri}) has a part '.' or '..': write the path out")
+    return None
+
+
+def cache_can_be_written(job: FineTuneJob) -> Violation | None:
+    """The Hub is read only."""
+    uri = job.spec.dataset.cache_uri
+    if uri is not None and uri.startswith("hf://"):
+        return Violation(f"spec.dataset.cacheUri ({uri}) is written to: give an s3:// or pvc:// folder")
+    return None
+
+
+def folders_do_not_overlap(job: FineTuneJob) -> Violation | None:
+    """Retention deletes in the checkpoint folder, export and cache write into theirs: none may hold another."""
+    written = [entry for entry in uris(job.spec) if entry.written]
+    return next((_overlap(one, other) for one, other in combinations(written, 2) if _overlaps(one, other)), None)
+
+
+def inputs_do_not_overlap(job: FineTuneJob) -> Violation | None:
+    """What is read would change while the job runs, or be deleted by retention, where the job writes too."""
+    written = [entry for entry in uris(job.spec) if entry.written]
+    read = [entry for entry in uris(job.spec) if not entry.written]
+    return next((_overlap(one, other) for one, other in product(written, read) if _overlaps(one, other)), None)
 
 
 def _inside(inner: str, outer: str) -> bool:
     return (inner.rstrip("/") + "/").startswith(outer.rstrip("/") + "/")
 
 
-def _overlap(one: Place, other: Place) -> bool:
+def _overlaps(one: SpecUri, other: SpecUri) -> bool:
     return _inside(one.uri, other.uri) or _inside(other.uri, one.uri)
 
 
-def paths_are_plain(job: FineTuneJob) -> str | None:
-    """`..` would lead out of a claim's folder, and is an ordinary name to an S3 store."""
-    for place in places(job.spec):
-        if {".", ".."} & set(place.uri.split("/")):
-            return f"spec.{place.field} ({place.uri}) has a part '.' or '..': write the path out"
-    return None
-
-
-def cache_can_be_written(job: FineTuneJob) -> str | None:
-    """The Hub is read only."""
-    uri = job.spec.dataset.cache_uri
-    if uri is not None and uri.startswith("hf://"):
-        return f"spec.dataset.cacheUri ({uri}) is written to: give an s3:// or pvc:// folder"
-    return None
-
-
-def folders_are_apart(job: FineTuneJob) -> str | None:
-    """Retention deletes in the checkpoint folder, export and cache write into theirs: none may hold another."""
-    written = [place for place in places(job.spec) if place.written]
-    for one, other in combinations(written, 2):
-        if _overlap(one, other):
-            return _apart(one, other)
-    return None
-
-
-def inputs_are_apart(job: FineTuneJob) -> str | None:
-    """What is read would change under the job's feet, or fall to retention, where the job writes too."""
-    everything = places(job.spec)
-    for one in (place for place in everything if place.written):
-        for other in (place for place in everything if not place.written):
-            if _overlap(one, other):
-                return _apart(one, other)
-    return None
-
-
-def _apart(one: Place, other: Place) -> str:
-    return (
+def _overlap(one: SpecUri, other: SpecUri) -> Violation:
+    return Violation(
         f"spec.{one.field} ({one.uri}) and spec.{other.field} ({other.uri}) lie one in the other: give each a folder "
         "of its own, for example s3://bucket/checkpoints/NAME and s3://bucket/models/NAME"
     )
 
 
-_CHECKS: tuple[Callable[[FineTuneJob], str | None], ...] = (
+_POLICIES: tuple[Callable[[FineTuneJob], Violation | None], ...] = (
     paths_are_plain,
     cache_can_be_written,
-    folders_are_apart,
-    inputs_are_apart,
+    folders_do_not_overlap,
+    inputs_do_not_overlap,
 )
 
 
-def violation(job: FineTuneJob) -> str | None:
-    """The first violated policy, in words that name the field and the remedy; None where there is none."""
-    return next((message for check in _CHECKS if (message := check(job)) is not None), None)
+def violation(job: FineTuneJob) -> Violation | None:
+    """The first policy that the job breaks; None where there is none."""
+    return first_answer(_POLICIES, job)

@@ -1,13 +1,12 @@
-"""Observed → status: the only place that says what a FineTuneJob's status is."""
+"""Observed → status: the only place that says what a FineTuneJob's status is. `summary` says what it sums up to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tunesmith_api.keys import JobCondition, Reason
-from tunesmith_api.reports import DatasetFacts, ProgressReport, TerminationReport, TrainerState
+from tunesmith_api.reports import DatasetFacts, ProgressReport, TerminationReport
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from tunesmith_api.v1alpha1.jobstatus import (
     Attempt,
@@ -19,88 +18,76 @@ from tunesmith_api.v1alpha1.jobstatus import (
     Progress,
     WorkerCounts,
 )
-from tunesmith_operator.core.conditions import FALSE, TRUE, UNKNOWN, Finding, find, merge
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.crashes import crash_message, last_crash
-from tunesmith_operator.core.finetunejob.observed import Family, attempt_number, child_name
-from tunesmith_operator.core.finetunejob.outcome import Verdict, culprit
+from tunesmith_operator.core.finetunejob.observed import Children, attempt_number, child_name
+from tunesmith_operator.core.finetunejob.outcome import Verdict
+from tunesmith_operator.core.finetunejob.summary import Situation, Summary, summarize
+from tunesmith_operator.core.pods.startup import StartupProblem
+from tunesmith_operator.core.reconcile.rules import Violation
+from tunesmith_operator.core.status.conditions import (
+    FALSE,
+    TRUE,
+    UNKNOWN,
+    Finding,
+    accepted,
+    children_applied,
+    refused,
+    with_findings,
+)
 from tunesmith_operator.core.text import duration, loss, number, rfc3339, shortened
-from tunesmith_operator.core.troubles import Trouble
 
-__all__ = ["ended_status", "refused_status", "running_status", "stopped", "waiting_status"]
+__all__ = ["ended_status", "refused_status", "running_status", "startup_verdict", "waiting_status"]
 
 MAX_ROW_LENGTH = 500
-_PHASES = {
-    TrainerState.STARTING: JobPhase.STARTING,
-    TrainerState.PREPARING: JobPhase.STARTING,
-    TrainerState.TRAINING: JobPhase.TRAINING,
-    TrainerState.EVALUATING: JobPhase.EVALUATING,
-    TrainerState.SAVING: JobPhase.SAVING,
-    TrainerState.FINISHED: JobPhase.SAVING,
-    TrainerState.FAILED: JobPhase.STARTING,
-}
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """The one thing to say about a job that isn't over."""
-
-    phase: JobPhase
-    reason: Reason
-    message: str
-
-
-def _accepted() -> Finding:
-    return Finding(JobCondition.ACCEPTED, TRUE, Reason.VALID, "The spec is valid.")
-
-
-def _applied() -> Finding:
-    return Finding(JobCondition.CHILDREN_APPLIED, TRUE, Reason.APPLIED, "All child objects are as they should be.")
-
-
-def refused_status(job: FineTuneJob, message: str, now: datetime) -> FineTuneJobStatus:
+def refused_status(job: FineTuneJob, violation: Violation, now: datetime) -> FineTuneJobStatus:
     """The spec breaks a policy and nothing has been started."""
     findings = (
-        Finding(JobCondition.ACCEPTED, FALSE, Reason.INVALID_SPEC, message),
-        Finding(JobCondition.SUCCEEDED, UNKNOWN, Reason.INVALID_SPEC, message),
+        refused(violation.reason, violation.message),
+        Finding(JobCondition.SUCCEEDED, UNKNOWN, violation.reason, violation.message),
     )
-    conditions = merge(job.status.conditions, findings, now, job.metadata.generation)
-    return job.status.model_copy(update={"phase": JobPhase.FAILED, "conditions": conditions})
+    return with_findings(job.status, findings, now, job.metadata.generation, phase=JobPhase.FAILED)
 
 
 def waiting_status(job: FineTuneJob, reason: Reason, message: str, now: datetime) -> FineTuneJobStatus:
-    """Nothing is started for now: suspended before the start, or a predecessor of the same name is still going away."""
-    phase = JobPhase.SUSPENDED if reason is Reason.SUSPENDED else JobPhase.PENDING
+    """Nothing is started for now: suspended before the start, or orphans of a previous job are still being deleted."""
     desired = job.spec.workers.replicas
     findings = (
-        _accepted(),
+        accepted(),
         Finding(JobCondition.WORKERS_READY, FALSE, reason, message),
         Finding(JobCondition.SUCCEEDED, UNKNOWN, reason, message),
     )
-    return job.status.model_copy(
-        update={
-            "phase": phase,
-            "conditions": merge(job.status.conditions, findings, now, job.metadata.generation),
-            "workers": WorkerCounts(desired=desired, ready=0),
-            "display": job.status.display.model_copy(update={"workers": f"0/{desired}", "eta": ""}),
-        }
+    return with_findings(
+        job.status,
+        findings,
+        now,
+        job.metadata.generation,
+        phase=JobPhase.SUSPENDED if reason is Reason.SUSPENDED else JobPhase.PENDING,
+        workers=WorkerCounts(desired=desired, ready=0),
+        display=job.status.display.model_copy(update={"workers": f"0/{desired}", "eta": ""}),
     )
 
 
 def running_status(
-    job: FineTuneJob, family: Family, trouble: Trouble | None, restarts_before: int, now: datetime, config: Config
+    job: FineTuneJob,
+    children: Children,
+    problem: StartupProblem | None,
+    restarts_before: int,
+    now: datetime,
+    config: Config,
 ) -> FineTuneJobStatus:
-    """The children are in place and the Job is under way (or about to be created, where `family.job` is None)."""
+    """The children are in place and the Job is under way (or about to be created, where `children.job` is None)."""
     before = job.status
     desired = job.spec.workers.replicas
-    ready = len({pod.index for pod in family.living if pod.ready})
-    report = family.progress.report if family.progress is not None else None
-    restarts = max(before.restarts, _restarts(family, restarts_before))
-    standing = _standing(job, family, trouble, restarts, now, config)
-    suspended = standing.reason is Reason.SUSPENDED
+    ready = len({pod.index for pod in children.active_pods if pod.ready})
+    report = children.progress.report if children.progress is not None else None
+    restarts = max(before.restarts, _restarts(children, restarts_before))
+    summary = summarize(Situation(job, children, problem, restarts, now, config))
+    suspended = summary.reason is Reason.SUSPENDED
     checkpoint = _checkpoint(before, report.checkpoint if report is not None else None)
     progress = _progress(before.progress, report)
-    started = family.job.start_time if family.job is not None and family.job.start_time is not None else now
+    started = children.job.start_time if children.job is not None and children.job.start_time is not None else now
     start_time = before.start_time or rfc3339(started)
     attempt = Attempt(
         number=attempt_number(job),
@@ -109,41 +96,41 @@ def running_status(
         start_time=before.attempts[-1].start_time if before.attempts else start_time,
     )
     findings = (
-        _accepted(),
-        _applied(),
-        _workers_ready(ready, desired, standing),
+        accepted(),
+        children_applied(),
+        _workers_ready(ready, desired, summary),
         _checkpoint_available(checkpoint),
-        Finding(JobCondition.SUCCEEDED, UNKNOWN, standing.reason, standing.message),
+        Finding(JobCondition.SUCCEEDED, UNKNOWN, summary.reason, summary.message),
     )
-    return before.model_copy(
-        update={
-            "observed_generation": job.metadata.generation,
-            "phase": standing.phase,
-            "conditions": merge(before.conditions, findings, now, job.metadata.generation),
-            "progress": progress,
-            "display": _display(progress, ready, desired, running=not suspended),
-            "workers": WorkerCounts(desired=desired, ready=ready),
-            "restarts": restarts,
-            "attempts": [*before.attempts[:-1], attempt],
-            "dataset": _dataset(before, report.dataset if report is not None else None),
-            "checkpoint": checkpoint,
-            "start_time": start_time,
-        }
+    return with_findings(
+        before,
+        findings,
+        now,
+        job.metadata.generation,
+        observed_generation=job.metadata.generation,
+        phase=summary.phase,
+        progress=progress,
+        display=_display(progress, ready, desired, running=not suspended),
+        workers=WorkerCounts(desired=desired, ready=ready),
+        restarts=restarts,
+        attempts=[*before.attempts[:-1], attempt],
+        dataset=_dataset(before, report.dataset if report is not None else None),
+        checkpoint=checkpoint,
+        start_time=start_time,
     )
 
 
 def ended_status(
-    job: FineTuneJob, family: Family, verdict: Verdict, restarts_before: int, now: datetime
+    job: FineTuneJob, children: Children, verdict: Verdict, restarts_before: int, now: datetime
 ) -> FineTuneJobStatus:
     """The job is over; this status is never changed again."""
     before, report = job.status, verdict.report
     checkpoint = _checkpoint(before, report.checkpoint if report is not None else None)
     progress = _final_progress(before.progress, report, verdict.succeeded)
     ended = rfc3339(verdict.ended_at or now)
-    number_ = attempt_number(job)
     attempt = Attempt(
-        number=number_,
-        job_name=child_name(job, number_),
+        number=attempt_number(job),
+        job_name=child_name(job, attempt_number(job)),
         outcome="Succeeded" if verdict.succeeded else "Failed",
         reason=verdict.reason.value,
         end_step=progress.global_step if progress is not None else None,
@@ -151,104 +138,55 @@ def ended_status(
         completion_time=ended,
     )
     findings = (
-        _accepted(),
+        accepted(),
         Finding(JobCondition.WORKERS_READY, FALSE, verdict.reason, "The job has ended; its workers are stopped."),
         _checkpoint_available(checkpoint),
         Finding(JobCondition.SUCCEEDED, TRUE if verdict.succeeded else FALSE, verdict.reason, verdict.message),
     )
-    restarts = max(before.restarts, _restarts(family, restarts_before))
     desired = job.spec.workers.replicas
-    return before.model_copy(
-        update={
-            "phase": JobPhase.SUCCEEDED if verdict.succeeded else JobPhase.FAILED,
-            "conditions": merge(before.conditions, findings, now, job.metadata.generation),
-            "progress": progress,
-            "display": _display(progress, 0, desired, running=False),
-            "workers": WorkerCounts(desired=desired, ready=0),
-            "restarts": restarts,
-            "attempts": [*before.attempts[:-1], attempt],
-            "dataset": _dataset(before, report.dataset if report is not None else None),
-            "checkpoint": checkpoint,
-            "model": _model(job, verdict),
-            "metrics": _metrics(before, report),
-            "start_time": before.start_time or (rfc3339(family.job.start_time or now) if family.job else None),
-            "completion_time": ended,
-        }
+    return with_findings(
+        before,
+        findings,
+        now,
+        job.metadata.generation,
+        phase=JobPhase.SUCCEEDED if verdict.succeeded else JobPhase.FAILED,
+        progress=progress,
+        display=_display(progress, 0, desired, running=False),
+        workers=WorkerCounts(desired=desired, ready=0),
+        restarts=max(before.restarts, _restarts(children, restarts_before)),
+        attempts=[*before.attempts[:-1], attempt],
+        dataset=_dataset(before, report.dataset if report is not None else None),
+        checkpoint=checkpoint,
+        model=_model(job, verdict),
+        metrics=_metrics(before, report),
+        start_time=before.start_time or (rfc3339(children.job.start_time or now) if children.job else None),
+        completion_time=ended,
     )
 
 
-def stopped(trouble: Trouble, patience: float) -> Verdict:
+def startup_verdict(problem: StartupProblem, patience_seconds: float) -> Verdict:
     """The verdict on a job whose pods could not start in time."""
-    message = f"stopped after {duration(patience)} (failurePolicy.startupTimeoutSeconds): {trouble.message}"
-    return Verdict(False, trouble.reason, message)
+    message = f"stopped after {duration(patience_seconds)} (failurePolicy.startupTimeoutSeconds): {problem.message}"
+    return Verdict(False, problem.reason, message)
 
 
-def _standing(
-    job: FineTuneJob, family: Family, trouble: Trouble | None, restarts: int, now: datetime, config: Config
-) -> Standing:
-    child = family.job
-    if child is None:
-        return Standing(JobPhase.PENDING, Reason.PENDING, "The workers are being created.")
-    if child.suspended or job.spec.suspend:
-        return Standing(JobPhase.SUSPENDED, Reason.SUSPENDED, "Suspended: set spec.suspend to false to go on.")
-    if child.failing is not None:
-        late = child.failing.reason == "DeadlineExceeded"
-        reason = Reason.DEADLINE_EXCEEDED if late else Reason.BACKOFF_LIMIT_EXCEEDED
-        return Standing(job.status.phase, reason, f"The workers are being stopped: {child.failing.message}")
-    if trouble is not None:
-        return Standing(JobPhase.PENDING, trouble.reason, trouble.message)
-    if any(pod.index == 0 and pod.phase == "Succeeded" for pod in family.pods):
-        return Standing(JobPhase.SAVING, Reason.TRAINING, "Worker 0 has finished; the other workers are being ended.")
-    known = find(job.status.conditions, JobCondition.SUCCEEDED)
-    if known is not None and culprit(family.pods) is not None:
-        # the verdict is a moment away: say nothing in between
-        return Standing(job.status.phase, Reason(known.reason), known.message)
-    sample = family.progress
-    if sample is not None and sample.report.state not in (TrainerState.STARTING, TrainerState.FAILED):
-        return _reported(sample.report, sample.alive_at, now, config)
-    crashed = last_crash(family.pods)
-    if crashed is not None or restarts > 0 or (job.status.progress is not None and job.status.progress.global_step):
-        resume = job.status.checkpoint
-        tail = f"goes on from the checkpoint of step {resume.step}" if resume is not None else "starts again"
-        cause = f" Last: {crash_message(crashed)}" if crashed is not None else ""
-        return Standing(JobPhase.STARTING, Reason.RESTARTING, f"A worker was lost; training {tail}.{cause}")
-    if any(pod.started for pod in family.living):
-        return Standing(JobPhase.STARTING, Reason.STARTING, "The workers are starting Ray and loading the model.")
-    return Standing(JobPhase.PENDING, Reason.PENDING, "Waiting for the workers' pods to start.")
-
-
-def _reported(report: ProgressReport, alive_at: datetime, now: datetime, config: Config) -> Standing:
-    phase = _PHASES[report.state]
-    reason = Reason.STARTING if phase is JobPhase.STARTING else Reason.TRAINING
-    if reason is Reason.STARTING and report.restarts > 0:
-        reason = Reason.RESTARTING
-    message = report.message or ("The model is training." if reason is Reason.TRAINING else "The trainer is starting.")
-    if (now - alive_at).total_seconds() > config.heartbeat_stale_seconds:
-        message = (
-            f"No sign of life from the trainer since {rfc3339(alive_at)}. Its pods are still running: look at "
-            "their logs; deleting the pod of worker 0 restarts training from the last checkpoint."
-        )
-    return Standing(phase, reason, message)
-
-
-def _restarts(family: Family, before: int) -> int:
+def _restarts(children: Children, before: int) -> int:
     """Losses after which training was resumed.
 
-    The trainer counts them and keeps the count in its checkpoints; before the first checkpoint, the failed pods of
-    worker 0 tell. So the larger number is right.
+    The trainer counts them and keeps the count in its checkpoints; before the first checkpoint, the pods that replaced
+    a failed one of worker 0 are counted. So the larger number is right.
     """
-    heads = [pod for pod in family.pods if pod.index == 0]
-    replaced = sum(pod.phase == "Failed" for pod in heads)
-    told = [pod.report.restarts for pod in heads if pod.report is not None]
-    told += [family.progress.report.restarts] if family.progress is not None else []
-    return max(before + replaced, *told, 0)
+    heads = [pod for pod in children.pods if pod.index == 0 and not children.is_cleaned_up(pod)]
+    reported = [pod.report.restarts for pod in heads if pod.report is not None]
+    reported += [children.progress.report.restarts] if children.progress is not None else []
+    return max(before + max(0, len(heads) - 1), *reported, 0)
 
 
-def _workers_ready(ready: int, desired: int, standing: Standing) -> Finding:
+def _workers_ready(ready: int, desired: int, summary: Summary) -> Finding:
     if ready >= desired:
         return Finding(JobCondition.WORKERS_READY, TRUE, Reason.WORKERS_READY, f"All {desired} workers are ready.")
-    quiet = standing.reason in (Reason.STARTING, Reason.TRAINING, Reason.RESTARTING)
-    reason = Reason.WORKERS_MISSING if quiet else standing.reason
+    under_way = summary.reason in (Reason.STARTING, Reason.TRAINING, Reason.RESTARTING)
+    reason = Reason.WORKERS_MISSING if under_way else summary.reason
     return Finding(JobCondition.WORKERS_READY, FALSE, reason, f"{ready} of {desired} workers are ready.")
 
 
@@ -284,7 +222,7 @@ def _percent(step: int, steps: int) -> int:
 
 def _progress(before: Progress | None, report: ProgressReport | None) -> Progress | None:
     if report is None or report.max_steps == 0:
-        # a restarting trainer doesn't know its step yet: what was reached is still the truth that people want
+        # a restarting trainer doesn't know its step yet: what was reached still holds
         return before.model_copy(update={"eta_seconds": None}) if before is not None else None
     alive = datetime.fromtimestamp(report.heartbeat_unix, UTC) if report.heartbeat_unix > 0 else None
     return Progress(
@@ -334,10 +272,10 @@ def _display(progress: Progress | None, ready: int, desired: int, running: bool)
 def _model(job: FineTuneJob, verdict: Verdict) -> ModelStatus | None:
     if not verdict.succeeded:
         return job.status.model
-    made = verdict.report.model if verdict.report is not None else None
-    if made is None:
+    model = verdict.report.model if verdict.report is not None else None
+    if model is None:
         return ModelStatus(uri=job.spec.output.uri.rstrip("/"), digest="")
-    return ModelStatus(uri=made.uri, digest=made.digest, size_bytes=made.size_bytes)
+    return ModelStatus(uri=model.uri, digest=model.digest, size_bytes=model.size_bytes)
 
 
 def _metrics(before: FineTuneJobStatus, report: TerminationReport | None) -> dict[str, str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.resources import DEPLOYMENT, JOB, NETWORK_POLICY, SERVICE
+from tunesmith_operator.core.kubernetes.workloads import pod_failure_policy
 from tunesmith_operator.core.modeldeployment.observed import owner_of, revision_label, revision_name
-from tunesmith_operator.core.modeldeployment.plan import Template
-from tunesmith_operator.core.podspec import Workload, plan_config_map, pod_spec
-from tunesmith_operator.core.resources import DEPLOYMENT, JOB, NETWORK_POLICY, SERVICE
+from tunesmith_operator.core.modeldeployment.template import Template
+from tunesmith_operator.core.pods.spec import Workload, plan_config_map, pod_spec
 
 __all__ = ["config_map", "network_policy", "quantize_job", "selector", "server_deployment", "service"]
 
@@ -42,25 +43,25 @@ def network_policy(deployment: ModelDeployment) -> Manifest:
     return owner.manifest(NETWORK_POLICY, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
 
 
-def config_map(made: Template, number: int) -> Manifest:
+def config_map(template: Template, number: int) -> Manifest:
     """The plan of a revision. The revision hash on it lets the history be rebuilt from the children."""
-    annotations = {keys.ANNOTATION_REVISION_HASH: made.hash}
+    annotations = {keys.ANNOTATION_REVISION_HASH: template.hash}
     labels = _labels(number, keys.COMPONENT_SERVER)
-    name = revision_name(made.deployment, number)
-    return plan_config_map(owner_of(made.deployment), name, made.plan(number), labels, annotations)
+    name = revision_name(template.deployment, number)
+    return plan_config_map(owner_of(template.deployment), name, template.plan(number), labels, annotations)
 
 
 def _workload(
-    made: Template, number: int, container: str, module: str, container_fields: JSON, **more: JSON
+    template: Template, number: int, container: str, module: str, container_fields: JSON, **more: JSON
 ) -> Workload:
-    spec = made.deployment.spec
+    spec = template.deployment.spec
     return Workload(
         container=container,
         module=module,
-        image=made.image,
-        plan_name=revision_name(made.deployment, number),
+        image=template.image,
+        plan_name=revision_name(template.deployment, number),
         resources=spec.resources,
-        storage=made.source.storage,
+        storage=template.source.storage,
         node_selector=spec.node_selector,
         tolerations=spec.tolerations,
         restart_policy="Always" if container == keys.SERVER_CONTAINER else "Never",
@@ -69,25 +70,17 @@ def _workload(
     )
 
 
-def quantize_job(made: Template, number: int, config: Config) -> Manifest:
+def quantize_job(template: Template, number: int, config: Config) -> Manifest:
     """Makes the revision's artefact in object storage, or finds it there."""
-    owner, labels = owner_of(made.deployment), _labels(number, keys.COMPONENT_QUANTIZE)
-    codes = sorted(int(code) for code in keys.TERMINAL_EXIT_CODES)
-    terminal: JSON = {"containerName": keys.QUANTIZE_CONTAINER, "operator": "In", "values": codes}
-    disrupted: JSON = {"type": "DisruptionTarget", "status": "True"}
-    workload = _workload(made, number, keys.QUANTIZE_CONTAINER, "tunesmith_server.quantize", {})
+    owner, labels = owner_of(template.deployment), _labels(number, keys.COMPONENT_QUANTIZE)
+    workload = _workload(template, number, keys.QUANTIZE_CONTAINER, "tunesmith_server.quantize", {})
     spec: JSON = {
         "backoffLimit": 2,
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {
-            "rules": [
-                {"action": "FailJob", "onExitCodes": terminal},
-                {"action": "Ignore", "onPodConditions": [disrupted]},
-            ]
-        },
+        "podFailurePolicy": pod_failure_policy(keys.QUANTIZE_CONTAINER),
         "template": {"metadata": {"labels": owner.selector | labels}, "spec": pod_spec(workload, config)},
     }
-    return owner.manifest(JOB, f"{revision_name(made.deployment, number)}-quantize", {"spec": spec}, labels)
+    return owner.manifest(JOB, f"{revision_name(template.deployment, number)}-quantize", {"spec": spec}, labels)
 
 
 def _probe(period: int, failures: int) -> JSON:
@@ -99,11 +92,15 @@ def _probe(period: int, failures: int) -> JSON:
     }
 
 
-def server_deployment(made: Template, number: int, config: Config) -> Manifest:
+def server_deployment(template: Template, number: int, config: Config) -> Manifest:
     """The server pods of one revision. No pod is taken away before another answers."""
-    owner, labels, spec = owner_of(made.deployment), _labels(number, keys.COMPONENT_SERVER), made.deployment.spec
+    owner, labels, spec = (
+        owner_of(template.deployment),
+        _labels(number, keys.COMPONENT_SERVER),
+        template.deployment.spec,
+    )
     pod_labels = owner.selector | labels
-    chosen = selector(made.deployment, number)
+    chosen = selector(template.deployment, number)
     spread: JSON = {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
@@ -122,7 +119,7 @@ def server_deployment(made: Template, number: int, config: Config) -> Manifest:
         "livenessProbe": _probe(10, 6),
     }
     workload = _workload(
-        made,
+        template,
         number,
         keys.SERVER_CONTAINER,
         "tunesmith_server",
@@ -137,5 +134,5 @@ def server_deployment(made: Template, number: int, config: Config) -> Manifest:
         "selector": {"matchLabels": chosen},
         "template": {"metadata": {"labels": pod_labels}, "spec": pod_spec(workload, config)},
     }
-    annotations = {keys.ANNOTATION_REVISION_HASH: made.hash}
-    return owner.manifest(DEPLOYMENT, revision_name(made.deployment, number), {"spec": fields}, labels, annotations)
+    annotations = {keys.ANNOTATION_REVISION_HASH: template.hash}
+    return owner.manifest(DEPLOYMENT, revision_name(template.deployment, number), {"spec": fields}, labels, annotations)

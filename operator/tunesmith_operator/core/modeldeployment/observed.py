@@ -1,45 +1,66 @@
-"""Everything known about one ModelDeployment at one moment. The engine's store builds it."""
+"""Everything known about one ModelDeployment at one moment, and which of the objects are its children."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from tunesmith_api import keys
-from tunesmith_api.v1alpha1 import ModelDeployment
-from tunesmith_operator.core.manifest import Owner
-from tunesmith_operator.core.resources import MODELDEPLOYMENT
-from tunesmith_operator.core.source import Source
-from tunesmith_operator.core.views import (
-    ChildView,
-    ConfigMapView,
-    DeploymentView,
-    JobView,
-    PodView,
-    RejectionView,
-    ServiceView,
-)
+from tunesmith_api.v1alpha1 import ModelDeployment, Storage
+from tunesmith_operator.core.kubernetes.manifest import Owner
+from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView
+from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, MODELDEPLOYMENT, Key
+from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
+from tunesmith_operator.core.modeldeployment.source import Source, SourceModel, of_finetunejob
+from tunesmith_operator.core.pods.view import PodView
+from tunesmith_operator.core.reconcile.kind import Lookup
+from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
 
-__all__ = ["Family", "Observed", "family", "owner_of", "revision_label", "revision_name"]
+__all__ = [
+    "Children",
+    "Observed",
+    "children_of",
+    "observe",
+    "owner_of",
+    "references",
+    "revision_label",
+    "revision_name",
+]
+
+V = TypeVar("V", bound=ChildView)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """The custom resource, its source, and all objects that carry its label."""
+    """The custom resource, its source, and its objects."""
 
     deployment: ModelDeployment
     source: Source
-    services: tuple[ServiceView, ...] = ()
-    config_maps: tuple[ConfigMapView, ...] = ()
-    network_policies: tuple[ChildView, ...] = ()
-    jobs: tuple[JobView, ...] = ()
-    deployments: tuple[DeploymentView, ...] = ()
-    pods: tuple[PodView, ...] = ()
-    rejections: tuple[RejectionView, ...] = ()
+    objects: ObservedObjects
+
+
+def observe(deployment: ModelDeployment, objects: ObservedObjects, lookup: Lookup) -> Observed:
+    """Find the model that is to be served: a folder, or what a FineTuneJob leaves."""
+    source, storage = deployment.spec.source, deployment.spec.storage
+    if source.fine_tune_job_ref is None:
+        return Observed(
+            deployment=deployment, source=SourceModel(source.uri or "", "", storage or Storage()), objects=objects
+        )
+    name, namespace = source.fine_tune_job_ref.name, deployment.metadata.namespace
+    job = lookup(Key(FINETUNEJOB.kind, namespace, name))
+    return Observed(deployment=deployment, source=of_finetunejob(name, namespace, job, storage), objects=objects)
+
+
+def references(namespace: str, spec: Mapping[str, Any]) -> Iterable[Key]:
+    """The FineTuneJob that a spec names: its end is what the deployment waits for."""
+    reference = (spec.get("source") or {}).get("fineTuneJobRef") or {}
+    return (Key(FINETUNEJOB.kind, namespace, reference["name"]),) if reference.get("name") else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """The children that are really this object's, by revision label where they belong to one."""
+class Children:
+    """The objects that are really this deployment's, by revision label where they belong to one."""
 
     service: ServiceView | None
     network_policy: ChildView | None
@@ -48,7 +69,7 @@ class Family:
     deployments: dict[str, DeploymentView]
     pods: tuple[PodView, ...]
     rejections: tuple[RejectionView, ...]
-    leftovers: tuple[ChildView, ...]
+    orphans: tuple[ChildView, ...]
 
     def quantize_pods(self, label: str) -> tuple[PodView, ...]:
         """Pods of a revision's quantize Job."""
@@ -81,25 +102,22 @@ def owner_of(deployment: ModelDeployment) -> Owner:
     return Owner(MODELDEPLOYMENT, meta.namespace, meta.name, meta.uid, keys.LABEL_MODELDEPLOYMENT)
 
 
-def family(observed: Observed) -> Family:
-    """Sort the observed children."""
-    uid = observed.deployment.metadata.uid
-    every: tuple[ChildView, ...] = (
-        *observed.services,
-        *observed.network_policies,
-        *observed.config_maps,
-        *observed.jobs,
-        *observed.deployments,
-    )
-    jobs = {it.labels.get(keys.LABEL_REVISION, ""): it for it in observed.jobs if it.owner_uid == uid}
+def children_of(observed: Observed) -> Children:
+    """Sort the objects into children and orphans."""
+    objects, uid = observed.objects, observed.deployment.metadata.uid
+    jobs = _by_revision(owned_by(uid, objects.jobs))
     job_uids = {job.uid for job in jobs.values()}
-    return Family(
-        service=next((it for it in observed.services if it.owner_uid == uid), None),
-        network_policy=next((it for it in observed.network_policies if it.owner_uid == uid), None),
-        config_maps={it.labels.get(keys.LABEL_REVISION, ""): it for it in observed.config_maps if it.owner_uid == uid},
+    return Children(
+        service=next(iter(owned_by(uid, objects.services)), None),
+        network_policy=next(iter(owned_by(uid, objects.network_policies)), None),
+        config_maps=_by_revision(owned_by(uid, objects.config_maps)),
         jobs=jobs,
-        deployments={it.labels.get(keys.LABEL_REVISION, ""): it for it in observed.deployments if it.owner_uid == uid},
-        pods=observed.pods,
-        rejections=tuple(it for it in observed.rejections if it.job_uid in job_uids),
-        leftovers=tuple(it for it in every if it.owner_uid != uid),
+        deployments=_by_revision(owned_by(uid, objects.deployments)),
+        pods=objects.pods,
+        rejections=tuple(it for it in objects.rejections if it.job_uid in job_uids),
+        orphans=objects.orphans(uid),
     )
+
+
+def _by_revision(children: Iterable[V]) -> dict[str, V]:
+    return {it.labels.get(keys.LABEL_REVISION, ""): it for it in children}

@@ -13,16 +13,17 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_api.v1alpha1.modeldeployment import Revision, RevisionPhase
-from tunesmith_operator.core.crashes import crash_message, last_crash
-from tunesmith_operator.core.modeldeployment.observed import Family, revision_label, revision_name
-from tunesmith_operator.core.modeldeployment.plan import Template
+from tunesmith_operator.core.kubernetes.objects import ConfigMapView
+from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
+from tunesmith_operator.core.modeldeployment.observed import Children, revision_label, revision_name
+from tunesmith_operator.core.modeldeployment.template import Template
+from tunesmith_operator.core.pods.crashes import crash_message, last_crash
+from tunesmith_operator.core.pods.startup import Startup, examine
 from tunesmith_operator.core.text import duration, rfc3339
-from tunesmith_operator.core.troubles import Startup, examine
-from tunesmith_operator.core.views import ConfigMapView, DeploymentView, JobView
 
-__all__ = ["History", "advance", "failed_in_rollout", "history", "quantize_startup", "trim"]
+__all__ = ["History", "advance", "failed_in_rollout", "history_of", "quantize_startup", "trim"]
 
-_LIVE = (RevisionPhase.QUANTIZING, RevisionPhase.ROLLING_OUT)
+_IN_PROGRESS = (RevisionPhase.QUANTIZING, RevisionPhase.ROLLING_OUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class History:
     latest: Revision | None
 
     def with_revision(self, changed: Revision) -> History:
-        """The same with one revision replaced or added; an ACTIVE one becomes current and retires its predecessor."""
+        """The same with one revision replaced or added; an ACTIVE one becomes current and retires the previous one."""
         by_number = {revision.number: revision for revision in self.revisions} | {changed.number: changed}
         current = self.current
         if current is not None and current.number == changed.number:
@@ -45,31 +46,31 @@ class History:
             current = changed
         newest = max(by_number)
         for number, revision in by_number.items():
-            if number != newest and revision.phase in _LIVE:
+            if number != newest and revision.phase in _IN_PROGRESS:
                 by_number[number] = revision.model_copy(update={"phase": RevisionPhase.RETIRED})
         ordered = tuple(by_number[number] for number in sorted(by_number))
         return History(ordered, current, ordered[-1])
 
 
-def history(deployment: ModelDeployment, kin: Family) -> History:
+def history_of(deployment: ModelDeployment, children: Children) -> History:
     """What the status says, completed from the children where it says nothing (it was lost, or never written)."""
     status = deployment.status
     known = {revision.number: revision for revision in status.revisions}
-    for label, config_map in kin.config_maps.items():
+    for label, config_map in children.config_maps.items():
         rebuilt = _rebuilt(deployment, label, config_map)
         if rebuilt is not None and rebuilt.number not in known:
             known[rebuilt.number] = rebuilt
     ordered = tuple(known[number] for number in sorted(known))
     current = next((revision for revision in ordered if revision.name == status.current_revision), None)
     if current is None and not status.revisions:
-        current = _selected(kin, ordered)
+        current = _selected(children, ordered)
     return History(ordered, current, ordered[-1] if ordered else None)
 
 
-def _selected(kin: Family, ordered: Iterable[Revision]) -> Revision | None:
+def _selected(children: Children, ordered: Iterable[Revision]) -> Revision | None:
     """The revision that the Service leads to, where its replicas answer."""
-    label = kin.service.selector.get(keys.LABEL_REVISION, "") if kin.service is not None else ""
-    child = kin.deployments.get(label)
+    label = children.service.selector.get(keys.LABEL_REVISION, "") if children.service is not None else ""
+    child = children.deployments.get(label)
     if child is None or child.available == 0:
         return None
     found = next((revision for revision in ordered if revision_label(revision.number) == label), None)
@@ -97,27 +98,27 @@ def _rebuilt(deployment: ModelDeployment, label: str, config_map: ConfigMapView)
     )
 
 
-def new_revision(made: Template, number: int, now: datetime) -> Revision:
+def _new_revision(template: Template, number: int, now: datetime) -> Revision:
     """The revision that the spec asks for, about to begin."""
     return Revision(
         number=number,
-        name=revision_name(made.deployment, number),
-        hash=made.hash,
+        name=revision_name(template.deployment, number),
+        hash=template.hash,
         phase=RevisionPhase.QUANTIZING,
-        model_uri=made.source.uri,
-        model_digest=made.source.digest,
-        quantization=made.deployment.spec.quantization.method,
-        artifact_uri=made.artifact_uri,
+        model_uri=template.source.uri,
+        model_digest=template.source.digest,
+        quantization=template.deployment.spec.quantization.method,
+        artifact_uri=template.artifact_uri,
         created_time=rfc3339(now),
     )
 
 
-def target(past: History, made: Template, now: datetime) -> History:
+def with_target(history: History, template: Template, now: datetime) -> History:
     """The history with the revision that the spec asks for at its end."""
-    if past.latest is not None and past.latest.hash == made.hash:
-        return past
-    number = past.latest.number + 1 if past.latest is not None else 1
-    return past.with_revision(new_revision(made, number, now))
+    if history.latest is not None and history.latest.hash == template.hash:
+        return history
+    number = history.latest.number + 1 if history.latest is not None else 1
+    return history.with_revision(_new_revision(template, number, now))
 
 
 def failed_in_rollout(revision: Revision) -> bool:
@@ -125,25 +126,25 @@ def failed_in_rollout(revision: Revision) -> bool:
     return revision.reason == Reason.PROGRESS_DEADLINE_EXCEEDED
 
 
-def quantize_startup(deployment: ModelDeployment, kin: Family, label: str, now: datetime) -> Startup:
-    """How the start of the quantize pod stands."""
+def quantize_startup(deployment: ModelDeployment, children: Children, label: str, now: datetime) -> Startup:
+    """How far the start of the quantize pod is."""
     patience = timedelta(seconds=deployment.spec.rollout.progress_deadline_seconds)
-    pods = kin.quantize_pods(label)
-    job = kin.jobs.get(label)
+    pods = children.quantize_pods(label)
+    job = children.jobs.get(label)
     if job is None or job.suspended or job.ending:
         return Startup()
     busy = any(not pod.finished for pod in pods)
-    rejections = () if busy else tuple(it for it in kin.rejections if it.job_uid == job.uid)
+    rejections = () if busy else tuple(it for it in children.rejections if it.job_uid == job.uid)
     return examine(pods, rejections, patience, now)
 
 
-def advance(deployment: ModelDeployment, revision: Revision, kin: Family, now: datetime) -> Revision:
+def advance(deployment: ModelDeployment, revision: Revision, children: Children, now: datetime) -> Revision:
     """The revision as far as its children have brought it.
 
     A failed one starts again when the child that failed has been deleted.
     """
     label = revision_label(revision.number)
-    job, servers = kin.jobs.get(label), kin.deployments.get(label)
+    job, servers = children.jobs.get(label), children.deployments.get(label)
     if revision.phase is RevisionPhase.FAILED:
         rollout = failed_in_rollout(revision)
         if (servers if rollout else job) is not None:
@@ -151,7 +152,7 @@ def advance(deployment: ModelDeployment, revision: Revision, kin: Family, now: d
         phase = RevisionPhase.ROLLING_OUT if rollout else RevisionPhase.QUANTIZING
         revision = revision.model_copy(update={"phase": phase, "reason": "", "message": ""})
     if revision.phase is RevisionPhase.QUANTIZING:
-        revision = _quantized(deployment, revision, kin, job, servers, now)
+        revision = _quantized(deployment, revision, children, job, servers, now)
     if revision.phase is RevisionPhase.ROLLING_OUT and servers is not None:
         revision = _rolled_out(deployment, revision, servers)
     return revision
@@ -160,7 +161,7 @@ def advance(deployment: ModelDeployment, revision: Revision, kin: Family, now: d
 def _quantized(
     deployment: ModelDeployment,
     revision: Revision,
-    kin: Family,
+    children: Children,
     job: JobView | None,
     servers: DeploymentView | None,
     now: datetime,
@@ -170,16 +171,16 @@ def _quantized(
     if job is None:
         return revision
     label = revision_label(revision.number)
-    pods = kin.quantize_pods(label)
+    pods = children.quantize_pods(label)
     if job.complete:
         reports = [pod.report for pod in pods if pod.phase == "Succeeded" and pod.report is not None]
-        made = reports[0].model if reports else None
+        artifact = reports[0].model if reports else None
         update: dict[str, object] = {"phase": RevisionPhase.ROLLING_OUT}
-        if made is not None:
+        if artifact is not None:
             update |= {
-                "artifact_uri": made.uri,
-                "artifact_digest": made.digest,
-                "artifact_size_bytes": made.size_bytes,
+                "artifact_uri": artifact.uri,
+                "artifact_digest": artifact.digest,
+                "artifact_size_bytes": artifact.size_bytes,
             }
         return revision.model_copy(update=update)
     again = f"Then try again with: kubectl delete job -n {job.namespace} {job.name}"
@@ -189,7 +190,7 @@ def _quantized(
         reason = report.reason if report is not None else Reason.QUANTIZATION_FAILED
         cause = crash_message(crashed) if crashed is not None else job.failed.message
         return _failed(revision, reason, f"quantization failed: {cause}. {again}")
-    expired = quantize_startup(deployment, kin, label, now).expired
+    expired = quantize_startup(deployment, children, label, now).expired
     if expired is not None:
         waited = duration(deployment.spec.rollout.progress_deadline_seconds)
         message = f"given up after {waited} (rollout.progressDeadlineSeconds): {expired.message} {again}"
@@ -216,9 +217,9 @@ def _failed(revision: Revision, reason: Reason, message: str) -> Revision:
     return revision.model_copy(update=update)
 
 
-def trim(past: History, limit: int) -> tuple[Revision, ...]:
+def trim(history: History, limit: int) -> tuple[Revision, ...]:
     """The revisions that the status lists: the newest `limit`, and always the one that answers."""
-    newest = past.revisions[-limit:]
-    if past.current is not None and past.current.number not in {revision.number for revision in newest}:
-        return (past.current, *newest)
+    newest = history.revisions[-limit:]
+    if history.current is not None and history.current.number not in {revision.number for revision in newest}:
+        return (history.current, *newest)
     return newest

@@ -1,4 +1,4 @@
-"""Spec and source → ServingPlan, and the digest that makes a revision."""
+"""Spec and source → the template of a revision: its ServingPlan, and the digest that identifies it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.modeldeployment.observed import revision_name
-from tunesmith_operator.core.source import SourceModel
+from tunesmith_operator.core.modeldeployment.source import SourceModel
 
-__all__ = ["Template", "template"]
+__all__ = ["Template", "template_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """Everything but the number and the replica count of a revision: what its children are made from."""
+    """Everything but the number and the replica count of a revision: what its children are built from."""
 
     deployment: ModelDeployment
     source: SourceModel
@@ -44,7 +44,7 @@ class Template:
         )
 
 
-def template(deployment: ModelDeployment, source: SourceModel, config: Config) -> Template:
+def template_of(deployment: ModelDeployment, source: SourceModel, config: Config) -> Template:
     """Resolve spec and source.
 
     The artefact's folder depends only on what decides its bytes: revisions that differ in resources or image share it.

@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
+from tunesmith_operator.core.kubernetes.objects import RejectionView
+from tunesmith_operator.core.pods.view import ContainerView, PodView
 from tunesmith_operator.core.text import duration
-from tunesmith_operator.core.views import ContainerView, PodView, RejectionView
 
-__all__ = ["STORAGE_SECRET", "SecretUse", "Startup", "Trouble", "examine"]
+__all__ = ["STORAGE_SECRET", "SecretUse", "Startup", "StartupProblem", "examine"]
 
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
           "RegistryUnavailable", "SignatureValidationFailed")  # fmt: skip
@@ -33,7 +34,7 @@ _ORDER = (
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class StartupProblem:
     """What keeps a pod from starting. `since` is None where it may last without limit (no room in the cluster)."""
 
     reason: Reason
@@ -60,10 +61,10 @@ STORAGE_SECRET = SecretUse("storage.secretRef", keys.STORAGE_SECRET_KEYS)
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """How the start of all pods stands: the worst trouble, the one that has lasted too long, and when the next will."""
+    """How far the start of all pods is: the worst problem, the one that has lasted too long, and when the next will."""
 
-    trouble: Trouble | None = None
-    expired: Trouble | None = None
+    problem: StartupProblem | None = None
+    expired: StartupProblem | None = None
     deadline: datetime | None = None
 
 
@@ -78,19 +79,19 @@ def examine(
 
     `secrets` are the Secrets that the spec names, for the message about a missing one.
 
-    A scheduled pod that is quietly preparing (pulling a large image) is no trouble until its time is up, though it
+    A scheduled pod that is quietly preparing (pulling a large image) is no problem until its time is up, though it
     counts against it. Pods without a node wait without limit.
     """
     waiting = [pod for pod in pods if not pod.started and not pod.deleting]
-    troubles = [trouble for pod in waiting if (trouble := _of_pod(pod, now, patience, secrets)) is not None]
+    problems = [problem for pod in waiting if (problem := _of_pod(pod, now, patience, secrets)) is not None]
     starts = [pod.scheduled_at for pod in waiting if pod.scheduled_at is not None]
     if (rejected := _rejected(pods, rejections)) is not None:
-        troubles.append(rejected)
+        problems.append(rejected)
         starts += [rejected.since] if rejected.since is not None else []
-    troubles.sort(key=lambda trouble: _rank(trouble.reason))
-    expired = (trouble for trouble in troubles if trouble.since is not None and trouble.since + patience <= now)
+    problems.sort(key=lambda problem: _rank(problem.reason))
+    expired = (problem for problem in problems if problem.since is not None and problem.since + patience <= now)
     return Startup(
-        trouble=troubles[0] if troubles else None,
+        problem=problems[0] if problems else None,
         expired=next(expired, None),
         deadline=min((start + patience for start in starts if start + patience > now), default=None),
     )
@@ -100,33 +101,33 @@ def _rank(reason: Reason) -> int:
     return _ORDER.index(reason) if reason in _ORDER else len(_ORDER)
 
 
-def _of_pod(pod: PodView, now: datetime, patience: timedelta, secrets: Sequence[SecretUse]) -> Trouble | None:
+def _of_pod(pod: PodView, now: datetime, patience: timedelta, secrets: Sequence[SecretUse]) -> StartupProblem | None:
     if pod.scheduled_at is None:
         if not pod.unschedulable:
             return None
         if (missing := _CLAIM.search(pod.unschedulable)) is not None:
             claim = missing["claim"]
-            return Trouble(
+            return StartupProblem(
                 Reason.UNSCHEDULABLE,
                 f"pod {pod.name} waits for PersistentVolumeClaim {claim}: there is none in namespace {pod.namespace}. "
                 f"Create it, or correct the pvc://{claim} URIs of the spec.",
                 None,
             )
-        return Trouble(
+        return StartupProblem(
             Reason.UNSCHEDULABLE,
             f"pod {pod.name} finds no node: {pod.unschedulable.rstrip('.')}. It waits for room: free or add nodes, or "
             "ask for less (resources, GPUs, nodeSelector).",
             None,
         )
-    box = pod.container
-    if box is not None and box.waiting in _IMAGE:
-        return Trouble(Reason.IMAGE_PULL_FAILED, _image_message(pod, box), pod.scheduled_at)
-    if box is not None and box.waiting in _CONFIG:
-        return _config_trouble(pod, box, secrets)
+    container = pod.container
+    if container is not None and container.waiting in _IMAGE:
+        return StartupProblem(Reason.IMAGE_PULL_FAILED, _image_message(pod, container), pod.scheduled_at)
+    if container is not None and container.waiting in _CONFIG:
+        return _config_problem(pod, container, secrets)
     if now - pod.scheduled_at < patience:
         return None
-    doing = box.waiting if box is not None and box.waiting else "no container yet"
-    return Trouble(
+    doing = container.waiting if container is not None and container.waiting else "no container yet"
+    return StartupProblem(
         Reason.STARTUP_TIMEOUT,
         f"pod {pod.name} was scheduled {duration(patience.total_seconds())} ago and still hasn't started ({doing}): "
         f"kubectl describe pod -n {pod.namespace} {pod.name} says why.",
@@ -134,31 +135,32 @@ def _of_pod(pod: PodView, now: datetime, patience: timedelta, secrets: Sequence[
     )
 
 
-def _image_message(pod: PodView, box: ContainerView) -> str:
+def _image_message(pod: PodView, container: ContainerView) -> str:
     # the kubelet alternates between two wordings of one fact: keep to one, so that the status stays still
-    detail = _BACK_OFF.sub("", box.waiting_message).strip().rstrip(".")
+    detail = _BACK_OFF.sub("", container.waiting_message).strip().rstrip(".")
+    cause = f": {detail}" if detail else ""
     return (
-        f"pod {pod.name} can't get image {box.image}{': ' + detail if detail else ''}. Correct the image name, or make "
+        f"pod {pod.name} can't get image {container.image}{cause}. Correct the image name, or make "
         "it available to the node (registry, pull secret of the namespace's default ServiceAccount)."
     )
 
 
-def _config_trouble(pod: PodView, box: ContainerView, secrets: Sequence[SecretUse]) -> Trouble:
-    named = _SECRET.search(box.waiting_message)
+def _config_problem(pod: PodView, container: ContainerView, secrets: Sequence[SecretUse]) -> StartupProblem:
+    named = _SECRET.search(container.waiting_message)
     if named is None:
-        return Trouble(
+        return StartupProblem(
             Reason.CONTAINER_CONFIG_ERROR,
-            f"pod {pod.name} can't start its container: {box.waiting_message or box.waiting}.",
+            f"pod {pod.name} can't start its container: {container.waiting_message or container.waiting}.",
             pod.scheduled_at,
         )
     secret = named["a"] or named["b"]
     if "-ray-" in secret and secret.startswith(pod.labels.get(keys.LABEL_FINETUNEJOB, "") + "-"):
         remedy = "The operator made it and it is gone: delete the child Job, both are then made again."
     else:
-        lacking = _KEY.search(box.waiting_message)
+        lacking = _KEY.search(container.waiting_message)
         remedy = _secret_remedy(pod, secret, lacking["key"] if lacking is not None else "", secrets)
-    return Trouble(
-        Reason.SECRET_NOT_FOUND, f"pod {pod.name} can't start: {box.waiting_message}. {remedy}", pod.scheduled_at
+    return StartupProblem(
+        Reason.SECRET_NOT_FOUND, f"pod {pod.name} can't start: {container.waiting_message}. {remedy}", pod.scheduled_at
     )
 
 
@@ -172,10 +174,10 @@ def _secret_remedy(pod: PodView, secret: str, key: str, secrets: Sequence[Secret
     )
 
 
-def _rejected(pods: Sequence[PodView], rejections: Sequence[RejectionView]) -> Trouble | None:
-    # what was refused before the newest pod could be made is past
-    made = max((pod.created for pod in pods if pod.created is not None), default=None)
-    fresh = [it for it in rejections if made is None or (it.last_seen is not None and it.last_seen > made)]
+def _rejected(pods: Sequence[PodView], rejections: Sequence[RejectionView]) -> StartupProblem | None:
+    # what was refused before the newest pod was created is over
+    newest_pod = max((pod.created for pod in pods if pod.created is not None), default=None)
+    fresh = [it for it in rejections if newest_pod is None or (it.last_seen is not None and it.last_seen > newest_pod)]
     if not fresh:
         return None
     newest = max(fresh, key=lambda it: it.last_seen.timestamp() if it.last_seen is not None else 0.0)
@@ -188,7 +190,7 @@ def _rejected(pods: Sequence[PodView], rejections: Sequence[RejectionView]) -> T
     # every try is for a pod of a new random name: leave it out, so that the status stays still
     message = _POD_NAME.sub("pods", newest.message.removeprefix("Error creating: ")).rstrip(".")
     since = min((it.first_seen for it in fresh if it.first_seen is not None), default=None)
-    if since is not None and made is not None:
-        since = max(since, made)
+    if since is not None and newest_pod is not None:
+        since = max(since, newest_pod)
     text = f"the API server refuses the pods: {message}. {remedy}"
-    return Trouble(Reason.POD_REJECTED, text, None if quota else since)
+    return StartupProblem(Reason.POD_REJECTED, text, None if quota else since)

@@ -9,16 +9,17 @@ from pydantic import ValidationError
 
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.v1alpha1 import ObjectMeta
-from tunesmith_operator.core.conditions import FALSE, UNKNOWN, Finding, merge
-from tunesmith_operator.core.decision import Decision, Status
-from tunesmith_operator.core.transitions import transitions
+from tunesmith_operator.core.reconcile.decision import Decision
+from tunesmith_operator.core.status.conditions import UNKNOWN, Finding, refused, with_findings
+from tunesmith_operator.core.status.resource import Status
+from tunesmith_operator.core.status.transitions import transitions
 
-__all__ = ["Unreadable", "decide", "describe"]
+__all__ = ["Unreadable", "decide_unreadable", "describe"]
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """What can be told about it. `summary` is the type of its summary condition."""
+    """What is known of it. `summary` is the type of its summary condition."""
 
     meta: ObjectMeta
     status: Status
@@ -37,15 +38,15 @@ def describe(error: ValidationError) -> str:
     )
 
 
-def decide(unreadable: Unreadable, now: datetime) -> Decision:
+def decide_unreadable(unreadable: Unreadable, now: datetime) -> Decision:
     """Say so in the status and leave everything else as it is."""
     if unreadable.meta.deletion_timestamp is not None:
         return Decision()
     before = unreadable.status
     findings = (
-        Finding(JobCondition.ACCEPTED, FALSE, Reason.INVALID_SPEC, unreadable.message),
+        refused(Reason.INVALID_SPEC, unreadable.message),
         Finding(unreadable.summary, UNKNOWN, Reason.INVALID_SPEC, unreadable.message),
     )
-    conditions = merge(before.conditions, findings, now, unreadable.meta.generation)
-    events = transitions(JobCondition.ACCEPTED, before.conditions, conditions, frozenset())
-    return Decision(status=before.model_copy(update={"conditions": conditions}), events=events)
+    after = with_findings(before, findings, now, unreadable.meta.generation)
+    events = transitions(JobCondition.ACCEPTED, before.conditions, after.conditions, frozenset())
+    return Decision(status=after, events=events)

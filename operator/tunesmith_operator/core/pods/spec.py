@@ -9,8 +9,8 @@ from tunesmith_api import keys
 from tunesmith_api.model import Contract
 from tunesmith_api.v1alpha1 import Resources, Storage, Toleration
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.manifest import JSON, Manifest, Owner
-from tunesmith_operator.core.resources import CONFIG_MAP
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest, Owner
+from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP
 
 __all__ = ["Workload", "env", "plan_config_map", "pod_spec", "secret_env", "storage_env"]
 
@@ -20,7 +20,7 @@ GRACE_SECONDS = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """One container of ours and what it needs around it."""
+    """One of Tunesmith's containers and what it needs around it."""
 
     container: str
     module: str
@@ -114,7 +114,7 @@ def _container(workload: Workload, config: Config) -> JSON:
         "env": _common_env(workload),
         "resources": {"requests": dict(amounts), "limits": dict(amounts)},
         "volumeMounts": mounts,
-        # where a crash leaves no report, the end of the log tells why
+        # where a crash leaves no report, the end of the log says why
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,

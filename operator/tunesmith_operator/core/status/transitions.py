@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.v1alpha1 import Condition
-from tunesmith_operator.core.conditions import FALSE, UNKNOWN, Finding, find, merge
-from tunesmith_operator.core.decision import EventNote, Status
-from tunesmith_operator.core.manifest import JSON
+from tunesmith_operator.core.kubernetes.manifest import JSON
+from tunesmith_operator.core.status.conditions import FALSE, UNKNOWN, Finding, find, merge
+from tunesmith_operator.core.status.resource import Status
 
-__all__ = ["differs", "is_urgent", "status_document", "transitions", "with_apply_failure"]
+__all__ = ["EventNote", "differs", "is_urgent", "status_document", "transitions", "with_apply_failure"]
 
 _COUNTING: Final = frozenset({JobCondition.WORKERS_READY, JobCondition.CHECKPOINT_AVAILABLE})
 _NUMBERS: Final = frozenset(
@@ -36,10 +37,19 @@ _GOOD: Final = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class EventNote:
+    """A Kubernetes Event about the custom resource."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
 def transitions(
     type_: str, before: Sequence[Condition], after: Sequence[Condition], quiet: Collection[Reason]
 ) -> tuple[EventNote, ...]:
-    """One event where status or reason of the condition has moved, unless it moved to something not worth telling."""
+    """One event where status or reason of the condition has moved, unless it moved to a quiet reason."""
     old, new = find(before, type_), find(after, type_)
     if new is None or new.reason in quiet:
         return ()

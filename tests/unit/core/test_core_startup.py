@@ -5,8 +5,9 @@ from datetime import timedelta
 import pytest
 
 from support import make
-from tunesmith_operator.core.troubles import STORAGE_SECRET, SecretUse, examine
-from tunesmith_operator.core.views import PodView, RejectionView
+from tunesmith_operator.core.kubernetes.objects import RejectionView
+from tunesmith_operator.core.pods.startup import STORAGE_SECRET, SecretUse, examine
+from tunesmith_operator.core.pods.view import PodView
 
 PATIENCE = timedelta(seconds=60)
 
@@ -17,12 +18,12 @@ def pod(state=None, *, scheduled=0.0, why="", name="sentiment-1-0-abc", **status
         conditions.append({"type": "PodScheduled", "status": "True", "lastTransitionTime": make.stamp(scheduled)})
     elif why:
         conditions.append({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why})
-    boxes = [{"name": "trainer", "image": "registry/trainer:1", "state": state}] if state else []
+    containers = [{"name": "trainer", "image": "registry/trainer:1", "state": state}] if state else []
     meta = {
         "name": name, "namespace": "ml", "labels": {"tunesmith.dev/finetunejob": "sentiment"},
         "creationTimestamp": make.stamp(0),
     }  # fmt: skip
-    base = {"phase": "Pending", "conditions": conditions, "containerStatuses": boxes}
+    base = {"phase": "Pending", "conditions": conditions, "containerStatuses": containers}
     return PodView.of({"metadata": meta, "status": {**base, **status}})
 
 
@@ -93,9 +94,9 @@ SECRETS = (
 def test_a_pod_that_cannot_start_has_a_reason_a_remedy_and_a_bound(case):
     view, reason, words, bounded = CASES[case]
     found = examine([view], (), PATIENCE, make.at(10), SECRETS)
-    assert found.trouble.reason == reason
+    assert found.problem.reason == reason
     for word in words:
-        assert word in found.trouble.message
+        assert word in found.problem.message
     assert found.expired is None
     assert found.deadline == (make.at(60) if bounded else None)
     late = examine([view], (), PATIENCE, make.at(61))
@@ -107,28 +108,28 @@ def test_the_kubelets_two_wordings_of_a_failed_pull_give_one_message():
     second = pod(
         waiting("ImagePullBackOff", 'Back-off pulling image "registry/trainer:1": ErrImagePull: rpc error: not found')
     )
-    messages = {examine([view], (), PATIENCE, make.at(1)).trouble.message for view in (first, second)}
+    messages = {examine([view], (), PATIENCE, make.at(1)).problem.message for view in (first, second)}
     assert len(messages) == 1
 
 
-def test_a_pod_that_is_quietly_preparing_is_no_trouble_until_its_time_is_up():
+def test_a_pod_that_is_quietly_preparing_is_no_problem_until_its_time_is_up():
     view = pod(waiting("ContainerCreating"))
     early = examine([view], (), PATIENCE, make.at(59))
-    assert (early.trouble, early.expired, early.deadline) == (None, None, make.at(60))
+    assert (early.problem, early.expired, early.deadline) == (None, None, make.at(60))
     late = examine([view], (), PATIENCE, make.at(60))
     assert late.expired.reason == "StartupTimeout"
     assert "kubectl describe pod -n ml sentiment-1-0-abc" in late.expired.message
 
 
-def test_a_running_pod_and_a_pod_that_is_being_deleted_are_no_trouble():
+def test_a_running_pod_and_a_pod_that_is_being_deleted_are_no_problem():
     running = pod({"running": {}}, phase="Running")
-    assert examine([running], (), PATIENCE, make.at(1000)).trouble is None
+    assert examine([running], (), PATIENCE, make.at(1000)).problem is None
 
 
 def test_waiting_for_room_does_not_hide_that_another_pod_has_waited_too_long():
     views = [pod(scheduled=None, why="no room"), pod(waiting("ContainerCreating"), name="b")]
     found = examine(views, (), PATIENCE, make.at(61))
-    assert found.trouble.reason == "Unschedulable"
+    assert found.problem.reason == "Unschedulable"
     assert found.expired.reason == "StartupTimeout"
 
 
@@ -139,18 +140,18 @@ def rejection(message, first=0.0, last=5.0):
 def test_refused_pods_are_told_without_their_random_names_and_bounded_from_the_first_refusal():
     message = 'Error creating: pods "sentiment-1-0-xyz" is forbidden: violates PodSecurity "restricted:latest"'
     found = examine([], [rejection(message)], PATIENCE, make.at(10))
-    assert found.trouble.reason == "PodRejected"
-    assert 'pods is forbidden: violates PodSecurity "restricted:latest"' in found.trouble.message
-    assert "xyz" not in found.trouble.message
+    assert found.problem.reason == "PodRejected"
+    assert 'pods is forbidden: violates PodSecurity "restricted:latest"' in found.problem.message
+    assert "xyz" not in found.problem.message
     assert found.deadline == make.at(60)
     assert examine([], [rejection(message)], PATIENCE, make.at(60)).expired is not None
 
 
 def test_a_full_quota_is_waited_for_without_limit():
     found = examine([], [rejection("exceeded quota: gpus")], PATIENCE, make.at(10_000))
-    assert found.trouble.reason == "PodRejected"
+    assert found.problem.reason == "PodRejected"
     assert found.expired is None
 
 
 def test_a_refusal_before_the_newest_pod_is_past():
-    assert examine([pod({"running": {}})], [rejection("no", 0, -5)], PATIENCE, make.at(10)).trouble is None
+    assert examine([pod({"running": {}})], [rejection("no", 0, -5)], PATIENCE, make.at(10)).problem is None

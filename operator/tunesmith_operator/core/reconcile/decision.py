@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final
 
-from tunesmith_api.v1alpha1 import FineTuneJobStatus, ModelDeploymentStatus
-from tunesmith_operator.core.manifest import JSON, Manifest
-from tunesmith_operator.core.resources import Resource
+from tunesmith_api.keys import Reason
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.resources import Resource
+from tunesmith_operator.core.reconcile.progress import PollTarget
+from tunesmith_operator.core.status.resource import CustomResource, Status
+from tunesmith_operator.core.status.transitions import EventNote, transitions
 
-__all__ = ["Action", "Apply", "Create", "Decision", "Delete", "EventNote", "Patch", "PollTarget", "Status"]
+__all__ = ["Action", "Apply", "Create", "Decision", "Delete", "Patch", "conclude"]
 
-Status = FineTuneJobStatus | ModelDeploymentStatus
+QUIET: Final = frozenset({Reason.PENDING, Reason.STARTING})
+"""Reasons of a summary condition that aren't worth an event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Apply:
     """Server-side apply.
 
-    `ours` says that the object is known to be this owner's: its fields are then taken over by
+    `owned` says that the object is known to have this owner: its fields are then taken over by
     force; otherwise somebody else's object of that name makes the apply fail instead of being overwritten.
     """
 
     manifest: Manifest
-    ours: bool = False
+    owned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +63,6 @@ Action = Apply | Create | Patch | Delete
 
 
 @dataclass(frozen=True, slots=True)
-class EventNote:
-    """A Kubernetes Event about the custom resource."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class PollTarget:
-    """A pod that serves progress."""
-
-    pod_uid: str
-    host: str
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
 class Decision:
     """What to write, and when to look again.
 
@@ -90,3 +77,9 @@ class Decision:
     requeue_after: float | None = None
     poll: PollTarget | None = None
     starts: bool = False
+
+
+def conclude(resource: CustomResource, summary: str, status: Status, actions: Iterable[Action] = ()) -> Decision:
+    """Carry out the actions and report that status, with an event where the summary condition has changed."""
+    events = transitions(summary, resource.status.conditions, status.conditions, QUIET)
+    return Decision(actions=tuple(actions), status=status, events=events)

@@ -1,6 +1,6 @@
 """The model that a ModelDeployment serves, whatever it comes from.
 
-The engine's store makes it; so neither kind's modules know the other's.
+It knows a FineTuneJob by its API type alone: the two kinds' modules don't know each other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.v1alpha1 import ConditionStatus, FineTuneJob, Storage
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.task import Task
-from tunesmith_operator.core.conditions import find, holds
+from tunesmith_operator.core.status.conditions import find, holds
 
 __all__ = ["Source", "SourceAbsent", "SourceModel", "of_finetunejob"]
 
@@ -35,7 +35,7 @@ class SourceAbsent:
 
 Source = SourceModel | SourceAbsent
 
-_GENERATING = frozenset({Task.CHAT_SFT, Task.CAUSAL_LM, Task.DPO})
+_TEXT_TASKS = frozenset({Task.CHAT_SFT, Task.CAUSAL_LM, Task.DPO})
 """Tasks whose models go on with a text, which is what the servers do."""
 
 
@@ -62,10 +62,10 @@ def of_finetunejob(name: str, namespace: str, job: FineTuneJob | None, storage: 
 def _obstacle(name: str, job: FineTuneJob) -> str | None:
     """What keeps the job's model from ever being served, known from its spec alone."""
     spec = job.spec
-    if spec.task not in _GENERATING:
+    if spec.task not in _TEXT_TASKS:
         return (
             f"FineTuneJob {name} trains for task {spec.task}, whose models the engine LlamaCpp can't serve; it serves "
-            f"those of {', '.join(sorted(_GENERATING))}. Name another job in spec.source.fineTuneJobRef, and load this "
+            f"those of {', '.join(sorted(_TEXT_TASKS))}. Name another job in spec.source.fineTuneJobRef, and load this "
             f"one's model from {spec.output.uri} with transformers."
         )
     if spec.method.has_adapters and spec.output.save is SaveMode.ADAPTER:

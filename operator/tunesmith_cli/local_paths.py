@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith_cli.errors import Refused
 from tunesmith_cli.schema import JSON
 
-__all__ = ["Places"]
+__all__ = ["LocalPaths"]
 
 LOCAL = "local"
 _PART = re.compile(r"[A-Za-z0-9!_.*'()=+@-]+")
@@ -51,7 +51,7 @@ _FIELDS = (
 )
 
 
-class Places:
+class LocalPaths:
     """The links that a run needs, collected while paths are turned into URIs."""
 
     def __init__(self, volumes: Sequence[str] = ()) -> None:
@@ -115,7 +115,7 @@ class Places:
                 yield f"{field.name}: {path} does not exist; {remedy}"
 
     def link(self, folder: Path) -> None:
-        """Make the links in `folder`, which becomes TUNESMITH_VOLUMES. Folders that are to be written are made."""
+        """Make the links in `folder`, which becomes TUNESMITH_VOLUMES. Folders that are to be written are created."""
         folder.mkdir(parents=True, exist_ok=True)
         for claim, target in self._links.items():
             target.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class Places:
         return self._links[claim] / rest
 
     def shown(self, text: str) -> str:
-        """The text with this machine's paths in place of the URIs made of them."""
+        """The text with this machine's paths in place of the URIs that they became."""
         for claim, target in self._links.items():
             if claim not in self._given:
                 path = str(target).rstrip("/").replace("\\", r"\\")
@@ -138,7 +138,7 @@ class Places:
 
 
 def _values(document: JSON) -> Iterator[tuple[_Field, JSON, str]]:
-    """The places that a manifest gives: field, the object that holds it, and its value."""
+    """The URIs and paths that a manifest gives: field, the object that holds it, and its value."""
     for field in _FIELDS:
         parent: Any = document.get("spec")
         for name in field.path[:-1]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith_api import keys
 from tunesmith_api.model import digest_of
-from tunesmith_operator.core.resources import Resource
+from tunesmith_operator.core.kubernetes.resources import Resource
 
 __all__ = ["JSON", "Manifest", "Owner"]
 
@@ -54,7 +54,7 @@ class Owner:
     ) -> Manifest:
         """A child of this owner: `fields` are the object's own top-level fields (spec, data, …).
 
-        Its hash covers everything in it and stands in the spec-hash annotation, so a child is written again only when
+        Its hash covers everything in it and is its spec-hash annotation, so a child is written again only when
         something about it has to change.
         """
         reference = {

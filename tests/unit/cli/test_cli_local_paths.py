@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from tunesmith_api.model import Uri, WritableUri
 from tunesmith_cli.errors import Refused
-from tunesmith_cli.places import Places
+from tunesmith_cli.local_paths import LocalPaths
 from tunesmith_store.volumes import VolumeStore
 
 
@@ -21,10 +21,10 @@ def manifest(**uris):
     }  # fmt: skip
 
 
-def localized(base, places=None, **uris):
-    document, places = manifest(**uris), places or Places()
-    places.localize(document, Path(base))
-    return document["spec"], places
+def localized(base, paths=None, **uris):
+    document, paths = manifest(**uris), paths or LocalPaths()
+    paths.localize(document, Path(base))
+    return document["spec"], paths
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,15 @@ def test_the_trainers_store_reads_and_writes_there_whatever_the_folder_is_called
     home = tmp_path / folder
     (home / "data").mkdir(parents=True)
     (home / "data" / "train.jsonl").write_text("rows")
-    spec, places = localized(home, train="./data/train.jsonl", output="./out", model="./data")
-    places.link(tmp_path / "volumes")
+    spec, paths = localized(home, train="./data/train.jsonl", output="./out", model="./data")
+    paths.link(tmp_path / "volumes")
     store = VolumeStore(tmp_path / "volumes")
     assert store.get_bytes(spec["dataset"]["train"]["uri"]) == b"rows"
     assert [Path(info.uri).name for info in store.list(spec["model"]["uri"])] == ["train.jsonl"]
     store.put_bytes(f"{spec['output']['uri']}/config.json", b"{}")
     assert (home / "out" / "config.json").read_bytes() == b"{}"
-    assert places.path_of(spec["output"]["uri"]) == home / "out"
-    assert places.shown(f"saved to {spec['output']['uri']}/x.") == f"saved to {home}/out/x."
+    assert paths.path_of(spec["output"]["uri"]) == home / "out"
+    assert paths.shown(f"saved to {spec['output']['uri']}/x.") == f"saved to {home}/out/x."
     TypeAdapter(Uri).validate_python(spec["dataset"]["train"]["uri"])
     TypeAdapter(WritableUri).validate_python(spec["output"]["uri"])
 
@@ -78,8 +78,8 @@ def test_the_same_path_gives_the_same_uri_in_the_next_run(tmp_path):
 
 
 def test_a_folder_to_write_to_may_have_any_name_and_is_made(tmp_path):
-    spec, places = localized(tmp_path, output="./tuned model")
-    places.link(tmp_path / "volumes")
+    spec, paths = localized(tmp_path, output="./tuned model")
+    paths.link(tmp_path / "volumes")
     VolumeStore(tmp_path / "volumes").put_bytes(f"{spec['output']['uri']}/a", b"1")
     assert (tmp_path / "tuned model" / "a").exists()
 
@@ -96,24 +96,24 @@ def test_a_path_that_is_too_long_for_a_uri_is_refused():
 
 
 def test_a_claim_of_the_cluster_needs_a_folder_here(tmp_path):
-    spec, places = localized(tmp_path, model="pvc://models/base")
-    (line,) = places.faults({"spec": spec})
+    spec, paths = localized(tmp_path, model="pvc://models/base")
+    (line,) = paths.faults({"spec": spec})
     assert line == (
         "spec.model.uri: pvc://models/base is in a cluster's volume; where is that here? --volume models=FOLDER"
     )
     (tmp_path / "m" / "base").mkdir(parents=True)
-    spec, places = localized(tmp_path, Places([f"models={tmp_path / 'm'}"]), model="pvc://models/base")
-    assert list(places.faults({"spec": spec})) == []
-    places.link(tmp_path / "volumes")
+    spec, paths = localized(tmp_path, LocalPaths([f"models={tmp_path / 'm'}"]), model="pvc://models/base")
+    assert list(paths.faults({"spec": spec})) == []
+    paths.link(tmp_path / "volumes")
     assert (tmp_path / "volumes" / "models").resolve() == tmp_path / "m"
-    assert places.shown("pvc://models/base") == "pvc://models/base", "as the user calls it"
+    assert paths.shown("pvc://models/base") == "pvc://models/base", "as the user calls it"
 
 
 @pytest.mark.parametrize("volume", ["models", "Models=/", "local=/", "a b=/", "models=/nowhere/at/all"])
 def test_a_volume_that_is_none_is_refused(volume):
     with pytest.raises(Refused, match=r"--volume"):
-        Places([volume])
+        LocalPaths([volume])
 
 
 def test_longer_claims_are_not_taken_for_the_machines_own():
-    assert Places().shown("pvc://local/a pvc://local-b/c pvc://locals/d") == "/a pvc://local-b/c pvc://locals/d"
+    assert LocalPaths().shown("pvc://local/a pvc://local-b/c pvc://locals/d") == "/a pvc://local-b/c pvc://locals/d"

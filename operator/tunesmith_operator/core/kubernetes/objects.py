@@ -1,0 +1,139 @@
+"""Typed views of objects, read from what the watches deliver. Only the fields that decisions need.
+
+`kubernetes.workloads` and `pods.view` add Jobs, Deployments and pods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Self
+
+from tunesmith_api import keys
+from tunesmith_operator.core.text import parse_time
+
+__all__ = [
+    "ChildView",
+    "ConditionView",
+    "ConfigMapView",
+    "RejectionView",
+    "ServiceView",
+    "conditions_of",
+    "true_condition",
+]
+
+Raw = Mapping[str, Any]
+
+
+def _meta(raw: Raw) -> dict[str, Any]:
+    meta = raw["metadata"]
+    owners = [owner["uid"] for owner in meta.get("ownerReferences", ()) if owner.get("controller")]
+    return {
+        "namespace": meta.get("namespace", ""),
+        "name": meta["name"],
+        "uid": meta.get("uid", ""),
+        "version": int(meta.get("resourceVersion") or 0),
+        "owner_uid": owners[0] if owners else "",
+        "labels": dict(meta.get("labels") or {}),
+        "annotations": dict(meta.get("annotations") or {}),
+        "created": parse_time(meta.get("creationTimestamp")),
+        "deleting": meta.get("deletionTimestamp") is not None,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildView:
+    """What every child has."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    version: int = 0
+    owner_uid: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    created: datetime | None = None
+    deleting: bool = False
+
+    @classmethod
+    def of(cls, raw: Raw) -> Self:
+        """Read the object as the API server delivers it."""
+        return cls(**_meta(raw), **cls._fields(raw))
+
+    @classmethod
+    def _fields(cls, raw: Raw) -> dict[str, Any]:
+        return {}
+
+    @property
+    def spec_hash(self) -> str:
+        """Hash of the manifest that it was last applied from."""
+        return self.annotations.get(keys.ANNOTATION_SPEC_HASH, "")
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionView:
+    """A condition of a built-in kind."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    since: datetime | None = None
+
+    @classmethod
+    def of(cls, raw: Raw) -> ConditionView:
+        """Read one entry of status.conditions."""
+        since = parse_time(raw.get("lastTransitionTime"))
+        return cls(raw["type"], raw.get("status", ""), raw.get("reason", ""), raw.get("message", ""), since)
+
+
+def conditions_of(raw: Raw) -> tuple[ConditionView, ...]:
+    """The conditions of an object, as the API server delivers it."""
+    return tuple(ConditionView.of(entry) for entry in raw.get("status", {}).get("conditions") or ())
+
+
+def true_condition(conditions: tuple[ConditionView, ...], type_: str) -> ConditionView | None:
+    """The condition of that type, where it is True."""
+    return next((entry for entry in conditions if entry.type == type_ and entry.status == "True"), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceView(ChildView):
+    """A Service."""
+
+    selector: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def _fields(cls, raw: Raw) -> dict[str, Any]:
+        return {"selector": dict(raw.get("spec", {}).get("selector") or {})}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigMapView(ChildView):
+    """A ConfigMap."""
+
+    data: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def _fields(cls, raw: Raw) -> dict[str, Any]:
+        return {"data": dict(raw.get("data") or {})}
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionView:
+    """The Job controller could not create a pod: an Event of reason FailedCreate."""
+
+    job_uid: str
+    message: str
+    first_seen: datetime | None
+    last_seen: datetime | None
+
+    @classmethod
+    def of(cls, raw: Raw) -> RejectionView:
+        """Read a core/v1 Event."""
+        series = raw.get("series") or {}
+        last = series.get("lastObservedTime") or raw.get("lastTimestamp") or raw.get("eventTime")
+        first = raw.get("firstTimestamp") or raw.get("eventTime") or last
+        uid = raw.get("involvedObject", {}).get("uid", "")
+        return cls(uid, raw.get("message", ""), parse_time(first), parse_time(last))
