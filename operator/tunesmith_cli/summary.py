@@ -13,24 +13,13 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
-from tunesmith_api.v1alpha1.task import Task
+from tunesmith_api.v1alpha1.task import AUTO_CLASSES
 from tunesmith_cli.local_paths import LocalPaths
 
 __all__ = ["print_metrics", "print_outcome"]
 
 BEFORE = "Before"
 REPORT_FILE = "report.html"
-_CLASSES = {
-    Task.CHAT_SFT: "AutoModelForCausalLM",
-    Task.CAUSAL_LM: "AutoModelForCausalLM",
-    Task.DPO: "AutoModelForCausalLM",
-    Task.MASKED_LM: "AutoModelForMaskedLM",
-    Task.SEQUENCE_CLASSIFICATION: "AutoModelForSequenceClassification",
-    Task.REWARD: "AutoModelForSequenceClassification",
-    Task.TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
-    Task.SEQ2SEQ: "AutoModelForSeq2SeqLM",
-    Task.IMAGE_CLASSIFICATION: "AutoModelForImageClassification",
-}
 
 
 def print_outcome(
@@ -66,7 +55,7 @@ def _success(plan: TrainingPlan, report: TerminationReport, paths: LocalPaths) -
     if plan.method.has_adapters and plan.save is SaveMode.ADAPTER:
         yield f"Next: peft's AutoPeftModel.from_pretrained loads the adapter from {where}."
     else:
-        yield f"Next: transformers' {_CLASSES[plan.task]}.from_pretrained loads the model from {where}."
+        yield f"Next: transformers' {AUTO_CLASSES[plan.task]}.from_pretrained loads the model from {where}."
 
 
 def _stopped(report: TerminationReport | None, command: str) -> Iterator[str]:

@@ -38,8 +38,7 @@ NAMED = {
         Task,
         {
             "trainer_image/tunesmith_trainer/tasks/__init__.py": "    TaskName.{0.name}: (",
-            "trainer_image/tunesmith_trainer/report/card.py": "    Task.{0.name}: ",
-            "operator/tunesmith_cli/summary.py": "    Task.{0.name}: ",
+            "crds/tunesmith_api/v1alpha1/task.py": "    Task.{0.name}: ",
             "tests/component/trainer/test_trainer_every_task.py": '"{0.value}"',
             "docs/finetunejob.md": "| `{0.value}`",
             "README.md": "`{0.value}`",

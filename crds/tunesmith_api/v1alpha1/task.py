@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from tunesmith_api.model import DecimalString, SpecModel, cel
 
 __all__ = [
+    "AUTO_CLASSES",
     "ClassWeights",
     "Classification",
     "Generation",
@@ -33,6 +35,20 @@ class Task(StrEnum):
     DPO = "DPO"
     REWARD = "Reward"
     IMAGE_CLASSIFICATION = "ImageClassification"
+
+
+AUTO_CLASSES: Final[Mapping[Task, str]] = {
+    Task.CHAT_SFT: "AutoModelForCausalLM",
+    Task.CAUSAL_LM: "AutoModelForCausalLM",
+    Task.DPO: "AutoModelForCausalLM",
+    Task.MASKED_LM: "AutoModelForMaskedLM",
+    Task.SEQUENCE_CLASSIFICATION: "AutoModelForSequenceClassification",
+    Task.TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
+    Task.SEQ2SEQ: "AutoModelForSeq2SeqLM",
+    Task.REWARD: "AutoModelForSequenceClassification",
+    Task.IMAGE_CLASSIFICATION: "AutoModelForImageClassification",
+}
+"""The class of transformers that loads a task's model, for those who go on with it in Python."""
 
 
 class ProblemType(StrEnum):

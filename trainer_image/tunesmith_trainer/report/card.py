@@ -12,7 +12,7 @@ from textwrap import dedent
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from tunesmith_api.v1alpha1.task import ProblemType, Task
+from tunesmith_api.v1alpha1.task import AUTO_CLASSES, ProblemType, Task
 from tunesmith_trainer.report.formatting import change, count, duration, metric, percent
 from tunesmith_trainer.report.record import RunRecord
 from tunesmith_trainer.report.verdict import Level, verdict_of
@@ -197,18 +197,6 @@ def _limits(record: RunRecord) -> Iterator[str]:
 
 # ---- how to use it
 
-_CLASSES = {
-    Task.CHAT_SFT: "AutoModelForCausalLM",
-    Task.CAUSAL_LM: "AutoModelForCausalLM",
-    Task.DPO: "AutoModelForCausalLM",
-    Task.MASKED_LM: "AutoModelForMaskedLM",
-    Task.SEQUENCE_CLASSIFICATION: "AutoModelForSequenceClassification",
-    Task.TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
-    Task.SEQ2SEQ: "AutoModelForSeq2SeqLM",
-    Task.REWARD: "AutoModelForSequenceClassification",
-    Task.IMAGE_CLASSIFICATION: "AutoModelForImageClassification",
-}
-
 _CHAT = """
 messages = [{"role": "user", "content": "Hello"}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -273,7 +261,7 @@ def usage(record: RunRecord) -> str:
     """Return Python code that loads the model from its folder and runs it once."""
     plan = record.plan
     sees = record.pipeline_tag == IMAGE_TEXT
-    auto = "AutoModelForImageTextToText" if sees else _CLASSES[plan.task]
+    auto = "AutoModelForImageTextToText" if sees else AUTO_CLASSES[plan.task]
     reader, loader = "tokenizer", "AutoTokenizer"
     if sees:
         reader, loader = "processor", "AutoProcessor"
