@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from tunesmith_api.plan import OptimizationPlan, StoragePlan, TrainingPlan
-from tunesmith_api.v1alpha1 import FineTuneJob, Storage
+from tunesmith_api.plan import OptimizationPlan, TrainingPlan
+from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_api.v1alpha1.task import Classification, MaskedLanguageModel, Preference
 from tunesmith_api.v1alpha1.training import Training
 from tunesmith_operator.core.finetunejob.observed import child_name, service_name
+from tunesmith_operator.core.pods.spec import storage_plan
 from tunesmith_operator.core.text import cores
 
-__all__ = ["storage_plan", "training_plan"]
-
-
-def storage_plan(storage: Storage) -> StoragePlan:
-    """The part of the storage settings that isn't secret."""
-    return StoragePlan(endpoint_url=storage.endpoint_url, region=storage.region)
+__all__ = ["training_plan"]
 
 
 def _optimization(training: Training) -> OptimizationPlan:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunesmith_api.model import digest_of
-from tunesmith_api.plan import ServingPlan, StoragePlan
+from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.modeldeployment.observed import revision_name
 from tunesmith_operator.core.modeldeployment.source import SourceModel
+from tunesmith_operator.core.pods.spec import storage_plan
 
 __all__ = ["Template", "template_of"]
 
@@ -27,7 +28,6 @@ class Template:
     def plan(self, number: int) -> ServingPlan:
         """What the pods of this revision need to know."""
         spec, meta = self.deployment.spec, self.deployment.metadata
-        storage = self.source.storage
         return ServingPlan(
             name=meta.name,
             namespace=meta.namespace,
@@ -40,7 +40,7 @@ class Template:
             context_length=spec.engine.context_length,
             parallel_requests=spec.engine.parallel_requests,
             artifact_uri=self.artifact_uri,
-            storage=StoragePlan(endpoint_url=storage.endpoint_url, region=storage.region),
+            storage=storage_plan(self.source.storage),
         )
 
 

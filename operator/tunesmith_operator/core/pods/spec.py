@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from tunesmith_api import keys
 from tunesmith_api.model import Contract
+from tunesmith_api.plan import StoragePlan
 from tunesmith_api.v1alpha1 import Resources, Storage, Toleration
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest, Owner
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP
 
-__all__ = ["Workload", "env", "plan_config_map", "pod_spec", "secret_env", "storage_env"]
+__all__ = ["Workload", "env", "plan_config_map", "pod_spec", "secret_env", "storage_env", "storage_plan"]
 
 USER_ID = 65532
 GRACE_SECONDS = 60
@@ -63,6 +64,11 @@ def storage_env(storage: Storage) -> list[JSON]:
     return [secret_env(key, secret, key) for key in keys.STORAGE_SECRET_KEYS] + [
         secret_env(key, secret, key, optional=True) for key in keys.STORAGE_SECRET_OPTIONAL_KEYS
     ]
+
+
+def storage_plan(storage: Storage) -> StoragePlan:
+    """The part of the storage settings that isn't secret."""
+    return StoragePlan(endpoint_url=storage.endpoint_url, region=storage.region)
 
 
 def plan_config_map(
