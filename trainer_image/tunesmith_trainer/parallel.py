@@ -25,10 +25,10 @@ from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_api.v1alpha1.task import Task
 from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_store.errors import UserError
+from tunesmith_store.memory import memory_limit_bytes
 from tunesmith_trainer.group import Group
 from tunesmith_trainer.memory import MemoryEstimate
 from tunesmith_trainer.model import Numerics, transformer_blocks
-from tunesmith_trainer.oom import memory_limit_bytes
 from tunesmith_trainer.optimizer import local_tensor
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, Outcome, TerminationReport, TrainerState
+from tunesmith_store.memory import memory_limit
 from tunesmith_trainer import handover, oom, termination
 from tunesmith_trainer.environment import PodEnvironment
 from tunesmith_trainer.processes import Children, SignalPause
@@ -246,7 +247,7 @@ class Supervisor:
             return None
         training = self.plan.training
         message = (
-            f"the kernel killed a process of worker {self.pod.index} at the memory limit of {oom.memory_limit()}; "
+            f"the kernel killed a process of worker {self.pod.index} at the memory limit of {memory_limit()}; "
             "raise spec.workers.resources.memory, or lower spec.training.microBatchSize "
             f"({training.micro_batch_size}) or maxLength ({training.max_length})"
         )

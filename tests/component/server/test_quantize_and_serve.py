@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -21,6 +23,7 @@ from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_server.artifact import MODEL_FILE
 from tunesmith_server.engine import LlamaEngine
+from tunesmith_server.footprint import measure
 
 QUESTIONS = ("What is the capital of France?", "What color is the sky?", "Name an animal that barks.", "What is 2 + 2?")
 
@@ -180,6 +183,62 @@ def test_the_server_is_ready_after_an_answer_streams_and_drains(quantized, envir
     finally:
         process.kill()
         process.wait()
+
+
+# a container's limit and what it holds, as its cgroup says; then the server as it is
+WITH_LIMIT = """
+import sys
+from pathlib import Path
+from tunesmith_store import memory
+memory.LIMITS, memory.STATISTICS = (Path(sys.argv[1]),), (Path(sys.argv[2]),)
+from tunesmith_server.__main__ import main
+main()
+"""
+MARGIN, ROOM = 96 << 20, 12 << 20
+
+
+def test_different_prompts_fill_what_the_pod_has_left_and_no_more(quantized, environment, tmp_path):
+    plan, path, _ = quantized["Q8_0"]
+    limit, held = tmp_path / "memory.max", tmp_path / "memory.stat"
+    limit.write_text(str(measure(plan, path, 1) + MARGIN + ROOM))
+    held.write_text("anon 0")
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITH_LIMIT, str(limit), str(held)],
+        env=environment(artifact_uri=plan.artifact_uri), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_ready(f"http://127.0.0.1:{keys.PORT_HEALTH}{keys.PATH_HEALTH}", process)
+        base = f"http://127.0.0.1:{keys.PORT_SERVER}"
+        for number in range(4):  # both slots are filled, all buffers touched
+            ask(base, story(number), max_tokens=1)
+        before = resident_bytes(process.pid)
+        tokens = [ask(base, story(number), max_tokens=1)["usage"]["prompt_tokens"] for number in range(4, 18)]
+        grown = resident_bytes(process.pid) - before
+        assert sum(tokens) * STATE_BYTES > 3 * ROOM, "these prompts would not have filled it"
+        assert grown < 1.5 * ROOM
+        again = ask(base, story(16), max_tokens=1)  # no slot holds it any more
+        assert again["timings"]["cache_n"] > 0.8 * tokens[16 - 4]
+    finally:
+        process.kill()
+        log = process.communicate()[0]
+    said = re.search(r"prompt cache: at most (\d+) MiB", log)
+    assert said, log
+    assert int(said[1]) == pytest.approx(ROOM >> 20, abs=2)
+
+
+STATE_BYTES = 30 * 2 * 3 * 64 * 2
+"""Of a token: keys and values of SmolLM2's 30 layers, 3 heads of 64 numbers of 16 bits."""
+
+
+def story(number: int) -> str:
+    random = Random(number)
+    return " ".join(
+        f"{random.choice(('stone', 'river', 'lamp', 'window'))} {random.randint(10, 99)}" for _ in range(45)
+    )
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def wait_ready(health: str, process: subprocess.Popen) -> None:

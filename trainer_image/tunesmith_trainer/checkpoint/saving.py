@@ -17,6 +17,7 @@ from torch import nn
 
 from tunesmith_api.artifacts import FileEntry
 from tunesmith_store.files import entry_of_bytes, sha256_of
+from tunesmith_store.memory import spare_memory
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer.checkpoint.parts import (
     PartIndex,
@@ -27,7 +28,7 @@ from tunesmith_trainer.checkpoint.parts import (
     plan_files,
     write_file,
 )
-from tunesmith_trainer.checkpoint.room import DiskFull, DiskUsage, disk_full, need_disk, spare_memory
+from tunesmith_trainer.checkpoint.room import DiskFull, DiskUsage, disk_full, need_disk
 from tunesmith_trainer.checkpoint.state import RunState, held_tensors
 
 __all__ = ["STATE", "Snapshot", "Snapshots"]
