@@ -21,7 +21,9 @@ from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import Outcome, TerminationReport
+from tunesmith_api.v1alpha1.modeldeployment import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE
+from tunesmith_server.convert import to_gguf
 from tunesmith_server.engine import LlamaEngine
 from tunesmith_server.footprint import measure
 
@@ -118,6 +120,25 @@ def test_eight_bits_take_half_the_space_and_give_the_same_answers(quantized):
     same = sum(left == right for left, right in zip(answers["None"], answers["Q8_0"], strict=True))
     assert same >= len(QUESTIONS) - 1, answers
     assert sizes["Q8_0"] < 0.6 * sizes["None"]
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Mistral", "Gemma3"])
+def test_families_that_share_a_module_with_a_newer_one_are_converted_and_load(family, quantized, tmp_path):
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(assets.smollm2())
+    config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
+    sizes = config(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
+    )  # fmt: skip
+    folder, output = tmp_path / "model", tmp_path / MODEL_FILE
+    transformers.AutoModelForCausalLM.from_config(sizes).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    to_gguf(folder, output, QuantizationMethod.Q8_0)
+    plan, _, _ = quantized["Q8_0"]
+    assert measure(plan, output, threads=1)
 
 
 def free_port() -> int:
