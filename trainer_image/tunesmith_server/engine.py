@@ -18,15 +18,19 @@ __all__ = ["LlamaEngine"]
 
 log = logging.getLogger("tunesmith.server")
 
-LOG_WARNINGS = 2  # llama.cpp's levels: 1 error, 2 warning, 3 a line or more for every request
+LOG_ERRORS = 1  # llama.cpp's levels: 2 warning, a line for every request once the prompt cache is full; 3 more lines
 BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred) (\S+)$", re.MULTILINE)
 
 
 class LlamaEngine:
     """One model, answering on all addresses of the pod."""
 
-    def __init__(self, plan: ServingPlan, model: Path, threads: int, port: int = keys.PORT_SERVER) -> None:
+    def __init__(
+        self, plan: ServingPlan, model: Path, threads: int, port: int = keys.PORT_SERVER, cache_bytes: int = 0
+    ) -> None:
         """Load the model and start to answer; returns when it is loaded.
+
+        `cache_bytes` bounds the prompt cache: the state of past prompts, for those to come that begin alike.
 
         Raises:
             UserError: llama.cpp refuses the file.
@@ -48,7 +52,11 @@ class LlamaEngine:
         parameters.endpoint_metrics = True
         parameters.endpoint_slots = False  # it shows other people's prompts
         parameters.ui = False
-        parameters.verbosity = LOG_WARNINGS
+        # unbounded but for 8 GiB unless told: different prompts alone would fill the pod's memory until it is killed
+        parameters.cache_ram_mib = cache_bytes >> 20
+        # a slot's state goes there when another prompt takes the slot: before that it would only be there twice
+        parameters.cache_idle_slots = False
+        parameters.verbosity = LOG_ERRORS
         try:
             self._server: Any = xllamacpp.Server(parameters)
         except RuntimeError as error:

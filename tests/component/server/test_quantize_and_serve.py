@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -19,8 +21,11 @@ from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import Outcome, TerminationReport
+from tunesmith_api.v1alpha1.modeldeployment import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE
+from tunesmith_server.convert import to_gguf
 from tunesmith_server.engine import LlamaEngine
+from tunesmith_server.footprint import measure
 
 QUESTIONS = ("What is the capital of France?", "What color is the sky?", "Name an animal that barks.", "What is 2 + 2?")
 
@@ -117,6 +122,25 @@ def test_eight_bits_take_half_the_space_and_give_the_same_answers(quantized):
     assert sizes["Q8_0"] < 0.6 * sizes["None"]
 
 
+@pytest.mark.parametrize("family", ["Qwen3", "Mistral", "Gemma3"])
+def test_families_that_share_a_module_with_a_newer_one_are_converted_and_load(family, quantized, tmp_path):
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(assets.smollm2())
+    config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
+    sizes = config(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
+    )  # fmt: skip
+    folder, output = tmp_path / "model", tmp_path / MODEL_FILE
+    transformers.AutoModelForCausalLM.from_config(sizes).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    to_gguf(folder, output, QuantizationMethod.Q8_0)
+    plan, _, _ = quantized["Q8_0"]
+    assert measure(plan, output, threads=1)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -180,6 +204,62 @@ def test_the_server_is_ready_after_an_answer_streams_and_drains(quantized, envir
     finally:
         process.kill()
         process.wait()
+
+
+# a container's limit and what it holds, as its cgroup says; then the server as it is
+WITH_LIMIT = """
+import sys
+from pathlib import Path
+from tunesmith_store import memory
+memory.LIMITS, memory.STATISTICS = (Path(sys.argv[1]),), (Path(sys.argv[2]),)
+from tunesmith_server.__main__ import main
+main()
+"""
+MARGIN, ROOM = 96 << 20, 12 << 20
+
+
+def test_different_prompts_fill_what_the_pod_has_left_and_no_more(quantized, environment, tmp_path):
+    plan, path, _ = quantized["Q8_0"]
+    limit, held = tmp_path / "memory.max", tmp_path / "memory.stat"
+    limit.write_text(str(measure(plan, path, 1) + MARGIN + ROOM))
+    held.write_text("anon 0")
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITH_LIMIT, str(limit), str(held)],
+        env=environment(artifact_uri=plan.artifact_uri), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_ready(f"http://127.0.0.1:{keys.PORT_HEALTH}{keys.PATH_HEALTH}", process)
+        base = f"http://127.0.0.1:{keys.PORT_SERVER}"
+        for number in range(4):  # both slots are filled, all buffers touched
+            ask(base, story(number), max_tokens=1)
+        before = resident_bytes(process.pid)
+        tokens = [ask(base, story(number), max_tokens=1)["usage"]["prompt_tokens"] for number in range(4, 18)]
+        grown = resident_bytes(process.pid) - before
+        assert sum(tokens) * STATE_BYTES > 3 * ROOM, "these prompts would not have filled it"
+        assert grown < 1.5 * ROOM
+        again = ask(base, story(16), max_tokens=1)  # no slot holds it any more
+        assert again["timings"]["cache_n"] > 0.8 * tokens[16 - 4]
+    finally:
+        process.kill()
+        log = process.communicate()[0]
+    said = re.search(r"prompt cache: at most (\d+) MiB", log)
+    assert said, log
+    assert int(said[1]) == pytest.approx(ROOM >> 20, abs=2)
+
+
+STATE_BYTES = 30 * 2 * 3 * 64 * 2
+"""Of a token: keys and values of SmolLM2's 30 layers, 3 heads of 64 numbers of 16 bits."""
+
+
+def story(number: int) -> str:
+    random = Random(number)
+    return " ".join(
+        f"{random.choice(('stone', 'river', 'lamp', 'window'))} {random.randint(10, 99)}" for _ in range(45)
+    )
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def wait_ready(health: str, process: subprocess.Popen) -> None:

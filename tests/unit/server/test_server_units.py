@@ -13,6 +13,7 @@ from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.modeldeployment import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE, fetch_artifact, find_artifact, publish_artifact
 from tunesmith_server.environment import cpu_threads, read_plan
+from tunesmith_server.footprint import CACHE_MOST, prompt_cache_bytes
 from tunesmith_server.health import HealthServer
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.volumes import VolumeStore
@@ -44,6 +45,27 @@ def published(store, tmp_path):
 def test_threads_never_exceed_the_limit_nor_the_cores(limit, threads, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
     assert cpu_threads({keys.ENV_CPU_LIMIT: limit}) == (threads or 4)
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("spare", "limit", "footprint", "expected"),
+    [
+        (2000 * MIB, 2048 * MIB, 433 * MIB, 2000 - 433 - 204.8),
+        (500 * MIB, 512 * MIB, 300 * MIB, 500 - 300 - 96),
+        (500 * MIB, 512 * MIB, 450 * MIB, 0),
+        (400 * MIB, 512 * MIB, 900 * MIB, 0),
+        (300 * MIB, 65_536 * MIB, 100 * MIB, 0),
+        (65_000 * MIB, 65_536 * MIB, 433 * MIB, CACHE_MOST / MIB),
+        (10_433 * MIB, 0, 433 * MIB, 2500),
+        (100_000 * MIB, 0, 433 * MIB, CACHE_MOST / MIB),
+        (300 * MIB, 0, 433 * MIB, 0),
+    ],
+)
+def test_the_prompt_cache_takes_what_the_pod_has_left(spare, limit, footprint, expected):
+    assert prompt_cache_bytes(spare, limit, footprint) == pytest.approx(expected * MIB, abs=1)
 
 
 def test_a_plan_of_another_version_is_refused_by_field(tmp_path):

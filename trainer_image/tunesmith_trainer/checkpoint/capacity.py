@@ -1,4 +1,4 @@
-"""Whether there is room: a checkpoint must neither fill the disk nor push the pod over its memory limit.
+"""Whether there is room: a checkpoint must not fill the disk.
 
 Used by `checkpointer` before it writes a snapshot and before it fetches a checkpoint.
 """
@@ -13,9 +13,8 @@ from typing import Protocol
 
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.pod.cgroup import memory_limit_bytes
 
-__all__ = ["DiskFull", "DiskUsage", "disk_full", "need_disk", "spare_memory"]
+__all__ = ["DiskFull", "DiskUsage", "disk_full", "need_disk"]
 
 MARGIN_BYTES = 1 << 30
 MARGIN_SHARE = 0.05
@@ -66,24 +65,3 @@ def need_disk(folder: Path, needed: int, usage: DiskUsage = shutil.disk_usage) -
 def disk_full(error: OSError) -> DiskFull | None:
     """Return the DiskFull that an error of the operating system means, if it means that."""
     return DiskFull(str(error)) if error.errno in FULL else None
-
-
-def spare_memory() -> int:
-    """Return the bytes of host memory that this container may still take."""
-    spare = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            spare = int(line.split()[1]) * 1024
-    limit = memory_limit_bytes()
-    return min(spare, max(0, limit - _container_memory())) if limit else spare
-
-
-def _container_memory() -> int:
-    """Return what the container holds and the kernel can't take back (cgroup v2, then v1)."""
-    for path in (Path("/sys/fs/cgroup/memory.stat"), Path("/sys/fs/cgroup/memory/memory.stat")):
-        try:
-            lines = dict(line.split() for line in path.read_text().splitlines())
-        except OSError:
-            continue
-        return int(lines.get("anon") or lines.get("total_rss") or 0)
-    return 0

@@ -17,8 +17,9 @@ from torch import nn
 
 from tunesmith_api.artifacts import FileEntry
 from tunesmith_store.files import entry_of_bytes, sha256_of
+from tunesmith_store.memory import spare_memory
 from tunesmith_store.store import ObjectStore
-from tunesmith_trainer.checkpoint.capacity import DiskFull, DiskUsage, disk_full, need_disk, spare_memory
+from tunesmith_trainer.checkpoint.capacity import DiskFull, DiskUsage, disk_full, need_disk
 from tunesmith_trainer.checkpoint.shards import (
     PartIndex,
     Piece,

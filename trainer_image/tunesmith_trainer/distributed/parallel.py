@@ -25,11 +25,11 @@ from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_api.v1alpha1.task import Task
 from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_store.errors import UserError
+from tunesmith_store.memory import memory_limit_bytes
 from tunesmith_trainer.distributed.collectives import Group
 from tunesmith_trainer.models.memory import MemoryEstimate
 from tunesmith_trainer.models.numerics import Numerics
 from tunesmith_trainer.models.structure import transformer_blocks
-from tunesmith_trainer.pod.cgroup import memory_limit_bytes
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

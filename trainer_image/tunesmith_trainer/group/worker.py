@@ -14,12 +14,12 @@ from torch import distributed as dist
 
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import MemoryFacts
+from tunesmith_store.memory import memory_limit_bytes
 from tunesmith_store.router import store_of
 from tunesmith_trainer.distributed.collectives import Group, join_group
 from tunesmith_trainer.errors import OutOfMemory, SmallerMicroBatch
 from tunesmith_trainer.group.handover import Assignment
 from tunesmith_trainer.loop.run import TrainingRun
-from tunesmith_trainer.pod import cgroup
 from tunesmith_trainer.pod.environment import PodEnvironment
 from tunesmith_trainer.pod.progress import ProgressPusher
 
@@ -120,4 +120,4 @@ def _memory_numbers() -> dict[str, int]:
     if torch.cuda.is_available():
         return {"peak_bytes": torch.cuda.max_memory_allocated(), "limit_bytes": torch.cuda.mem_get_info()[1]}
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return {"peak_bytes": int(status["VmHWM"].split()[0]) * 1024, "limit_bytes": cgroup.memory_limit_bytes()}
+    return {"peak_bytes": int(status["VmHWM"].split()[0]) * 1024, "limit_bytes": memory_limit_bytes()}

@@ -2,8 +2,8 @@
 
 On pod 0 it also runs the driver, serves progress, and is the rendezvous: its /healthz names Ray's address and an
 incarnation that changes whenever Ray is started anew, so that the other pods rejoin at once. Crashed parts are
-restarted inside the living pod. SIGTERM becomes a saved checkpoint. Standard library and `tunesmith_api` only: it is
-up long before anything heavy is imported.
+restarted inside the living pod. SIGTERM becomes a saved checkpoint. Nothing heavy is imported here: it is up long
+before the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, Outcome, ProgressReport, TerminationReport, TrainerState
-from tunesmith_trainer.pod import cgroup
+from tunesmith_store.memory import memory_limit, oom_kills
 from tunesmith_trainer.pod.environment import PodEnvironment
 from tunesmith_trainer.pod.processes import Children, SignalPause
 from tunesmith_trainer.pod.progress import ProgressUpdate
@@ -72,7 +72,7 @@ class Supervisor:
         self.training: dict[int, _Started] = {}
         self.incarnation = ""
         self.restarts = 0
-        self.killed_for_memory = cgroup.oom_kills()
+        self.killed_for_memory = oom_kills()
         self._head_polled = 0.0
         self._not_before = 0.0
 
@@ -245,11 +245,11 @@ class Supervisor:
     # ---- the end
 
     def _out_of_memory(self) -> int | None:
-        if cgroup.oom_kills() <= self.killed_for_memory:
+        if oom_kills() <= self.killed_for_memory:
             return None
         training = self.plan.training
         message = (
-            f"the kernel killed a process of worker {self.pod.index} at the memory limit of {cgroup.memory_limit()}; "
+            f"the kernel killed a process of worker {self.pod.index} at the memory limit of {memory_limit()}; "
             "raise spec.workers.resources.memory, or lower spec.training.microBatchSize "
             f"({training.micro_batch_size}) or maxLength ({training.max_length})"
         )
