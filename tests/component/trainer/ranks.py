@@ -29,9 +29,18 @@ def pod_at(folder: Path, index: int = 0) -> PodEnvironment:
 
 
 def run_rank(
-    plan, folder, rank, world_size, address, crash_after=None, stop_after=None, digest="digest", environment=None
+    plan,
+    folder,
+    rank,
+    world_size,
+    address,
+    crash_after=None,
+    stop_after=None,
+    digest="digest",
+    environment=None,
+    apart=False,
 ):
-    """Train as one rank; return the result, or the exception."""
+    """Train as one rank, `apart` in a pod of its own; return the result, or the exception."""
     os.environ.update(environment or {})
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
@@ -41,7 +50,7 @@ def run_rank(
     from tunesmith_trainer.loop.run import TrainingRun
 
     torch.set_num_threads(1)
-    pod = pod_at(Path(folder))
+    pod = pod_at(Path(folder) / f"pod-{rank}", rank) if apart else pod_at(Path(folder))
     group = join_group(rank, world_size, address, torch.device("cpu"))
 
     def after_step(step):
