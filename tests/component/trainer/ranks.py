@@ -38,9 +38,9 @@ def run_rank(
     stop_after=None,
     digest="digest",
     environment=None,
-    apart=False,
+    own_pod=False,
 ):
-    """Train as one rank, `apart` in a pod of its own; return the result, or the exception."""
+    """Train as one rank, in a pod of its own or in one with the others; return the result, or the exception."""
     os.environ.update(environment or {})
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
@@ -50,7 +50,7 @@ def run_rank(
     from tunesmith_trainer.loop.run import TrainingRun
 
     torch.set_num_threads(1)
-    pod = pod_at(Path(folder) / f"pod-{rank}", rank) if apart else pod_at(Path(folder))
+    pod = pod_at(Path(folder) / f"pod-{rank}", rank) if own_pod else pod_at(Path(folder))
     group = join_group(rank, world_size, address, torch.device("cpu"))
 
     def after_step(step):

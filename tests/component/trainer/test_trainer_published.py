@@ -46,7 +46,7 @@ def trained(pool, object_store, bucket, tiny_model, rows, make_plan, make_traini
     """Train on a base of 16-bit weights; return the result, the state, and the report's record."""
     object_store.put_folder(stored_short(tiny_model, tmp_path / "short"), f"{bucket}/model")
 
-    def run(name, ranks=1, rate=1e-2, model="model", steps=STEPS, task="ChatSFT", apart=False, **changes):
+    def run(name, ranks=1, rate=1e-2, model="model", steps=STEPS, task="ChatSFT", own_pod=False, **changes):
         for kind, found in (("train", rows(48)), ("eval", rows(6, 1000))):
             lines = preferences(found) if task == "DPO" else found
             object_store.put_json_lines(lines, f"{bucket}/{kind}.jsonl")
@@ -56,7 +56,7 @@ def trained(pool, object_store, bucket, tiny_model, rows, make_plan, make_traini
             output_uri=f"{bucket}/{name}",
             checkpoint_uri=f"{bucket}/{name}-checkpoints", **changes,
         )  # fmt: skip
-        result, state = run_ranks(pool, plan, tmp_path / name, ranks, object_store.environment(), apart=apart)
+        result, state = run_ranks(pool, plan, tmp_path / name, ranks, object_store.environment(), own_pod=own_pod)
         assert not isinstance(result, Exception), result
         return result, state, json.loads(object_store.get_bytes(f"{bucket}/{name}/report.json"))
 
@@ -107,7 +107,7 @@ def test_so_it_is_where_two_ranks_share_the_work(trained, method, sharing):
 
 @pytest.mark.parametrize("sharing", ["DDP", "FSDP"])
 def test_so_it_is_where_the_other_rank_has_to_fetch_the_files(trained, object_store, bucket, tmp_path, sharing):
-    result, _, _ = trained("tuned", 2, apart=True, method=LORA, output_dtype=Precision.BF16, **SHARED[sharing])
+    result, _, _ = trained("tuned", 2, own_pod=True, method=LORA, output_dtype=Precision.BF16, **SHARED[sharing])
     assert_measured_alike(trained, result)
     written, fetched = (tmp_path / "tuned" / f"pod-{rank}" / "export" / "model.safetensors" for rank in range(2))
     assert fetched.read_bytes() == written.read_bytes()
