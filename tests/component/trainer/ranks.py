@@ -50,7 +50,8 @@ def run_rank(
     from tunesmith_trainer.loop.run import TrainingRun
 
     torch.set_num_threads(1)
-    pod = pod_at(Path(folder) / f"pod-{rank}", rank) if own_pod else pod_at(Path(folder))
+    # Ray gives ranks to pods in an order of its own
+    pod = pod_at(Path(folder) / f"pod-{rank}", world_size - 1 - rank) if own_pod else pod_at(Path(folder))
     group = join_group(rank, world_size, address, torch.device("cpu"))
 
     def after_step(step):

@@ -142,7 +142,7 @@ def _measured(run: FinishedRun, folder: Path, written: _Written, report: Reporte
     if inputs.data.eval is None:
         return Shown(None, [], whole, written.format)
     release(parts.bare, parts.optimizer, parts.wrapped.is_sharded)
-    if context.pod.index:
+    if context.group.rank:  # which pod has rank 0 is Ray's choice; where the files lie already, they are only verified
         fetch_files(context.store, context.plan.output_uri, folder, written.files)
     context.group.exchange(None)  # pods fetch at their own pace
     strategy = parts.wrapped.strategy
