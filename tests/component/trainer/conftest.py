@@ -238,9 +238,9 @@ class Pods:
         self.started.clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pool():
-    """Two processes for `ranks`, which import everything once for all modules."""
+    """Two processes for `ranks`, which import everything once for all tests of a module."""
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
         yield processes
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -33,12 +31,6 @@ SHARED = {
     "FSDP": {"strategy": Strategy.FSDP},
     "tensor": {"tensor_parallel": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        yield processes
 
 
 @pytest.fixture
