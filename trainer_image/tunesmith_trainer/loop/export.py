@@ -91,20 +91,23 @@ def describe(folder: Path, export: Export) -> None:
             path.chmod(0o644)  # save_pretrained leaves 0600
 
 
-def upload(store: ObjectStore, folder: Path, uri: str) -> tuple[FileEntry, ...]:
-    """Upload what is written so far, for the other pods to read: without a manifest it is no model to anybody else."""
+def upload(store: ObjectStore, folder: Path, uri: str, there: Sequence[FileEntry] = ()) -> tuple[FileEntry, ...]:
+    """Upload a folder's files, but for what is `there`; return them all. Without a manifest they are no model yet.
+
+    So the other pods can read what is written so far. The manifest of an earlier run is deleted first.
+    """
     uri = uri.rstrip("/")
     files = entries_below(folder)
     store.delete(f"{uri}/{keys.MODEL_MANIFEST}")
     for entry in files:
-        store.upload(folder / entry.path, f"{uri}/{entry.path}")
+        if entry not in there:
+            store.upload(folder / entry.path, f"{uri}/{entry.path}")
     return files
 
 
 def publish(store: ObjectStore, folder: Path, export: Export, there: Sequence[FileEntry] = ()) -> ModelRef:
     """Upload a model folder, but for what is `there`; its manifest last. What an earlier run left is replaced."""
-    uri = export.plan.output_uri.rstrip("/")
-    files = entries_below(folder)
+    files = upload(store, folder, export.plan.output_uri, there)
     manifest = ModelManifest(
         digest=files_digest(files),
         base_uri=export.plan.model_uri,
@@ -114,9 +117,5 @@ def publish(store: ObjectStore, folder: Path, export: Export, there: Sequence[Fi
         metrics=dict(export.record.metrics),
         files=files,
     )
-    store.delete(f"{uri}/{keys.MODEL_MANIFEST}")
-    for entry in files:
-        if entry not in there:
-            store.upload(folder / entry.path, f"{uri}/{entry.path}")
-    store.put_bytes(f"{uri}/{keys.MODEL_MANIFEST}", manifest.to_json().encode())
+    store.put_bytes(f"{export.plan.output_uri.rstrip('/')}/{keys.MODEL_MANIFEST}", manifest.to_json().encode())
     return ModelRef(uri=export.plan.output_uri, digest=manifest.digest, size_bytes=manifest.size_bytes)

@@ -27,6 +27,7 @@ from tunesmith_trainer.loop.published import Format, choose_format, fetch_files,
 from tunesmith_trainer.loop.run_record import FinishedRun, Shown, record_of
 from tunesmith_trainer.loop.tracking import Tracker
 from tunesmith_trainer.models.attention import packed_implementation
+from tunesmith_trainer.tasks.base import Task
 
 __all__ = ["FinishedRun", "Published", "finish"]
 
@@ -125,11 +126,15 @@ def _write(run: FinishedRun, model: nn.Module | None, folder: Path, log: Log) ->
 
 def _shown_as_trained(run: FinishedRun, gathered: nn.Module | None, log: Log) -> Shown:
     """An adapter's files hold the weights that were trained, and that were evaluated last."""
-    parts, task = run.parts, run.inputs.task
-    answers: list[str] = []
-    if run.state.samples_before:
-        answers = answers_of(run.context, run.inputs, parts, parts.bare, task, log)
+    answers = _answers(run, run.parts.bare, run.inputs.task, log)
     return Shown(run.evaluation, answers, lambda: _present(gathered))
+
+
+def _answers(run: FinishedRun, model: nn.Module, task: Task, log: Log) -> list[str]:
+    """Ask a model what was asked before training, if anything was."""
+    if not run.state.samples_before:
+        return []
+    return answers_of(run.context, run.inputs, run.parts, model, task, log)
 
 
 def _measured(run: FinishedRun, folder: Path, written: _Written, report: Reporter) -> Shown:
@@ -158,7 +163,5 @@ def _measured(run: FinishedRun, folder: Path, written: _Written, report: Reporte
     report.update(eval_loss=evaluation.metrics["loss"], message="saving the tuned model")
     numbers = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.metrics.items())
     report.log(f"evaluation of the saved model, read back: {numbers}")
-    answers: list[str] = []
-    if run.state.samples_before:
-        answers = answers_of(context, inputs, parts, model, reader, report.log)
+    answers = _answers(run, model, reader, report.log)
     return Shown(evaluation, answers, whole if parts.wrapped.is_sharded else lambda: model, written.format)
