@@ -6,14 +6,12 @@ Only the operator's own writes go through it as through the real one; `tests/int
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from support.make import merged
 from tunesmith_operator.adapters.errors import Gone, Rejected
-from tunesmith_operator.core.kinds import owner_key
 from tunesmith_operator.core.kubernetes.manifest import Manifest
-from tunesmith_operator.core.kubernetes.objects import ChildView
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
 
 Name = tuple[str, str, str]
@@ -32,7 +30,13 @@ class FakeCluster:
         self.events: list[tuple[str, str]] = []
         self.crash_after: int | None = None
         self.refuse: Callable[[str], str | None] = lambda write: None
+        self.on_change: Callable[[str, dict[str, Any]], None] = lambda type_, raw: None
         self._version = 100
+
+    @property
+    def version(self) -> int:
+        """Version of the newest change."""
+        return self._version
 
     # --- what the operator uses ---
 
@@ -107,10 +111,15 @@ class FakeCluster:
         """All objects of a kind."""
         return [found for (other, _, _), found in self.objects.items() if other == kind]
 
-    def remove(self, kind: str, namespace: str, name: str) -> None:
-        """Delete an object and, as the garbage collector does, what it owns."""
+    def remove(self, kind: str, namespace: str, name: str, cascade: bool = True) -> None:
+        """Delete an object and, as the garbage collector does, what it owns (later, where `cascade` is false)."""
         gone = self.objects.pop((kind, namespace, name), None)
         if gone is None:
+            return
+        self._version += 1
+        gone["metadata"]["resourceVersion"] = str(self._version)
+        self.on_change("DELETED", copy.deepcopy(gone))
+        if not cascade:
             return
         for (other, space, child), found in list(self.objects.items()):
             owners = found["metadata"].get("ownerReferences", ())
@@ -132,6 +141,7 @@ class FakeCluster:
         stored["metadata"].setdefault("generation", 1)
         stored["metadata"].setdefault("creationTimestamp", "2026-11-24T12:00:00Z")
         self.objects[name] = stored
+        self.on_change("MODIFIED" if before else "ADDED", copy.deepcopy(stored))
         return copy.deepcopy(stored)
 
     def _check(self, write: str) -> None:
@@ -144,29 +154,3 @@ class FakeCluster:
         if self.crash_after is not None and len(self.writes) >= self.crash_after:
             self.crash_after = None
             raise Crash(write)
-
-
-class LiveIndex(Mapping[Key, Collection[Any]]):
-    """What kopf's index would hold of one kind, read from the cluster at every look."""
-
-    def __init__(self, cluster: FakeCluster, kind: str, view: type[ChildView] | None) -> None:
-        self._cluster, self._kind, self._view = cluster, kind, view
-
-    def _built(self) -> dict[Key, list[Any]]:
-        built: dict[Key, list[Any]] = {}
-        for raw in self._cluster.of_kind(self._kind):
-            meta = raw["metadata"]
-            if self._view is None:
-                built.setdefault(Key(self._kind, meta["namespace"], meta["name"]), []).append(copy.deepcopy(raw))
-            elif (key := owner_key(meta["namespace"], meta.get("labels") or {})) is not None:
-                built.setdefault(key, []).append(self._view.of(raw))
-        return built
-
-    def __getitem__(self, key: Key) -> Collection[Any]:
-        return self._built()[key]
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._built())
-
-    def __len__(self) -> int:
-        return len(self._built())

@@ -1,11 +1,11 @@
-"""What can go wrong with a request, in three kinds: the engine treats each differently."""
+"""What can go wrong with a request, in four kinds: the engine treats each differently."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-__all__ = ["ClusterError", "Gone", "Rejected", "Transient", "classify"]
+__all__ = ["ClusterError", "Expired", "Gone", "Rejected", "Transient", "classify"]
 
 
 class ClusterError(Exception):
@@ -18,6 +18,10 @@ class Rejected(ClusterError):
 
 class Gone(ClusterError):
     """The object, or the namespace around it, is gone or on its way out: nothing is left to do."""
+
+
+class Expired(ClusterError):
+    """A list or a watch can't be continued from where it was: it has to begin anew."""
 
 
 class Transient(ClusterError):
@@ -35,6 +39,8 @@ def classify(code: int, body: bytes | str, retry_after: str | None = None) -> Cl
     causes = [cause.get("reason") for cause in (status.get("details") or {}).get("causes") or ()]
     if code == 404 or "NamespaceTerminating" in causes:
         return Gone(message)
+    if code == 410:
+        return Expired(message)
     if code == 429 or code >= 500:
         patience = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
         return Transient(message, patience)

@@ -51,12 +51,14 @@ class KubernetesCluster:
         configuration: kubernetes.client.Configuration,
         threads: int = 4,
         on_request: Callable[[str, str], None] = lambda verb, resource: None,
+        timeout: tuple[float, float] = REQUEST_TIMEOUT,
+        allowed: Callable[[], bool] = lambda: True,
     ) -> None:
         configuration.connection_pool_maxsize = threads
         self._client = kubernetes.client.ApiClient(configuration)
         self._client.user_agent = f"{keys.FIELD_MANAGER}/{__version__}"
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="kube")
-        self._on_request = on_request
+        self._on_request, self._timeout, self._allowed = on_request, timeout, allowed
 
     async def apply(self, manifest: Manifest, force: bool) -> JSON:
         """Server-side apply; returns the object as stored.
@@ -72,6 +74,23 @@ class KubernetesCluster:
         query = [("fieldManager", keys.FIELD_MANAGER)]
         path = _path(resource, namespace)
         await self._run("create", resource, "POST", path, query, body, "application/json", accept=(409,))
+
+    async def post(self, resource: Resource, namespace: str, body: JSON) -> JSON:
+        """Create an object that isn't there; returns it as stored."""
+        return await self._run("create", resource, "POST", _path(resource, namespace), [], body, "application/json")
+
+    async def read(self, resource: Resource, namespace: str, name: str) -> JSON | None:
+        """The object as stored; None where there is none."""
+        path = _path(resource, namespace, name)
+        try:
+            return await self._run("get", resource, "GET", path, [], None, "application/json")
+        except Gone:
+            return None
+
+    async def replace(self, resource: Resource, namespace: str, name: str, body: JSON) -> JSON:
+        """Replace the object of the version that the body names; returns it as stored."""
+        path = _path(resource, namespace, name)
+        return await self._run("update", resource, "PUT", path, [], body, "application/json")
 
     async def patch(self, resource: Resource, namespace: str, name: str, body: JSON) -> JSON:
         """Merge patch; returns the object as stored."""
@@ -93,15 +112,6 @@ class KubernetesCluster:
         query = [("fieldManager", keys.FIELD_MANAGER), ("force", "true")]
         return await self._run("status", resource, "PATCH", path, query, body, APPLY)
 
-    async def serves(self, resource: Resource) -> bool:
-        """Whether the API server knows this kind."""
-        path = f"/apis/{resource.group}/{resource.version}"
-        try:
-            found = await self._run("discover", resource, "GET", path, [], None, "application/json")
-        except Gone:
-            return False
-        return any(entry.get("name") == resource.plural for entry in found.get("resources", ()))
-
     def close(self) -> None:
         """Let running requests finish; start no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -118,6 +128,8 @@ class KubernetesCluster:
         content_type: str,
         accept: tuple[int, ...] = (),
     ) -> JSON:
+        if not self._allowed():
+            raise Transient("another operator may be leading by now")
         self._on_request(verb, resource.plural)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._call, method, path, query, body, content_type, accept)
@@ -136,7 +148,7 @@ class KubernetesCluster:
             method, path, query_params=query, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         try:
-            response = self._client.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
+            response = self._client.call_api(*request, _request_timeout=self._timeout)
             text = response.read() or b"{}"
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Transient(f"the API server can't be reached: {error}") from error

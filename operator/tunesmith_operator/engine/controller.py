@@ -29,7 +29,7 @@ from tunesmith_operator.core.status.transitions import (
     with_apply_failure,
 )
 from tunesmith_operator.engine.poller import Poller
-from tunesmith_operator.engine.store import VIEWS, Store
+from tunesmith_operator.engine.store import Store
 from tunesmith_operator.engine.workqueue import WorkQueue
 
 __all__ = ["Cluster", "Controller", "Recorder", "Stuck"]
@@ -167,15 +167,16 @@ class Controller:
         Raises:
             ClusterError: something could not be written. The status says so already, where it could be.
         """
+        if not self._store.ready(key.namespace):
+            return "early"  # the store wakes it once everything is listed
         now = self._now()
         case = self._case(key, now)
         if case is None:
             self._poller.follow(key, None)
-            self._store.forget(key)
             self._wrote_at.pop(key, None)
             return "absent"
         decision = case.decision
-        failure = await self._act(key, decision.actions)
+        failure = await self._act(decision.actions)
         status = decision.status
         if status is not None and failure is not None:
             status = with_apply_failure(
@@ -199,31 +200,28 @@ class Controller:
         observed = self._store.observe(key, found)
         return Case(kind, found.metadata, found.status, kind.decide(observed, now, self._config))
 
-    async def _act(self, key: Key, actions: tuple[Action, ...]) -> ClusterError | None:
+    async def _act(self, actions: tuple[Action, ...]) -> ClusterError | None:
         """Carry the actions out in order; return what stopped them, with the name of the object."""
         for action in actions:
             try:
-                await self._do(key, action)
+                await self._do(action)
             except ClusterError as error:
                 error.args = (f"{_name(action)}: {error}",)
                 return error
         return None
 
-    async def _do(self, key: Key, action: Action) -> None:
+    async def _do(self, action: Action) -> None:
         match action:
             case Apply(manifest, owned):
-                self._remember(key, manifest.resource, await self._cluster.apply(manifest, force=owned))
+                self._store.wrote(manifest.resource, await self._cluster.apply(manifest, force=owned))
             case Create(manifest, random_key):
                 body: dict[str, Any] = manifest.body | {"stringData": {random_key: self._new_token()}}
                 await self._cluster.create(manifest.resource, manifest.namespace, body)
             case Patch(resource, namespace, name, body):
-                self._remember(key, resource, await self._cluster.patch(resource, namespace, name, body))
+                self._store.wrote(resource, await self._cluster.patch(resource, namespace, name, body))
             case Delete(resource, namespace, name, uid):
                 await self._cluster.delete(resource, namespace, name, uid)
-                self._store.recent.deleted(uid)
-
-    def _remember(self, key: Key, resource: Resource, raw: JSON) -> None:
-        self._store.recent.wrote(key, resource, VIEWS[resource].of(raw))
+                self._store.deleted(resource, namespace, name, uid)
 
     async def _report(self, key: Key, case: Case, status: Status, events: tuple[EventNote, ...], now: datetime) -> None:
         """Write the status if people would see a difference; running numbers no oftener than they are polled."""
@@ -239,7 +237,7 @@ class Controller:
         raw = await self._cluster.apply_status(
             case.kind.resource, key.namespace, key.name, meta.uid, status_document(status)
         )
-        self._store.wrote_status(key, raw)
+        self._store.wrote(case.kind.resource, raw)
         self._wrote_at[key] = now
         for note in events:
             try:

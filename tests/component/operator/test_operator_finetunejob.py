@@ -173,7 +173,8 @@ def test_a_deleted_job_is_made_again_and_counts_as_a_restart():
 def test_a_job_deleted_by_hand_waits_for_the_pods_of_its_predecessor():
     world = started()
     pod = world.pod("sentiment-1", 0)
-    raw = world.cluster.objects.pop(("Job", "ml", "sentiment-1"))
+    raw = world.cluster.get("Job", "sentiment-1")
+    world.cluster.remove("Job", "ml", "sentiment-1", cascade=False)
     world.wait(5)
     assert world.cluster.get("Job", "sentiment-1") is None
     assert "sentiment-1-0-x" in world.condition("Succeeded")[2]
@@ -184,7 +185,7 @@ def test_a_job_deleted_by_hand_waits_for_the_pods_of_its_predecessor():
 
 def test_a_namesake_waits_until_the_children_of_its_predecessor_are_gone():
     world = started()
-    world.cluster.objects.pop((FINETUNEJOB_KIND, "ml", "sentiment"))
+    world.cluster.remove(FINETUNEJOB_KIND, "ml", "sentiment", cascade=False)
     world.cluster.put(make.finetunejob())
     world.wait(5)
     assert "earlier job" in world.condition("Succeeded")[2]

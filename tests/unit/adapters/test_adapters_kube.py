@@ -128,13 +128,6 @@ async def test_an_unreachable_server_is_transient(server, kube):
         await kube.patch(JOB, "ml", "x", {})
 
 
-async def test_a_kind_is_served_or_not(server, kube):
-    server.answer = {"resources": [{"name": "finetunejobs"}]}
-    assert await kube.serves(FINETUNEJOB)
-    server.code = 404
-    assert not await kube.serves(FINETUNEJOB)
-
-
 async def test_an_event_names_its_object_reason_and_reporter(server, kube):
     note = EventNote("Warning", "Diverged", "x" * 2000)
     await EventRecorder(kube, "pod-1").record(

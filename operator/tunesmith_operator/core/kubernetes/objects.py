@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,10 +36,19 @@ def _meta(raw: Raw) -> dict[str, Any]:
         "uid": meta.get("uid", ""),
         "version": int(meta.get("resourceVersion") or 0),
         "owner_uid": owners[0] if owners else "",
-        "labels": dict(meta.get("labels") or {}),
-        "annotations": dict(meta.get("annotations") or {}),
+        "labels": _ours(meta.get("labels")),
+        "annotations": _ours(meta.get("annotations")),
         "created": parse_time(meta.get("creationTimestamp")),
         "deleting": meta.get("deletionTimestamp") is not None,
+    }
+
+
+def _ours(entries: Mapping[str, str] | None) -> dict[str, str]:
+    """Labels or annotations that mean something here, each text once in memory: thousands of objects have the same."""
+    return {
+        sys.intern(name): sys.intern(value)
+        for name, value in (entries or {}).items()
+        if name.startswith(f"{keys.GROUP}/") or name == keys.LABEL_COMPONENT
     }
 
 
