@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from tunesmith_api.v1alpha1 import ObjectMeta
 from tunesmith_operator.core.kinds import kind_of
-from tunesmith_operator.core.kubernetes.manifest import JSON
-from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView
+from tunesmith_operator.core.kubernetes.drift import correction, fingerprint
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import (
     CONFIG_MAP,
     DEPLOYMENT,
@@ -38,7 +39,7 @@ ByOwner = Mapping[Key, Collection[V]]
 VIEWS: Mapping[Resource, type[ChildView]] = {
     SERVICE: ServiceView,
     CONFIG_MAP: ConfigMapView,
-    NETWORK_POLICY: ChildView,
+    NETWORK_POLICY: SpecView,
     JOB: JobView,
     DEPLOYMENT: DeploymentView,
     POD: PodView,
@@ -53,7 +54,7 @@ class Indexes:
     custom: Mapping[Resource, Mapping[Key, Collection[JSON]]] = field(default_factory=dict)
     services: ByOwner[ServiceView] = field(default_factory=dict)
     config_maps: ByOwner[ConfigMapView] = field(default_factory=dict)
-    network_policies: ByOwner[ChildView] = field(default_factory=dict)
+    network_policies: ByOwner[SpecView] = field(default_factory=dict)
     jobs: ByOwner[JobView] = field(default_factory=dict)
     deployments: ByOwner[DeploymentView] = field(default_factory=dict)
     pods: ByOwner[PodView] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Store:
         self._indexes, self._progress = indexes, progress
         self.recent = recent
         self._statuses: dict[Key, JSON] = {}
+        self._answers: dict[Key, dict[str, str]] = {}
 
     def custom_resource(self, key: Key) -> Any:
         """The custom resource in its kind's model, or `Unreadable`; None where there is none."""
@@ -89,9 +91,18 @@ class Store:
         """Remember the custom resource as the API server returned it."""
         self._statuses[key] = raw
 
+    def answered(self, key: Key, manifest: Manifest, child: ChildView) -> None:
+        """Remember what became of the operator's own write of a child: where it isn't what was written, it stays so."""
+        answers = self._answers.setdefault(key, {})
+        if correction(manifest, child):
+            answers[str(manifest)] = fingerprint(manifest, child)
+        else:
+            answers.pop(str(manifest), None)
+
     def forget(self, key: Key) -> None:
         """The custom resource is gone."""
         self._statuses.pop(key, None)
+        self._answers.pop(key, None)
         self.recent.forget(key)
 
     def _readable(self, key: Key) -> Any:
@@ -110,6 +121,7 @@ class Store:
             pods=tuple(indexes.pods.get(key, ())),
             rejections=tuple(it for job in jobs for it in indexes.rejections.get(job.uid, ())),
             progress=self._progress(key),
+            answers=self._answers.get(key, {}),
         )
 
     def _children(self, key: Key, resource: Resource, index: ByOwner[V]) -> tuple[V, ...]:
