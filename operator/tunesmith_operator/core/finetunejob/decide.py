@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -33,6 +33,7 @@ from tunesmith_operator.core.reconcile.children import (
 )
 from tunesmith_operator.core.reconcile.decision import Action, Create, Decision, Delete, conclude
 from tunesmith_operator.core.reconcile.progress import PollTarget
+from tunesmith_operator.core.reconcile.settled import state_of, unless_settled
 from tunesmith_operator.core.status.conditions import UNKNOWN, find
 from tunesmith_operator.core.text import parse_time
 
@@ -146,9 +147,19 @@ def _follow(job: FineTuneJob, children: Children, deleting: bool, now: datetime,
         return _report(job, ended_status(job, children, ended, restarts, now))
     actions: list[Action] = []
     if not deleting:
-        actions += _upkeep(job, children, restarts, config)
+        case = (_case(job, children), restarts, config)
+        actions = unless_settled(case, lambda: _upkeep(job, children, restarts, config))
     decision = _report(job, running_status(job, children, startup.problem, restarts, now, config), actions)
     return replace(decision, requeue_after=_next_look(children, startup, now, config), poll=_poll_target(children))
+
+
+def _case(job: FineTuneJob, children: Children) -> Hashable:
+    """All that `_upkeep` looks at."""
+    child, meta = children.job, job.metadata
+    around = (state_of(it) for it in (children.service, children.network_policy, children.config_map, child))
+    ending = child is not None and child.ending
+    identity = (meta.namespace, meta.name, meta.uid, attempt_number(job), job.spec.model_dump_json())
+    return (*identity, *around, ending, missing_secrets(children.pods), tuple(children.answers.items()))
 
 
 def _startup(job: FineTuneJob, children: Children, now: datetime) -> Startup:

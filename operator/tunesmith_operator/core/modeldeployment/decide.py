@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -46,6 +46,7 @@ from tunesmith_operator.core.reconcile.children import (
     soonest,
 )
 from tunesmith_operator.core.reconcile.decision import Action, Decision, Delete, Patch, conclude
+from tunesmith_operator.core.reconcile.settled import state_of, unless_settled
 from tunesmith_operator.core.status.conditions import FALSE, find
 from tunesmith_operator.core.text import parse_time
 
@@ -80,7 +81,8 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
         status = not_carried_out(owner, status, broken, now)
     carried_out = owner.status.observed_generation == owner.metadata.generation
     keeper = Keeper(children.answers, settled=carried_out or broken is not None)
-    actions = list(_actions(owner, history, children, template, keeper, config))
+    case = (_case(owner, history, children), template.hash if template is not None else None, config)
+    actions = unless_settled(case, lambda: _actions(owner, history, children, template, keeper, config))
     retired, wait = _retired(status, history, children, config, now)
     decision = _report(owner, status, [*actions, *retired])
     return replace(decision, requeue_after=soonest(wait, seconds_until(startup.deadline, now)))
@@ -123,6 +125,20 @@ def _actions(
         yield from _revision_children(owner, revision, children, template, keeper, config)
     yield from _stop_failed(latest, children)
     yield from keeper.keep(service(owner, (current or latest).number), children.service)
+
+
+def _case(owner: ModelDeployment, history: History, children: Children) -> Hashable:
+    """All that `_actions` looks at, but for the target and the configuration."""
+    meta = owner.metadata
+    identity = (meta.namespace, meta.name, meta.uid, owner.spec.model_dump_json())
+    revisions = tuple(
+        (it.number, it.hash, it.phase, it.reason) for it in (history.latest, history.current) if it is not None
+    )
+    by_revision = (children.config_maps, children.jobs, children.deployments)
+    around = tuple((label, state_of(it)) for group in by_revision for label, it in group.items())
+    ending = tuple(label for label, job in children.jobs.items() if job.ending)
+    single = (state_of(children.service), state_of(children.network_policy))
+    return (identity, revisions, around, ending, single, tuple(children.answers.items()))
 
 
 def _revision_children(
