@@ -58,6 +58,16 @@ IMMUTABLE_AFTER_START = (
 )
 
 
+READ_AT_START = (
+    "huggingFace",
+    "tracking",
+    "failurePolicy.maxRestarts",
+    "failurePolicy.maxRollbacks",
+    "failurePolicy.lossSpikeFactor",
+    "failurePolicy.collectiveTimeoutSeconds",
+)
+"""Fields that pods have read by then, without any bearing on the result. The rest of the spec is followed at any time."""
+
 ABSENT_UNLESS_GIVEN = ("classification", "preference", "maskedLM")
 
 
@@ -336,12 +346,18 @@ def _unchanged(field: str) -> str:
 
 
 def _immutable_rules() -> list[dict[str, Any]]:
+    remedies = dict.fromkeys(
+        IMMUTABLE_AFTER_START,
+        "create a new FineTuneJob (and point model.uri at this one's output to go on from it)",
+    ) | dict.fromkeys(
+        READ_AT_START, "delete it and create it again with the same checkpoint.uri, and it goes on from its checkpoint"
+    )
     return [
         cel(
             f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({_unchanged(field)})",
-            f"spec.{field} can't change once the job has started: create a new FineTuneJob (and point model.uri at this one's output to go on from it)",
+            f"spec.{field} can't change once the job has started: {remedy}",
         )
-        for field in IMMUTABLE_AFTER_START
+        for field, remedy in remedies.items()
     ]
 
 

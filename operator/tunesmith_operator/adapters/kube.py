@@ -1,4 +1,4 @@
-"""The API server, through the official client: server-side apply, create, patch, delete.
+"""The API server, through the official client: create, patch, delete, server-side apply of statuses.
 
 Its calls block, so they run in a bounded pool of threads.
 """
@@ -18,7 +18,7 @@ import urllib3
 
 from tunesmith_api import __version__, keys
 from tunesmith_operator.adapters.errors import Gone, Transient, classify
-from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.manifest import JSON
 from tunesmith_operator.core.kubernetes.resources import Resource
 
 __all__ = ["KubernetesCluster", "client_configuration"]
@@ -60,24 +60,10 @@ class KubernetesCluster:
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="kube")
         self._on_request, self._timeout, self._allowed = on_request, timeout, allowed
 
-    async def apply(self, manifest: Manifest, force: bool) -> JSON:
-        """Server-side apply; returns the object as stored.
-
-        Without `force`, other managers' fields are not touched: where they differ, the apply is refused.
-        """
-        path = _path(manifest.resource, manifest.namespace, manifest.name)
-        query = [("fieldManager", keys.FIELD_MANAGER), ("force", "true" if force else "false")]
-        return await self._run("apply", manifest.resource, "PATCH", path, query, manifest.body, APPLY)
-
-    async def create(self, resource: Resource, namespace: str, body: JSON) -> None:
-        """Create an object; one of that name that is there already stays as it is."""
+    async def create(self, resource: Resource, namespace: str, body: JSON) -> JSON:
+        """Create an object; returns it as stored. One of that name that is there already stays as it is."""
         query = [("fieldManager", keys.FIELD_MANAGER)]
-        path = _path(resource, namespace)
-        await self._run("create", resource, "POST", path, query, body, "application/json", accept=(409,))
-
-    async def post(self, resource: Resource, namespace: str, body: JSON) -> JSON:
-        """Create an object that isn't there; returns it as stored."""
-        return await self._run("create", resource, "POST", _path(resource, namespace), [], body, "application/json")
+        return await self._run("create", resource, "POST", _path(resource, namespace), query, body, "application/json")
 
     async def read(self, resource: Resource, namespace: str, name: str) -> JSON | None:
         """The object as stored; None where there is none."""
@@ -92,10 +78,17 @@ class KubernetesCluster:
         path = _path(resource, namespace, name)
         return await self._run("update", resource, "PUT", path, [], body, "application/json")
 
-    async def patch(self, resource: Resource, namespace: str, name: str, body: JSON) -> JSON:
-        """Merge patch; returns the object as stored."""
+    async def find(self, resource: Resource, namespace: str, name: str) -> JSON | None:
+        """The object of that name, whoever it belongs to; None where there is none."""
+        query = [("fieldSelector", f"metadata.name={name}")]
+        found = await self._run("list", resource, "GET", _path(resource, namespace), query, None, "application/json")
+        return next(iter(found.get("items") or ()), None)
+
+    async def patch(self, resource: Resource, namespace: str, name: str, uid: str, body: JSON) -> JSON:
+        """Merge patch of the object with that uid; returns it as stored. Another of that name is refused."""
         query = [("fieldManager", keys.FIELD_MANAGER)]
-        return await self._run("patch", resource, "PATCH", _path(resource, namespace, name), query, body, MERGE)
+        patch = body | {"metadata": {**body.get("metadata", {}), "uid": uid}}
+        return await self._run("patch", resource, "PATCH", _path(resource, namespace, name), query, patch, MERGE)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete the object of that uid, its dependents in the background. Gone, or another by now: fine."""

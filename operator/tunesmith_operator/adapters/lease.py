@@ -26,6 +26,6 @@ class KubernetesLease:
         metadata = {"name": self._name, "namespace": self._namespace}
         body: JSON = {"apiVersion": _LEASES.api_version, "kind": _LEASES.kind, "metadata": metadata, "spec": spec}
         if version is None:
-            return await self._cluster.post(_LEASES, self._namespace, body)
+            return await self._cluster.create(_LEASES, self._namespace, body)
         metadata["resourceVersion"] = version
         return await self._cluster.replace(_LEASES, self._namespace, self._name, body)

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 
 from tunesmith_api.v1alpha1 import ObjectMeta
 from tunesmith_operator.core.kinds import KINDS, kind_of, owner_key
-from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView
+from tunesmith_operator.core.kubernetes.drift import correction, fingerprint
+from tunesmith_operator.core.kubernetes.manifest import Manifest
+from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import (
     CONFIG_MAP,
     DEPLOYMENT,
@@ -43,7 +45,7 @@ Raw = Mapping[str, Any]
 VIEWS: Mapping[Resource, type[ChildView]] = {
     SERVICE: ServiceView,
     CONFIG_MAP: ConfigMapView,
-    NETWORK_POLICY: ChildView,
+    NETWORK_POLICY: SpecView,
     JOB: JobView,
     DEPLOYMENT: DeploymentView,
     POD: PodView,
@@ -77,6 +79,7 @@ class Store:
         self._rejections: Cache[RejectionView] = Cache()
         self._referring: dict[Key, set[Key]] = {}
         self._job_owners: dict[str, Key] = {}
+        self._answers: dict[Key, dict[str, str]] = {}
         self._unlisted = {scope: set(WATCHED) for scope in scopes}
 
     # --- what the informers deliver ---
@@ -127,6 +130,14 @@ class Store:
             self._cache(resource).drop(Name(namespace, name), uid, known.version)
             self._left(resource, known)
 
+    def answered(self, key: Key, manifest: Manifest, child: ChildView) -> None:
+        """Remember what became of the operator's own write of a child: where it isn't what was written, it stays so."""
+        answers = self._answers.setdefault(key, {})
+        if correction(manifest, child):
+            answers[str(manifest)] = fingerprint(manifest, child)
+        else:
+            answers.pop(str(manifest), None)
+
     # --- snapshots ---
 
     def ready(self, namespace: str) -> bool:
@@ -158,12 +169,13 @@ class Store:
         return ObservedObjects(
             services=self._children(SERVICE, ServiceView, key),
             config_maps=self._children(CONFIG_MAP, ConfigMapView, key),
-            network_policies=self._children(NETWORK_POLICY, ChildView, key),
+            network_policies=self._children(NETWORK_POLICY, SpecView, key),
             jobs=jobs,
             deployments=self._children(DEPLOYMENT, DeploymentView, key),
             pods=self._children(POD, PodView, key),
             rejections=tuple(it for job in jobs for it in self._rejections.of(job.uid)),
             progress=self._progress(key),
+            answers=self._answers.get(key, {}),
         )
 
     def _children(self, resource: Resource, view: type[V], key: Key) -> tuple[V, ...]:
@@ -209,8 +221,10 @@ class Store:
     def _left(self, resource: Resource, entry: Entry[Any]) -> None:
         """The object has just been dropped: wake whom it concerns."""
         if resource in self._custom:
-            self._refer(cast(Key, entry.group), entry.value.references, ())
-            self._wake_with_referring(cast(Key, entry.group))
+            key = cast(Key, entry.group)
+            self._answers.pop(key, None)
+            self._refer(key, entry.value.references, ())
+            self._wake_with_referring(key)
         elif resource != EVENT:  # an Event's end changes nothing
             self._job_owners.pop(entry.uid, None)
             self._wake(entry.group)

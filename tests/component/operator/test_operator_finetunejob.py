@@ -46,11 +46,11 @@ def test_children_are_made_once_and_the_job_last():
     world = started()
     children = [write for write in world.cluster.writes if not write.startswith("status")]
     assert children == [
-        "apply Service sentiment-workers",
-        "apply NetworkPolicy sentiment-workers",
-        "apply ConfigMap sentiment-1",
+        "create Service sentiment-workers",
+        "create NetworkPolicy sentiment-workers",
+        "create ConfigMap sentiment-1",
         "create Secret sentiment-1-ray-uid-1",
-        "apply Job sentiment-1",
+        "create Job sentiment-1",
     ]
     plan = TrainingPlan.from_json(world.cluster.get("ConfigMap", "sentiment-1")["data"]["plan.json"])
     assert plan.head_host == "sentiment-1-0.sentiment-workers"
@@ -226,12 +226,12 @@ def test_a_lost_service_is_made_again_and_a_changed_plan_is_not():
     world.cluster.change("ConfigMap", "sentiment-1", {"metadata": {"annotations": {"tunesmith.dev/spec-hash": "old"}}})
     before = len(world.cluster.writes)
     world.reconcile()
-    assert world.cluster.writes[before:] == ["apply Service sentiment-workers"]
+    assert world.cluster.writes[before:] == ["create Service sentiment-workers"]
 
 
 def test_a_child_that_is_refused_is_named_and_the_rest_is_not_started():
     world = World()
-    world.cluster.refuse = lambda write: "forbidden: exceeded quota" if write == "apply Job sentiment-1" else None
+    world.cluster.refuse = lambda write: "forbidden: exceeded quota" if write == "create Job sentiment-1" else None
     started(world)
     status, reason, message = world.condition("ChildrenApplied")
     assert (status, reason) == ("False", "ApplyFailed")

@@ -105,9 +105,9 @@ def _new_revision(template: Template, number: int, now: datetime) -> Revision:
         name=revision_name(template.deployment, number),
         hash=template.hash,
         phase=RevisionPhase.QUANTIZING,
-        model_uri=template.source.uri,
-        model_digest=template.source.digest,
-        quantization=template.deployment.spec.quantization.method,
+        model_uri=template.plan.model_uri,
+        model_digest=template.plan.model_digest,
+        quantization=template.plan.quantization,
         artifact_uri=template.artifact_uri,
         created_time=rfc3339(now),
     )
