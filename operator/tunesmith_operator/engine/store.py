@@ -6,9 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from tunesmith_api.v1alpha1 import ObjectMeta
 from tunesmith_operator.core.kinds import kind_of
 from tunesmith_operator.core.kubernetes.manifest import JSON
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView
@@ -27,7 +24,7 @@ from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.reconcile.kind import Kind
 from tunesmith_operator.core.reconcile.observed import ObservedObjects
 from tunesmith_operator.core.reconcile.progress import ProgressSample
-from tunesmith_operator.core.reconcile.unreadable import Unreadable, describe
+from tunesmith_operator.core.reconcile.unreadable import Unreadable, read
 from tunesmith_operator.engine.recent import RecentWrites
 
 __all__ = ["VIEWS", "Indexes", "Store"]
@@ -74,12 +71,7 @@ class Store:
         """The custom resource in its kind's model, or `Unreadable`; None where there is none."""
         kind = kind_of(key)
         raw = self._newest(kind, key)
-        if raw is None:
-            return None
-        try:
-            return kind.model.model_validate(raw)
-        except ValidationError as error:
-            return _unreadable(raw, error, kind)
+        return read(kind, raw) if raw is not None else None
 
     def observe(self, key: Key, resource: Any) -> Any:
         """All that its kind needs to know to decide about the custom resource."""
@@ -131,11 +123,3 @@ class Store:
 
 def _version(raw: JSON) -> int:
     return int(raw["metadata"].get("resourceVersion") or 0)
-
-
-def _unreadable(raw: JSON, error: ValidationError, kind: Kind[Any, Any]) -> Unreadable:
-    try:
-        known = kind.status.model_validate(raw.get("status") or {})
-    except ValidationError:
-        known = kind.status()
-    return Unreadable(ObjectMeta.model_validate(raw["metadata"]), known, kind.summary, describe(error))
