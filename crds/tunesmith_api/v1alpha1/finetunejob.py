@@ -8,7 +8,16 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from tunesmith_api import keys
-from tunesmith_api.model import DecimalString, EndpointURL, SpecModel, StatusModel, Uri, WritableUri, cel
+from tunesmith_api.model import (
+    NO_PASSWORD_IN_URL,
+    DecimalString,
+    EndpointURL,
+    SpecModel,
+    StatusModel,
+    Uri,
+    WritableUri,
+    cel,
+)
 from tunesmith_api.v1alpha1.common import (
     Image,
     NodeSelector,
@@ -171,7 +180,15 @@ class HuggingFace(SpecModel):
 class MlflowTracking(SpecModel):
     """An MLflow server."""
 
-    tracking_uri: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^(https?|file)://")] = Field(
+    tracking_uri: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=r"^(https?|file)://",
+            json_schema_extra={"x-kubernetes-validations": [NO_PASSWORD_IN_URL]},
+        ),
+    ] = Field(
         alias="trackingURI", description="Address of the tracking server, for example http://mlflow.mlops.svc:5000."
     )
     experiment_name: Annotated[str, Field(min_length=1, max_length=128)] = Field(

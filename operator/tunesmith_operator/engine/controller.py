@@ -199,7 +199,7 @@ class Controller:
         if found is None:
             return None
         if isinstance(found, Unreadable):
-            return Case(kind, found.meta, found.status, decide_unreadable(found, now))
+            return Case(kind, found.meta, found.status, decide_unreadable(kind, found, now))
         observed = self._store.observe(key, found)
         return Case(kind, found.metadata, found.status, kind.decide(observed, now, self._config))
 

@@ -11,9 +11,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
-from pydantic import ValidationError
-
-from tunesmith_api.v1alpha1 import ObjectMeta
 from tunesmith_operator.core.kinds import KINDS, kind_of, owner_key
 from tunesmith_operator.core.kubernetes.drift import correction, fingerprint
 from tunesmith_operator.core.kubernetes.manifest import Manifest
@@ -31,10 +28,9 @@ from tunesmith_operator.core.kubernetes.resources import (
 )
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
-from tunesmith_operator.core.reconcile.kind import Kind
 from tunesmith_operator.core.reconcile.observed import ObservedObjects
 from tunesmith_operator.core.reconcile.progress import ProgressSample
-from tunesmith_operator.core.reconcile.unreadable import Unreadable, describe
+from tunesmith_operator.core.reconcile.unreadable import Unreadable, read
 from tunesmith_operator.engine.cache import Cache, Entry, Name
 
 __all__ = ["VIEWS", "WATCHED", "Store"]
@@ -148,13 +144,7 @@ class Store:
         """The custom resource in its kind's model, or `Unreadable`; None where there is none."""
         kind = kind_of(key)
         entry = self._custom[kind.resource].get(Name(key.namespace, key.name))
-        if entry is None:
-            return None
-        raw = json.loads(entry.value.body)
-        try:
-            return kind.model.model_validate(raw)
-        except ValidationError as error:
-            return _unreadable(raw, error, kind)
+        return read(kind, json.loads(entry.value.body)) if entry is not None else None
 
     def observe(self, key: Key, resource: Any) -> Any:
         """All that its kind needs to know to decide about the custom resource."""
@@ -265,11 +255,3 @@ def _compact(raw: Raw) -> bytes:
     if _APPLIED in (meta.get("annotations") or {}):
         meta["annotations"] = {name: value for name, value in meta["annotations"].items() if name != _APPLIED}
     return json.dumps({**raw, "metadata": meta}, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _unreadable(raw: Raw, error: ValidationError, kind: Kind[Any, Any]) -> Unreadable:
-    try:
-        known = kind.status.model_validate(raw.get("status") or {})
-    except ValidationError:
-        known = kind.status()
-    return Unreadable(ObjectMeta.model_validate(raw["metadata"]), known, kind.summary, describe(error))

@@ -16,8 +16,10 @@ from tunesmith_operator.core.finetunejob.outcome import first_failure, verdict
 from tunesmith_operator.core.finetunejob.policies import violation
 from tunesmith_operator.core.finetunejob.status import (
     ended_status,
+    has_ended,
     refused_status,
     running_status,
+    seen_after_end,
     startup_verdict,
     waiting_status,
 )
@@ -34,7 +36,6 @@ from tunesmith_operator.core.reconcile.children import (
 from tunesmith_operator.core.reconcile.decision import Action, Create, Decision, Delete, conclude
 from tunesmith_operator.core.reconcile.progress import PollTarget
 from tunesmith_operator.core.reconcile.settled import state_of, unless_settled
-from tunesmith_operator.core.status.conditions import UNKNOWN, find
 from tunesmith_operator.core.text import parse_time
 
 __all__ = ["decide"]
@@ -54,7 +55,7 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     if children.job is not None:
         return _follow(job, children, children.job.deleting, now, config)
     if (broken := violation(job)) is not None:
-        return _report(job, refused_status(job, broken, now))
+        return _report(job, refused_status(job.metadata, job.status, broken, now))
     if job.spec.suspend:
         message = "Suspended before the start: set spec.suspend to false to begin."
         return _report(job, waiting_status(job, Reason.SUSPENDED, message, now))
@@ -64,28 +65,22 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     return _start(job, children, now, config)
 
 
-def has_ended(status: FineTuneJobStatus) -> bool:
-    """Whether the job is over for good."""
-    condition = find(status.conditions, JobCondition.SUCCEEDED)
-    return condition is not None and condition.status != UNKNOWN
-
-
 def _report(job: FineTuneJob, status: FineTuneJobStatus, actions: list[Action] | None = None) -> Decision:
     return conclude(job, JobCondition.SUCCEEDED, status, actions or ())
 
 
 def _after_the_end(job: FineTuneJob, children: Children, now: datetime) -> Decision:
-    """Nothing is written any more, but for a Job that was given up and still has to be stopped, and the TTL."""
-    child = children.job
+    """Nothing is written any more, but for a Job that was given up and still has to be stopped, edits, and the TTL."""
+    child, meta = children.job, job.metadata
+    seen = Decision(status=seen_after_end(job.status, meta.generation))
     if child is not None and not child.ending and not child.deleting:
-        return Decision(actions=(Delete(JOB, child.namespace, child.name, child.uid),))
+        return replace(seen, actions=(Delete(JOB, child.namespace, child.name, child.uid),))
     ttl, completed = job.spec.ttl_seconds_after_finished, parse_time(job.status.completion_time)
     if ttl is None or completed is None:
-        return Decision()
+        return seen
     left = (completed + timedelta(seconds=ttl) - now).total_seconds()
     if left > 0:
-        return Decision(requeue_after=left)
-    meta = job.metadata
+        return replace(seen, requeue_after=left)
     return Decision(actions=(Delete(FINETUNEJOB, meta.namespace, meta.name, meta.uid),))
 
 

@@ -67,7 +67,7 @@ def _success(pods: tuple[PodView, ...], job: JobView) -> Verdict | None:
     message = report.message if report is not None and report.message else "The tuned model is ready."
     if report is None:
         message = f"Job {job.name} is complete, but the report of worker 0 is gone: the model is in output.uri."
-    return Verdict(True, Reason.COMPLETED, message, report, job.completion_time)
+    return Verdict(True, Reason.COMPLETED, message, report, job.succeeded_at)
 
 
 def first_failure(pods: tuple[PodView, ...]) -> PodView | None:

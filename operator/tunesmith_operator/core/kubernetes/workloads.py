@@ -79,6 +79,12 @@ class JobView(ChildView):
         return true_condition(self.conditions, "SuccessCriteriaMet") is not None
 
     @property
+    def succeeded_at(self) -> datetime | None:
+        """When it succeeded, or became bound to."""
+        conditions = (true_condition(self.conditions, type_) for type_ in ("SuccessCriteriaMet", "Complete"))
+        return self.completion_time or next((it.since for it in conditions if it is not None), None)
+
+    @property
     def failing(self) -> ConditionView | None:
         """It is bound to fail; some pods may still be ending."""
         return true_condition(self.conditions, "FailureTarget") or self.failed
