@@ -13,7 +13,6 @@ from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Rejected, Transient, classify
 from tunesmith_operator.adapters.events import EventRecorder
 from tunesmith_operator.adapters.kube import KubernetesCluster
-from tunesmith_operator.adapters.progress import ProgressClient
 from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, JOB, SECRET, Key
 from tunesmith_operator.core.status.transitions import EventNote
@@ -197,31 +196,3 @@ def test_errors_are_of_four_kinds(code, answer, kind):
 def test_the_servers_patience_is_kept():
     assert classify(429, b"{}", "7").retry_after == 7
     assert classify(503, b"{}", "Wed, 21 Oct").retry_after is None
-
-
-async def fetch(port):
-    client = ProgressClient(timeout_seconds=0.5)
-    try:
-        return await client.fetch("127.0.0.1", port)
-    finally:
-        await client.close()
-
-
-async def test_progress_is_read(server):
-    server.answer = {"globalStep": 5, "maxSteps": 10, "schemaVersion": 1}
-    report = await fetch(server.port)
-    assert (report.global_step, server.requests[-1][1]) == (5, "/progress")
-
-
-@pytest.mark.parametrize("answer", [b"not json", {"schemaVersion": 99}, {"surprise": 1}])
-async def test_progress_that_is_none_is_none(server, answer):
-    server.answer = answer
-    assert await fetch(server.port) is None
-
-
-async def test_a_pod_that_does_not_answer_has_no_progress(server):
-    server.code = 503
-    assert await fetch(server.port) is None
-    server.http.shutdown()
-    server.http.server_close()
-    assert await fetch(server.port) is None
