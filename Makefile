@@ -9,7 +9,7 @@ FORMATTED = crds operator trainer_image tests bench requirements
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo demo-down
 demo: ## From nothing to an answer: local cluster, operator, fine-tuning, quantized service
@@ -31,6 +31,11 @@ unit component contract integration e2e: ## Tests of one floor
 bench-trainer: ## Measure the trainer beside its peers; the last line is a JSON object (an hour on two quiet cores)
 	@requirements/apt.sh
 	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench
+
+.PHONY: bench-controlplane
+bench-controlplane: ## Measure the operator with up to 5,000 jobs; the last line is a JSON object (ARGS="--jobs 100 --peer kubeflow")
+	@requirements/apt.sh
+	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.controlplane $(ARGS)
 
 .PHONY: same-losses
 same-losses: ## Train every task and method at BASE=<commit> and at HEAD: the same to the last bit? (ARGS="-k chat")

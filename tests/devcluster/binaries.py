@@ -101,7 +101,7 @@ def go_version(program: str) -> tuple[int, ...] | None:
     """Version of a Go toolchain, or None where it does not run."""
     try:
         done = subprocess.run(
-            [program, "env", "GOVERSION"], env=_environment(), capture_output=True, text=True, check=False
+            [program, "env", "GOVERSION"], env=go_environment(), capture_output=True, text=True, check=False
         )
     except OSError:
         return None
@@ -109,7 +109,8 @@ def go_version(program: str) -> tuple[int, ...] | None:
     return tuple(int(part or 0) for part in found.groups()) if found else None
 
 
-def _environment() -> Mapping[str, str]:
+def go_environment() -> Mapping[str, str]:
+    """What the Go toolchain runs with."""
     # GOTOOLCHAIN: never fetch another toolchain behind our back.
     return os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
 
@@ -155,7 +156,7 @@ def _compile(toolchain: Toolchain, target: Path, progress: Progress) -> None:
     argv += [f"-ldflags=-s -w {' '.join(stamps)}", "-o", f"{target}/", "./..."]
     total = _package_count(toolchain)
     with subprocess.Popen(
-        argv, cwd=paths.SOURCE, env=_environment(), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        argv, cwd=paths.SOURCE, env=go_environment(), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as build:
         assert build.stderr is not None
         said: list[str] = []
@@ -176,7 +177,7 @@ def _compile(toolchain: Toolchain, target: Path, progress: Progress) -> None:
 
 def _package_count(toolchain: Toolchain) -> int:
     argv = [toolchain.go, "list", "-deps", f"-tags={TAGS}", "./..."]
-    done = subprocess.run(argv, cwd=paths.SOURCE, env=_environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, cwd=paths.SOURCE, env=go_environment(), capture_output=True, text=True, check=False)
     return len(done.stdout.splitlines())
 
 

@@ -19,6 +19,7 @@ ETCD = "http://127.0.0.1:2379"
 IN_CLUSTER_SERVER = f"https://{network.CONTROL_PLANE_ADDRESS}:{network.API_PORT}"
 SCHEDULER_HEALTH = "https://127.0.0.1:10259/readyz"
 READY_SECONDS = 120.0
+AUDIT_LOG_MIB = 100_000
 SERVING_NAMES = ["localhost", *(f"kubernetes{suffix}" for suffix in ("", ".default", ".default.svc"))]
 SERVING_NAMES.append(f"kubernetes.default.svc.{network.CLUSTER_DOMAIN}")
 
@@ -103,6 +104,8 @@ def apiserver_arguments(binaries: Binaries, folder: Path, spec: ClusterSpec, mad
     if spec.audit:
         flags["audit-policy-file"] = audit.write_policy(folder / "audit-policy.json")
         flags["audit-log-path"] = folder / "audit.log"
+        # `audit.events` reads one file: a rotation, which comes at 100 MB by default, would lose what was before
+        flags["audit-log-maxsize"] = AUDIT_LOG_MIB
     if spec.runtime_config:
         flags["runtime-config"] = spec.runtime_config
     return [binaries.path("kube-apiserver"), *_flags(flags), *spec.feature_gates_flag]

@@ -1,0 +1,133 @@
+"""`python -m bench.controlplane [--jobs N,…] [--deployments N] [--peer kubeflow|kuberay] [--figures NAME …]`.
+
+Measures, tells progress on standard error, ends with one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.controlplane import figures, peers
+from bench.controlplane.figures import Settings
+from bench.runs import Figures, say
+
+REACH = {
+    "writes_per_job": ("≤", 8),
+    "progress_seconds": ("≥", 10),
+    "reads_per_reconcile": ("≤", 0),
+    "idle_requests": ("≤", 0),
+    "create_vs_plain_500": ("≤", 1.3),
+    "create_vs_plain_1000": ("≤", 1.3),
+    "status_latency_p99_seconds": ("≤", 2),
+    "rss_mib_500": ("≤", 120),
+    "rss_mib_1000": ("≤", 150),
+    "rss_mib_5000": ("≤", 350),
+    "restart_seconds_5000": ("≤", 60),
+    "startup_cpu_vs_before": ("≤", 0.15),
+    "startup_cpu_growth": ("≤", 2.2),
+}
+BEFORE = "264aba1"
+"""The last commit before start-up was mended."""
+
+
+def verdict(name: str, value: object) -> str:
+    """One line for people: the figure, what was to be reached, whether it was."""
+    if not isinstance(value, float):
+        return f"{name:32} {json.dumps(value)}"
+    if name not in REACH:
+        return f"{name:32} {value:9.3f}"
+    sign, bound = REACH[name]
+    reached = value <= bound if sign == "≤" else value >= bound
+    return f"{name:32} {value:9.3f}   reach {sign} {bound:g}   {'reached' if reached else 'MISSED'}"
+
+
+def _numbered(found: Figures, count: int) -> Figures:
+    """Figures of a run of so many jobs, under the names of the table."""
+    once = ("writes_per_job", "writes", "status_latency_p50_seconds", "status_latency_p99_seconds")
+    return {name if name in once else f"{name}_{count}": value for name, value in found.items()}
+
+
+def jobs(counts: list[int], settings: Settings) -> Figures:
+    """So many FineTuneJobs of two workers, from create to Succeeded, each count on a control plane of its own."""
+    results: Figures = {}
+    for count in counts:
+        say(f"{count} FineTuneJobs")
+        found = _numbered(figures.lifecycle(count, settings, latency=count == 1000, restart=count >= 5000), count)
+        if 500 <= count <= 1000:
+            say(f"{count} jobs by a plain client")
+            for suffix, policy in (("", True), ("_4_objects", False)):
+                plain = figures.plain(count, policy, settings)
+                found[f"create_vs_plain_{count}{suffix}"] = found[f"jobs_seconds_{count}"] / plain["jobs_seconds"]
+                found[f"plain_jobs_seconds_{count}{suffix}"] = plain["jobs_seconds"]
+                found[f"plain_pods_seconds_{count}{suffix}"] = plain["pods_seconds"]
+        # writes are counted where nothing but a job's life happens: not where latency or a restart is measured
+        kept = {} if count == 1000 or count >= 5000 else {it: found[it] for it in ("writes_per_job", "writes")}
+        results |= {name: value for name, value in found.items() if name not in ("writes_per_job", "writes")} | kept
+        print(*(verdict(name, value) for name, value in found.items()), sep="\n", file=sys.stderr)
+    return results
+
+
+def main() -> int:
+    """Measure what was asked for, or all of it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.controlplane", description=__doc__)
+    parser.add_argument(
+        "--jobs", default="100,500,1000,5000", help="counts of FineTuneJobs (default 100,500,1000,5000)"
+    )
+    parser.add_argument("--deployments", type=int, default=1000, help="ModelDeployments (default 1000)")
+    parser.add_argument(
+        "--peer",
+        choices=sorted(peers.PEERS),
+        action="append",
+        default=[],
+        help="run the same counts up to 500 through it",
+    )
+    parser.add_argument(
+        "--figures", nargs="*", default=["jobs", "idle", "startup", "deployments"], help="measure these only"
+    )
+    parser.add_argument("--qps", type=float, default=100.0, help="requests a second of every client (default 100)")
+    parser.add_argument("--runs", type=int, default=3, help="starts per size (default 3)")
+    parser.add_argument(
+        "--operator-from",
+        type=Path,
+        default=Settings().code,
+        help="checkout whose operator is measured (default this one)",
+    )
+    parser.add_argument("--before", default=BEFORE, help=f"commit to compare start-up with (default {BEFORE})")
+    chosen = parser.parse_args()
+    settings = Settings(chosen.qps, chosen.operator_from.resolve(), chosen.before, chosen.runs)
+    counts = [int(it) for it in chosen.jobs.split(",")]
+    known: dict[str, Callable[[], Figures]] = {
+        "jobs": lambda: jobs(counts, settings),
+        "idle": lambda: figures.idle(100, settings),
+        "startup": lambda: figures.startup(settings),
+        "deployments": lambda: _numbered(figures.deployments(chosen.deployments, settings), chosen.deployments),
+    }
+    for peer in chosen.peer:
+        known[peer] = lambda peer=peer: peers.measured(peer, [it for it in counts if it <= 500], settings)  # type: ignore[misc]
+    if unknown := set(chosen.figures) - set(known):
+        parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    results: Figures = {}
+    failed = []
+    for name in [*chosen.figures, *chosen.peer]:
+        say(f"measuring {name}")
+        try:
+            found = known[name]()
+        except RuntimeError as error:  # the other figures are worth having
+            failed.append(name)
+            say(f"{name} could not be measured: {error}")
+            continue
+        results |= found
+        if name != "jobs":
+            print(*(verdict(key, value) for key, value in found.items()), sep="\n", file=sys.stderr)
+    if failed:
+        say(f"not measured: {', '.join(failed)}")
+    print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in results.items()}))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
