@@ -16,7 +16,6 @@ QUANTIZED = TerminationReport(outcome=Outcome.SUCCEEDED, reason=Reason.QUANTIZED
 PODS = {
     "resources": {"cpu": "1000m", "memory": "1024Mi"},
     "tolerations": [{"key": "a"}, {"operator": "Exists"}],
-    "nodeSelector": {"kubernetes.io/os": "linux"},
 }
 
 
@@ -31,9 +30,8 @@ def patch(stage, kind, name, change):
 def both(stage):
     """A job that trains and a deployment that answers."""
     stage.kubelet.script = script
-    claim = {"uri": "pvc://data/train.jsonl"}
     stage.apply(
-        make.finetunejob("tune", stage.namespace, workers=PODS, dataset={"train": claim}, activeDeadlineSeconds=900),
+        make.finetunejob("tune", stage.namespace, workers=PODS, activeDeadlineSeconds=900),
         make.modeldeployment("serve", stage.namespace, **PODS),
     )
     stage.wait("workers", lambda: stage.get("ftj", "tune").get("status", {}).get("display", {}).get("workers") == "2/2")

@@ -88,6 +88,6 @@ def _change(live: Any, wanted: Any, field: str = "") -> tuple[()] | tuple[Any]:
     if isinstance(wanted, list) and isinstance(live, list) and len(live) == len(wanted):
         same = not any(_change(one, other, field) for one, other in zip(live, wanted, strict=True))
         return () if same else (wanted,)
-    # the API server leaves out an empty value, though not an empty object (emptyDir: {})
-    left_out = live is None and not wanted and not isinstance(wanted, Mapping)
+    # the API server leaves out an empty value or map, though not an empty object (emptyDir: {})
+    left_out = live is None and not wanted and (field in _WHOLE or not isinstance(wanted, Mapping))
     return () if live == wanted or left_out else (wanted,)
