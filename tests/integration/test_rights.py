@@ -105,9 +105,8 @@ def report(reason, uri):
 def granted(control_plane, namespace):
     """Install the account and its rights; return the rights as (group, resource, verb)."""
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "crds"))
-    parts = [
-        part for name in ("serviceaccount", "clusterrole", "bindings") for part in ("-s", f"templates/{name}.yaml")
-    ]
+    names = ("serviceaccount", "clusterrole", "bindings", "admissionpolicy")
+    parts = [part for name in names for part in ("-s", f"templates/{name}.yaml")]
     values = f"watchNamespaces={{{namespace}}},fullnameOverride={NAME}"
     rendered = control_plane.helm("template", "tunesmith", CHART, "-n", namespace, "--set", values, *parts)
     control_plane.kubectl("apply", "-f", "-", stdin=rendered)
@@ -120,6 +119,8 @@ def granted(control_plane, namespace):
         for verb in rule["verbs"]
     }
     control_plane.kubectl("delete", "clusterrole", NAME)
+    for kind in ("validatingadmissionpolicy", "validatingadmissionpolicybinding"):
+        control_plane.kubectl("delete", kind, f"{NAME}-owned", f"{NAME}-pods")
 
 
 def kubeconfig_of_account(server, namespace, folder):
