@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tunesmith_api.v1alpha1 import ObjectMeta
 from tunesmith_operator.core.kinds import kind_of
-from tunesmith_operator.core.kubernetes.drift import correction, fingerprint
+from tunesmith_operator.core.kubernetes.drift import correction, fingerprint, was_written
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import (
@@ -91,10 +91,11 @@ class Store:
         """Remember the custom resource as the API server returned it."""
         self._statuses[key] = raw
 
-    def answered(self, key: Key, manifest: Manifest, child: ChildView) -> None:
+    def answered(self, key: Key, manifest: Manifest, written: JSON, child: ChildView) -> None:
         """Remember what became of the operator's own write of a child: where it isn't what was written, it stays so."""
         answers = self._answers.setdefault(key, {})
-        if correction(manifest, child):
+        difference = correction(manifest, child)
+        if difference and was_written(difference, written):
             answers[str(manifest)] = fingerprint(manifest, child)
         else:
             answers.pop(str(manifest), None)

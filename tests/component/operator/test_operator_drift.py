@@ -145,6 +145,48 @@ def test_what_the_api_server_makes_of_a_write_is_not_undone_again_and_again():
     assert world.cluster.writes.count("patch Deployment sentiment-r1") == 2, "one write after a restart of the operator"
 
 
+def test_what_is_changed_while_another_change_is_put_right_is_put_right_too():
+    world = serving()
+    before, patch = own_fields(world, "Service", "sentiment"), world.cluster.patch
+
+    async def changed_meanwhile(resource, namespace, name, uid, body):
+        world.cluster.patch = patch
+        world.cluster.change("Service", name, {"spec": {"ports": []}})
+        return await patch(resource, namespace, name, uid, body)
+
+    world.cluster.patch = changed_meanwhile
+    world.cluster.change("Service", "sentiment", {"spec": {"selector": {"app": "mine"}}})
+    world.reconcile()
+    assert own_fields(world, "Service", "sentiment") == before
+
+
+def contested(world: World) -> None:
+    """Another controller sets the Service's selector as soon as it sees it otherwise."""
+    patch = world.cluster.patch
+
+    async def changed_back(resource, namespace, name, uid, body):
+        answer = await patch(resource, namespace, name, uid, body)
+        if resource.kind == "Service":
+            world.cluster.change("Service", name, {"spec": {"selector": {"app": "mine"}}})
+        return answer
+
+    world.cluster.patch = changed_back
+    world.cluster.change("Service", "sentiment", {"spec": {"selector": {"app": "mine"}}})
+
+
+def test_two_loops_do_not_chase_each_other_and_the_rest_goes_on():
+    world = serving()
+    contested(world)
+    for _ in range(720):
+        world.wait(5)
+    assert 10 < world.cluster.writes.count("patch Service sentiment") < 25
+    status, reason, message = world.condition("ChildrenApplied", MODELDEPLOYMENT_KIND)
+    assert (status, reason) == ("False", "ApplyFailed")
+    assert "Service sentiment: somebody else changes it back each time" in message
+    edit(world, replicas=3)
+    assert world.cluster.get("Deployment", "sentiment-r1")["spec"]["replicas"] == 3
+
+
 def test_a_repair_that_is_refused_is_told_until_it_is_made():
     world = serving()
     world.cluster.refuse = lambda write: "denied by policy" if write == "patch Service sentiment" else None
