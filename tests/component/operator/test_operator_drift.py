@@ -1,6 +1,10 @@
 """Children are what their manifests say, whoever has changed them; and what is somebody else's is never written."""
 
+import logging
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from support import make
 from support.world import World
@@ -116,6 +120,38 @@ def test_what_the_operator_does_not_set_stays_as_others_set_it(begin, kind, name
     changed, writes = world.cluster.get(kind, name), len(world.cluster.writes)
     world.wait(5)
     assert (world.cluster.get(kind, name), world.cluster.writes[writes:]) == (changed, [])
+
+
+SERVING_EDITS = [(kind, name, change) for begin, kind, name, change in HAND_EDITS if begin is serving]
+HAPPENINGS = [*SERVING_EDITS, *((kind, name, None) for kind, name, _ in SERVING_EDITS), "crash", "look"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(HAPPENINGS), max_size=8))
+def test_whatever_is_done_to_children_by_hand_they_become_what_they_were(happenings):
+    logging.disable(logging.CRITICAL)
+    try:
+        world = serving()
+        children = {(kind, name): own_fields(world, kind, name) for kind, name, _ in SERVING_EDITS}
+        for happening in happenings:
+            if happening == "crash":
+                world.cluster.crash_after = len(world.cluster.writes) + 1
+            elif happening == "look":
+                world.wait(1)
+            elif world.cluster.get(*happening[:2]) is not None:
+                kind, name, change = happening
+                if change is None:
+                    world.cluster.remove(kind, "ml", name)
+                else:
+                    world.cluster.change(kind, name, change)
+        for _ in range(3):
+            world.wait(300)
+        assert {child: own_fields(world, *child) for child in children} == children
+        writes = len(world.cluster.writes)
+        world.wait(1000)
+        assert len(world.cluster.writes) == writes
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def mirrored(kind, body):
@@ -368,6 +404,23 @@ def test_bounds_that_are_changed_after_the_start_are_carried_out_on_the_job():
     assert REPAIRED not in world.cluster.events, "nobody else has changed anything"
     edit(world, FINETUNEJOB_KIND, activeDeadlineSeconds=None)
     assert "activeDeadlineSeconds" not in world.cluster.get("Job", "sentiment-1")["spec"]
+
+
+def test_patience_and_time_to_live_that_are_changed_later_count_at_once():
+    world = World()
+    world.cluster.put(make.finetunejob())
+    world.reconcile()
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    containers = [{"name": "trainer", "image": "i", "state": waiting}]
+    world.pod("sentiment-1", 0, phase="Pending", containerStatuses=containers)
+    world.wait(20)
+    assert world.condition("Succeeded")[0] == "Unknown"
+    edit(world, FINETUNEJOB_KIND, failurePolicy={"startupTimeoutSeconds": 10})
+    assert world.condition("Succeeded")[:2] == ("False", "ImagePullFailed")
+    assert "stopped after 10s" in world.condition("Succeeded")[2]
+    edit(world, FINETUNEJOB_KIND, ttlSecondsAfterFinished=5)
+    world.wait(6)
+    assert world.cluster.get(FINETUNEJOB_KIND, "sentiment") is None
 
 
 def test_the_verdict_quotes_the_bounds_that_the_job_had():
