@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from tunesmith_operator.core.kinds import KINDS, kind_of, owner_key
-from tunesmith_operator.core.kubernetes.drift import correction, fingerprint
-from tunesmith_operator.core.kubernetes.manifest import Manifest
+from tunesmith_operator.core.kubernetes.drift import correction, fingerprint, was_written
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import (
     CONFIG_MAP,
@@ -135,10 +135,11 @@ class Store:
             self._cache(resource).drop(Name(namespace, name), uid, known.version)
             self._left(resource, known)
 
-    def answered(self, key: Key, manifest: Manifest, child: ChildView) -> None:
+    def answered(self, key: Key, manifest: Manifest, written: JSON, child: ChildView) -> None:
         """Remember what became of the operator's own write of a child: where it isn't what was written, it stays so."""
         answers = self._answers.setdefault(key, {})
-        if correction(manifest, child):
+        difference = correction(manifest, child)
+        if difference and was_written(difference, written):
             answers[str(manifest)] = fingerprint(manifest, child)
         else:
             answers.pop(str(manifest), None)
