@@ -11,12 +11,14 @@ from typing import Any
 
 from support.make import merged
 from tunesmith_operator.adapters.errors import Gone, Rejected
-from tunesmith_operator.core.kinds import owner_key
+from tunesmith_operator.core.kinds import KINDS, owner_key
 from tunesmith_operator.core.kubernetes.manifest import Manifest
 from tunesmith_operator.core.kubernetes.objects import ChildView
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
 
 Name = tuple[str, str, str]
+NEW_STATUS = {kind.resource.kind: kind.model.model_json_schema()["properties"]["status"]["default"] for kind in KINDS}
+"""What the CRDs make of an object without a status."""
 
 
 class Crash(BaseException):
@@ -130,6 +132,8 @@ class FakeCluster:
         stored["metadata"]["uid"] = before["metadata"]["uid"] if before else f"uid-{self._version}"
         stored["metadata"]["resourceVersion"] = str(self._version)
         stored["metadata"].setdefault("generation", 1)
+        if name[0] in NEW_STATUS:
+            stored.setdefault("status", copy.deepcopy(NEW_STATUS[name[0]]))
         stored["metadata"].setdefault("creationTimestamp", "2026-11-24T12:00:00Z")
         self.objects[name] = stored
         return copy.deepcopy(stored)

@@ -36,6 +36,8 @@ __all__ = ["Cluster", "Controller", "Recorder", "Stuck"]
 
 log = logging.getLogger(__name__)
 MAX_WORK_SECONDS = 120.0
+FIRST_STATUS_SECONDS = 5.0
+"""How long the first status waits for more to say where all is well: the API server says Pending meanwhile."""
 
 
 class Cluster(Protocol):
@@ -98,6 +100,7 @@ class Controller:
         self._queue, self._poller, self._metrics = queue, poller, metrics
         self._config, self._now, self._new_token = config, now, new_token
         self._wrote_at: dict[Key, datetime] = {}
+        self._first_at: dict[Key, datetime] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life ---
@@ -173,6 +176,7 @@ class Controller:
             self._poller.follow(key, None)
             self._store.forget(key)
             self._wrote_at.pop(key, None)
+            self._first_at.pop(key, None)
             return "absent"
         decision = case.decision
         failure = await self._act(key, decision.actions)
@@ -229,9 +233,11 @@ class Controller:
         """Write the status if people would see a difference; running numbers no oftener than they are polled."""
         if not differs(case.before, status):
             return
-        wrote = self._wrote_at.get(key)
-        if wrote is not None and not is_urgent(case.before, status):
-            wait = self._config.poll_interval_seconds * 0.8 - (now - wrote).total_seconds()
+        if not is_urgent(case.before, status):
+            wrote, pause = self._wrote_at.get(key), self._config.poll_interval_seconds * 0.8
+            if wrote is None:
+                wrote, pause = self._first_at.setdefault(key, now), FIRST_STATUS_SECONDS
+            wait = pause - (now - wrote).total_seconds()
             if wait > 0:
                 self._queue.add_after(key, wait)
                 return
@@ -241,6 +247,7 @@ class Controller:
         )
         self._store.wrote_status(key, raw)
         self._wrote_at[key] = now
+        self._first_at.pop(key, None)
         for note in events:
             try:
                 await self._recorder.record(case.kind.resource, key, meta.uid, note, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from tunesmith_operator.core.kinds import kind_of
@@ -22,7 +22,7 @@ from tunesmith_operator.core.kubernetes.resources import (
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.reconcile.kind import Kind
-from tunesmith_operator.core.reconcile.observed import ObservedObjects
+from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
 from tunesmith_operator.core.reconcile.progress import ProgressSample
 from tunesmith_operator.core.reconcile.unreadable import Unreadable, read
 from tunesmith_operator.engine.recent import RecentWrites
@@ -71,7 +71,10 @@ class Store:
         """The custom resource in its kind's model, or `Unreadable`; None where there is none."""
         kind = kind_of(key)
         raw = self._newest(kind, key)
-        return read(kind, raw) if raw is not None else None
+        found = read(kind, raw) if raw is not None else None
+        if isinstance(found, Unreadable):
+            return replace(found, has_jobs=bool(owned_by(found.meta.uid, self._objects(key).jobs)))
+        return found
 
     def observe(self, key: Key, resource: Any) -> Any:
         """All that its kind needs to know to decide about the custom resource."""
