@@ -44,6 +44,8 @@ CONTESTED = (
     "somebody else changes it back each time, so it is put right at growing intervals. Another controller or policy "
     "writes the same fields: kubectl get -o yaml --show-managed-fields says which"
 )
+FIRST_STATUS_SECONDS = 5.0
+"""How long the first status waits for more to say where all is well: the API server says Pending meanwhile."""
 
 
 class Cluster(Protocol):
@@ -107,6 +109,7 @@ class Controller:
         self._config, self._now, self._new_token = config, now, new_token
         self._wrote_at: dict[Key, datetime] = {}
         self._contests = Contests()
+        self._first_at: dict[Key, datetime] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life ---
@@ -185,6 +188,7 @@ class Controller:
             self._poller.follow(key, None)
             self._wrote_at.pop(key, None)
             self._contests.forget(key)
+            self._first_at.pop(key, None)
             return "absent"
         decision = case.decision
         failure = await self._act(key, case, now)
@@ -294,9 +298,11 @@ class Controller:
         """Write the status if people would see a difference; running numbers no oftener than they are polled."""
         if not differs(case.before, status):
             return
-        wrote = self._wrote_at.get(key)
-        if wrote is not None and not is_urgent(case.before, status):
-            wait = self._config.poll_interval_seconds * 0.8 - (now - wrote).total_seconds()
+        if not is_urgent(case.before, status):
+            wrote, pause = self._wrote_at.get(key), self._config.poll_interval_seconds * 0.8
+            if wrote is None:
+                wrote, pause = self._first_at.setdefault(key, now), FIRST_STATUS_SECONDS
+            wait = pause - (now - wrote).total_seconds()
             if wait > 0:
                 self._queue.add_after(key, wait)
                 return
@@ -306,6 +312,7 @@ class Controller:
         )
         self._store.wrote(case.kind.resource, raw)
         self._wrote_at[key] = now
+        self._first_at.pop(key, None)
         for note in events:
             await self._record(key, case, note, now)
 

@@ -28,7 +28,7 @@ from tunesmith_operator.core.kubernetes.resources import (
 )
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
-from tunesmith_operator.core.reconcile.observed import ObservedObjects
+from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
 from tunesmith_operator.core.reconcile.progress import ProgressSample
 from tunesmith_operator.core.reconcile.unreadable import Unreadable, read
 from tunesmith_operator.engine.cache import Cache, Entry, Name
@@ -158,7 +158,12 @@ class Store:
         """The custom resource in its kind's model, or `Unreadable`; None where there is none."""
         kind = kind_of(key)
         entry = self._custom[kind.resource].get(Name(key.namespace, key.name))
-        return read(kind, json.loads(entry.value.body)) if entry is not None else None
+        if entry is None:
+            return None
+        found = read(kind, json.loads(entry.value.body))
+        if isinstance(found, Unreadable):
+            return replace(found, has_jobs=bool(owned_by(found.meta.uid, self._children(JOB, JobView, key))))
+        return found
 
     def observe(self, key: Key, resource: Any) -> Any:
         """All that its kind needs to know to decide about the custom resource."""
