@@ -18,7 +18,19 @@ from bench.controlplane.stage import NAMESPACE, OPERATOR, ROOT, Stage, Tunesmith
 from bench.runs import Figures, median, say
 from tunesmith_api import keys
 
-__all__ = ["Settings", "checkout", "created", "deployments", "idle", "lifecycle", "plain", "startup", "until_pods"]
+__all__ = [
+    "Settings",
+    "checkout",
+    "created",
+    "deployments",
+    "idle",
+    "lifecycle",
+    "plain",
+    "quiet_requests",
+    "start_cpu",
+    "startup",
+    "until_pods",
+]
 
 JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
 FINETUNEJOBS = f"/apis/{keys.API_VERSION}/namespaces/{NAMESPACE}/finetunejobs"
@@ -142,7 +154,8 @@ class Life:
         20 jobs have ended meanwhile. `restart_shown_seconds` until that stands in their status; `restart_rss_mib`,
         `restart_cpu_seconds` by then.
         """
-        chosen = set(self.names[:: max(1, len(self.names) // 20)])
+        running = sorted(set(self.names) - self.observer.first("good").keys())
+        chosen = set(running[:: max(1, len(running) // 20)])
         self.cpu += self.operator.kill().cpu_seconds
         self.stage.simulator.order(finish=sorted(chosen))
         self.observer.wait("job-succeeding", {f"{name}-1" for name in chosen}, self.patience)
@@ -186,11 +199,18 @@ def lifecycle(count: int, settings: Settings, latency: bool = False, restart: bo
         return life.figures
 
 
+def quiet_requests(stage: Stage, seconds: float) -> list[Request]:
+    """What the operator asks in so many seconds, but for watches, which wait, and the Lease, which is a sign of life."""
+    list(stage.audit.read())
+    time.sleep(seconds)
+    return [it for it in stage.audit.read() if it.user == OPERATOR and it.verb != "watch" and it.what != "leases"]
+
+
 def idle(count: int, settings: Settings, seconds: float = 60.0) -> Figures:
     """So many running jobs, first with a new step each second, then with nothing new but signs of life.
 
     `progress_seconds`: between two status writes of a running job, by its number of writes in a minute; `reads_per_reconcile` in that
-    minute; `idle_requests`: of the minute without news, but for watches, which wait, and the Lease, which is a sign of life.
+    minute; `idle_requests` of the minute without news, as `quiet_requests` counts; `idle_cpu_percent` of one core.
     """
     with opened(settings.code) as stage:
         life = Life(stage, count, settings)
@@ -206,10 +226,8 @@ def idle(count: int, settings: Settings, seconds: float = 60.0) -> Figures:
         reads = sum(it.verb in ("get", "list") for it in requests)
         stage.simulator.order(moving=False)
         time.sleep(15)
-        list(stage.audit.read())
         used = life.operator.usage().cpu_seconds
-        time.sleep(seconds)
-        quiet = [it for it in stage.audit.read() if it.user == OPERATOR and it.verb != "watch" and it.what != "leases"]
+        quiet = quiet_requests(stage, seconds)
         return {
             "progress_seconds": seconds * count / progress if progress else 0.0,
             "reads_per_reconcile": reads / max(1.0, reconciles),
@@ -258,9 +276,8 @@ def checkout(commit: str) -> Iterator[Path]:
 
 def start_cpu(stage: Stage, code: Path, runs: int) -> Figures:
     """`cpu` seconds that a start takes until all that is there is reconciled and nothing happens any more; `rss` by then."""
-    # what the first start finds differs from what a settled operator has left; nobody is polled meanwhile
+    # nobody is polled meanwhile
     settings = {"TUNESMITH_POLL_INTERVAL_SECONDS": "3600"}
-    stage.operator(code, 1000.0, **settings).kill()
     found = []
     for _ in range(runs):
         operator = stage.operator(code, 1000.0, **settings)
