@@ -126,6 +126,7 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     APPLIED = "Applied"
     APPLY_FAILED = "ApplyFailed"
+    REPAIRED = "Repaired"
     # a pod that can't start
     PENDING = "Pending"
     UNSCHEDULABLE = "Unschedulable"

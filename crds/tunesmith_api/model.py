@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic.alias_generators import to_camel
 
 __all__ = [
+    "NO_PASSWORD_IN_URL",
     "Contract",
     "DecimalString",
     "DnsLabel",
@@ -98,4 +99,17 @@ WritableUri = Annotated[str, Field(pattern=f"^({S3_URI_PATTERN[1:-1]}|{_PVC})$",
 Uri = Annotated[str, Field(pattern=f"^({S3_URI_PATTERN[1:-1]}|{_PVC}|{_HF})$", max_length=512)]
 """A place that can be read: also `hf://owner/name` of the Hugging Face Hub."""
 
-EndpointURL = Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$", max_length=253)]
+NO_PASSWORD_IN_URL = cel(
+    "!self.matches('^[a-zA-Z]+://[^/?#]*@')",
+    "a URL must hold no user name and no password: it is copied into ConfigMaps, which many may read. Put them into a "
+    "Secret and name it in secretRef",
+)
+EndpointURL = Annotated[
+    str,
+    Field(
+        pattern=r"^https?://[^/\s]+/?$",
+        max_length=253,
+        json_schema_extra={"x-kubernetes-validations": [NO_PASSWORD_IN_URL]},
+    ),
+]
+"""Address of a service, without a path and without credentials."""

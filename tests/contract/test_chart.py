@@ -94,7 +94,7 @@ def test_lint_finds_nothing_to_say(programs):
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        pytest.param("replicas=2", "additional properties 'replicas' not allowed", id="unknown value"),
+        pytest.param("replica=2", "additional properties 'replica' not allowed", id="unknown value"),
         pytest.param("image.name=x", "at '/image': additional properties 'name' not allowed", id="unknown inner value"),
         pytest.param("crds.install=true", "at '/crds': additional properties 'install' not allowed", id="a guess"),
         pytest.param("logLevel=LOUD", "at '/logLevel': value must be one of 'DEBUG'", id="no such level"),
@@ -199,7 +199,8 @@ def test_the_documents_install_the_images_that_they_build(programs, page):
 def test_a_list_of_namespaces_replaces_the_rights_everywhere(programs):
     rendered = programs.render("--set", "watchNamespaces={ml,research}")
     bindings = {key: o for key, o in rendered.items() if key[0].endswith("Binding")}
-    assert set(bindings) == {("RoleBinding", "ml", OPERATOR), ("RoleBinding", "research", OPERATOR)}
+    lease = ("RoleBinding", NAMESPACE, f"{OPERATOR}-lease")
+    assert set(bindings) == {lease, ("RoleBinding", "ml", OPERATOR), ("RoleBinding", "research", OPERATOR)}
     for binding in bindings.values():
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": OPERATOR, "namespace": NAMESPACE}]
     assert environment(rendered)["TUNESMITH_NAMESPACES"] == "ml,research"
@@ -216,11 +217,21 @@ def test_crds_are_kept_unless_asked_otherwise(programs, default):
     assert without.keys() == {key for key in default if key[0] != "CustomResourceDefinition"}
 
 
+def test_replicas_agree_by_a_lease_that_only_they_may_renew(default):
+    assert deployment(default)["spec"]["replicas"] == 2
+    name = environment(default)["TUNESMITH_LEASE_NAME"]
+    create, renew = default["Role", NAMESPACE, OPERATOR]["rules"]
+    assert (create["resources"], create["verbs"]) == (["leases"], ["create"])
+    assert (renew["resourceNames"], renew["verbs"]) == ([name], ["get", "update"])
+    assert default["PodDisruptionBudget", NAMESPACE, OPERATOR]["spec"]["minAvailable"] == 1
+
+
 def test_switches_remove_what_they_name_and_nothing_else(programs, default):
     gone = {
         "networkPolicy.enabled=false": {"NetworkPolicy"},
         "rbac.aggregateToUserRoles=false": {"ClusterRole"},
-        "rbac.create=false": {"ClusterRole", "ClusterRoleBinding"},
+        "rbac.create=false": {"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"},
+        "replicas=1": {"PodDisruptionBudget"},
         "serviceAccount.create=false,serviceAccount.name=mine": {"ServiceAccount"},
     }
     for setting, kinds in gone.items():
@@ -293,7 +304,6 @@ def test_the_operator_understands_what_the_chart_tells_it(programs):
 def test_a_selector_never_holds_what_a_new_version_changes(default):
     selector = deployment(default)["spec"]["selector"]["matchLabels"]
     assert not {"app.kubernetes.io/version", "helm.sh/chart"} & selector.keys()
-    assert deployment(default)["spec"]["strategy"] == {"type": "Recreate"}
 
 
 # --- rights ---

@@ -51,12 +51,28 @@ def test_a_deleted_head_pod_is_replaced_and_goes_on(testbed: Testbed, user_names
     assert status["restarts"] >= 1
 
 
-def test_a_killed_operator_loses_nothing(testbed: Testbed, user_namespace: str, tweets: str) -> None:
+def leader(testbed: Testbed) -> str:
+    """The operator's pod that leads."""
+    holder = testbed.get("lease", "tunesmith-operator", OPERATOR_NAMESPACE)["spec"]["holderIdentity"]
+    return str(holder).rpartition("_")[0]
+
+
+def test_a_killed_leader_is_followed_within_20_seconds_and_loses_nothing(
+    testbed: Testbed, user_namespace: str, tweets: str
+) -> None:
     testbed.apply(fine_tune_job("brain", user_namespace, tweets))
     wait_for_step(testbed, "brain", user_namespace, 2)
-    pod = testbed.list("pods", OPERATOR_NAMESPACE)[0]["metadata"]["name"]
-    for process in testbed.cluster.pod_pids(OPERATOR_NAMESPACE, pod):
+    before = testbed.get("lease", "tunesmith-operator", OPERATOR_NAMESPACE)["spec"]
+    for process in testbed.cluster.pod_pids(OPERATOR_NAMESPACE, leader(testbed)):
         os.kill(process.pid, signal.SIGKILL)
+
+    def followed() -> bool:
+        return (
+            testbed.get("lease", "tunesmith-operator", OPERATOR_NAMESPACE)["spec"]["acquireTime"]
+            != before["acquireTime"]
+        )
+
+    testbed.wait_until(followed, "another operator leads", 20)
     finish(testbed, "brain", user_namespace)
 
 

@@ -13,7 +13,7 @@ from support.make import CONFIG, merged
 from support.mistakes import MISTAKES
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment
-from tunesmith_api.v1alpha1.finetunejob import IMMUTABLE_AFTER_START
+from tunesmith_api.v1alpha1.finetunejob import IMMUTABLE_AFTER_START, READ_AT_START
 from tunesmith_cli.refusals import refusals
 from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.finetunejob.policies import violation as violation_of_job
@@ -164,6 +164,15 @@ CHANGES = {
     "output": {"save": "Both"},
     "storage": {"region": "eu-west-1"},
 }
+# and in each that the pods have read by then
+READ = {
+    "huggingFace": {"secretRef": {"name": "x"}},
+    "tracking": {"tensorBoard": True},
+    "failurePolicy.maxRestarts": 1,
+    "failurePolicy.maxRollbacks": 1,
+    "failurePolicy.lossSpikeFactor": "9",
+    "failurePolicy.collectiveTimeoutSeconds": 99,
+}
 
 
 def test_what_decides_the_result_cannot_change_once_a_job_has_started_and_the_rest_can(api, namespace):
@@ -171,6 +180,7 @@ def test_what_decides_the_result_cannot_change_once_a_job_has_started_and_the_re
         api.kubectl("patch", "ftj", "sentiment", "-n", namespace, "--type=merge", "-p", json.dumps(change), *more)
 
     assert CHANGES.keys() == set(IMMUTABLE_AFTER_START)
+    assert READ.keys() == set(READ_AT_START)
     api.kubectl("apply", "-n", namespace, "-f", str(by_name("finetunejob.yaml")))
     patch({"spec": {"training": {"seed": 2}}})
     patch({"status": {"startTime": "2026-11-24T12:00:00Z"}}, "--subresource=status")
@@ -178,10 +188,23 @@ def test_what_decides_the_result_cannot_change_once_a_job_has_started_and_the_re
         with pytest.raises(CommandFailed) as refused:
             patch({"spec": {field: change}})
         assert f"spec.{field} can't change once the job has started" in str(refused.value)
+    for field, change in READ.items():
+        outer, _, inner = field.partition(".")
+        with pytest.raises(CommandFailed) as refused:
+            patch({"spec": {outer: {inner: change} if inner else change}})
+        assert f"spec.{field} can't change once the job has started: delete it" in str(refused.value)
     patch({"status": {"restarts": 1}}, "--subresource=status")
+    bounds = {"backoffLimit": 9, "startupTimeoutSeconds": 99}
     patch(
-        {"spec": {"suspend": True, "failurePolicy": {"backoffLimit": 9}, "huggingFace": {"secretRef": {"name": "x"}}}}
+        {"spec": {"suspend": True, "failurePolicy": bounds, "activeDeadlineSeconds": 9, "ttlSecondsAfterFinished": 9}}
     )
+
+
+def test_a_deployment_is_refused_a_name_whose_service_would_be_a_jobs(api, namespace):
+    deployment = read(by_name("modeldeployment-uri.yaml"))
+    deployment["metadata"]["name"] = "sentiment-workers"
+    with pytest.raises(CommandFailed, match=r"can't end in -workers"):
+        api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(deployment))
 
 
 def test_a_model_from_a_folder_needs_storage(api, namespace):

@@ -1,4 +1,4 @@
-"""An API server in memory for component tests: server-side apply by key, uids, resource versions, and crashes on demand.
+"""An API server in memory for component tests: uids, resource versions, preconditions, and crashes on demand.
 
 Only the operator's own writes go through it as through the real one; `tests/integration` uses the real one.
 """
@@ -6,15 +6,14 @@ Only the operator's own writes go through it as through the real one; `tests/int
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from support.make import merged
-from tunesmith_operator.adapters.errors import Gone, Rejected
-from tunesmith_operator.core.kinds import owner_key
-from tunesmith_operator.core.kubernetes.manifest import Manifest
-from tunesmith_operator.core.kubernetes.objects import ChildView
+from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Rejected
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
+from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS
+from tunesmith_operator.core.status.transitions import EventNote
 
 Name = tuple[str, str, str]
 
@@ -30,36 +29,46 @@ class FakeCluster:
         self.objects: dict[Name, dict[str, Any]] = {}
         self.writes: list[str] = []
         self.events: list[tuple[str, str]] = []
+        self.notes: list[EventNote] = []
         self.crash_after: int | None = None
         self.refuse: Callable[[str], str | None] = lambda write: None
+        self.on_change: Callable[[str, dict[str, Any]], None] = lambda type_, raw: None
+        self.admit: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda kind, body: body
         self._version = 100
+
+    @property
+    def version(self) -> int:
+        """Version of the newest change."""
+        return self._version
 
     # --- what the operator uses ---
 
-    async def apply(self, manifest: Manifest, force: bool) -> dict[str, Any]:
-        name = (manifest.resource.kind, manifest.namespace, manifest.name)
-        self._check(f"apply {manifest.resource.kind} {manifest.name}")
-        found = self.objects.get(name)
-        if found is not None and not force:
-            raise Rejected("an object of this name exists already and belongs to somebody else")
-        if found is not None and manifest.resource.kind == "Job":
-            raise AssertionError("a Job's template can't be applied twice")
-        stored = self._store(
-            name, {**manifest.body, **({"status": found["status"]} if found and "status" in found else {})}
-        )
-        self._done(f"apply {manifest.resource.kind} {manifest.name}")
-        return stored
-
-    async def create(self, resource: Resource, namespace: str, body: dict[str, Any]) -> None:
+    async def create(self, resource: Resource, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
         name = (resource.kind, namespace, body["metadata"]["name"])
         self._check(f"create {resource.kind} {name[2]}")
-        if name not in self.objects:
-            self._store(name, body)
-            self._done(f"create {resource.kind} {name[2]}")
+        if name in self.objects:
+            raise AlreadyExists(f'{resource.plural} "{name[2]}" already exists')
+        stored = self._store(name, self.admit(resource.kind, copy.deepcopy(body)))
+        self._done(f"create {resource.kind} {name[2]}")
+        return stored
 
-    async def patch(self, resource: Resource, namespace: str, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
+        return copy.deepcopy(self.objects.get((resource.kind, namespace, name)))
+
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, uid: str, body: dict[str, Any]
+    ) -> dict[str, Any]:
         self._check(f"patch {resource.kind} {name}")
-        stored = self._store((resource.kind, namespace, name), merged(self._get(resource.kind, namespace, name), body))
+        found = self._get(resource.kind, namespace, name)
+        if found["metadata"]["uid"] != uid:
+            raise Gone("another object has its name")
+        changed = self.admit(resource.kind, merged(found, body))
+        if resource.kind == "Job":
+            kept = {
+                field: {**raw["spec"], **dict.fromkeys(JOB_FIELDS)} for field, raw in {"a": found, "b": changed}.items()
+            }
+            assert kept["a"] == kept["b"], "the rest of a Job can't be changed"
+        stored = self._store((resource.kind, namespace, name), changed)
         self._done(f"patch {resource.kind} {name}")
         return stored
 
@@ -76,13 +85,14 @@ class FakeCluster:
         self._check(f"status {resource.kind} {name}")
         found = self._get(resource.kind, namespace, name)
         if found["metadata"]["uid"] != uid:
-            raise Rejected("another object of this name")
+            raise Gone("another object has its name")
         stored = self._store((resource.kind, namespace, name), {**found, "status": copy.deepcopy(status)})
         self._done(f"status {resource.kind} {name}")
         return stored
 
-    async def record(self, resource: Resource, key: Key, uid: str, note: Any, now: Any) -> None:
+    async def record(self, resource: Resource, key: Key, uid: str, note: EventNote, now: Any) -> None:
         self.events.append((note.type, note.reason))
+        self.notes.append(note)
 
     # --- what the tests use ---
 
@@ -107,10 +117,15 @@ class FakeCluster:
         """All objects of a kind."""
         return [found for (other, _, _), found in self.objects.items() if other == kind]
 
-    def remove(self, kind: str, namespace: str, name: str) -> None:
-        """Delete an object and, as the garbage collector does, what it owns."""
+    def remove(self, kind: str, namespace: str, name: str, cascade: bool = True) -> None:
+        """Delete an object and, as the garbage collector does, what it owns (later, where `cascade` is false)."""
         gone = self.objects.pop((kind, namespace, name), None)
         if gone is None:
+            return
+        self._version += 1
+        gone["metadata"]["resourceVersion"] = str(self._version)
+        self.on_change("DELETED", copy.deepcopy(gone))
+        if not cascade:
             return
         for (other, space, child), found in list(self.objects.items()):
             owners = found["metadata"].get("ownerReferences", ())
@@ -132,6 +147,7 @@ class FakeCluster:
         stored["metadata"].setdefault("generation", 1)
         stored["metadata"].setdefault("creationTimestamp", "2026-11-24T12:00:00Z")
         self.objects[name] = stored
+        self.on_change("MODIFIED" if before else "ADDED", copy.deepcopy(stored))
         return copy.deepcopy(stored)
 
     def _check(self, write: str) -> None:
@@ -144,29 +160,3 @@ class FakeCluster:
         if self.crash_after is not None and len(self.writes) >= self.crash_after:
             self.crash_after = None
             raise Crash(write)
-
-
-class LiveIndex(Mapping[Key, Collection[Any]]):
-    """What kopf's index would hold of one kind, read from the cluster at every look."""
-
-    def __init__(self, cluster: FakeCluster, kind: str, view: type[ChildView] | None) -> None:
-        self._cluster, self._kind, self._view = cluster, kind, view
-
-    def _built(self) -> dict[Key, list[Any]]:
-        built: dict[Key, list[Any]] = {}
-        for raw in self._cluster.of_kind(self._kind):
-            meta = raw["metadata"]
-            if self._view is None:
-                built.setdefault(Key(self._kind, meta["namespace"], meta["name"]), []).append(copy.deepcopy(raw))
-            elif (key := owner_key(meta["namespace"], meta.get("labels") or {})) is not None:
-                built.setdefault(key, []).append(self._view.of(raw))
-        return built
-
-    def __getitem__(self, key: Key) -> Collection[Any]:
-        return self._built()[key]
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._built())
-
-    def __len__(self) -> int:
-        return len(self._built())

@@ -24,7 +24,7 @@ from tunesmith_operator.engine.workqueue import WorkQueue
 
 TESTS = str(Path(__file__).parents[1] / "component" / "operator")
 SEAMS = (
-    (FakeCluster, ("apply", "create", "patch", "delete", "apply_status", "record")),
+    (FakeCluster, ("create", "patch", "delete", "apply_status", "record")),
     (WorkQueue, ("add_after", "backoff")),
     (Poller, ("follow",)),
 )

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from support.fakecluster import Crash, FakeCluster, LiveIndex
+from support.fakecluster import Crash, FakeCluster
 from support.make import CONFIG, NOW, stamp
 from tunesmith_api import keys
 from tunesmith_api.reports import ProgressReport, TerminationReport
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kinds import KINDS
-from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB, NETWORK_POLICY, POD, SERVICE, Key
+from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.core.reconcile.progress import ProgressSample
 from tunesmith_operator.engine.controller import Controller
 from tunesmith_operator.engine.poller import Poller
-from tunesmith_operator.engine.recent import RecentWrites
-from tunesmith_operator.engine.store import VIEWS, Indexes, Store
+from tunesmith_operator.engine.store import WATCHED, Store
 from tunesmith_operator.engine.workqueue import WorkQueue
 
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+
+
+def observing(cluster: FakeCluster, progress: Callable[[Key], ProgressSample | None]) -> Store:
+    """A store that has listed the cluster and hears of every change at once."""
+    store = Store(progress, lambda key: None)
+    for resource in WATCHED:
+        seen = {store.received(resource, raw) for raw in cluster.of_kind(resource.kind)}
+        store.listed(resource, None, seen, cluster.version)
+    watched = {resource.kind: resource for resource in WATCHED}
+
+    def deliver(type_: str, raw: dict[str, Any]) -> None:
+        resource = watched.get(raw["kind"])
+        if resource is not None:
+            store.removed(resource, raw) if type_ == "DELETED" else store.received(resource, raw)
+
+    cluster.on_change = deliver
+    return store
 
 
 class World:
@@ -35,26 +52,13 @@ class World:
         self._boot()
 
     def _boot(self) -> None:
-        def index(kind: str, view: Any = None) -> LiveIndex:
-            return LiveIndex(self.cluster, kind, view)
-
-        indexes = Indexes(
-            custom={kind.resource: index(kind.resource.kind) for kind in KINDS},
-            services=index("Service", VIEWS[SERVICE]),
-            config_maps=index("ConfigMap", VIEWS[CONFIG_MAP]),
-            network_policies=index("NetworkPolicy", VIEWS[NETWORK_POLICY]),
-            jobs=index("Job", VIEWS[JOB]),
-            deployments=index("Deployment", VIEWS[DEPLOYMENT]),
-            pods=index("Pod", VIEWS[POD]),
-        )
-
         async def nothing(host: str, port: int) -> ProgressReport | None:
             return None
 
         poller = Poller(nothing, lambda key: None, lambda: self.now, 3.0)
-        store = Store(indexes, RecentWrites(lambda: (self.now - NOW).total_seconds()), self.samples.get)
+        self.store = observing(self.cluster, self.samples.get)
         self.controller = Controller(
-            store=store, cluster=self.cluster, recorder=self.cluster, queue=WorkQueue(chance=random.Random(1)),
+            store=self.store, cluster=self.cluster, recorder=self.cluster, queue=WorkQueue(chance=random.Random(1)),
             poller=poller, metrics=Metrics(), config=self.config, now=lambda: self.now, new_token=lambda: "token",
         )  # fmt: skip
 
@@ -161,8 +165,7 @@ class World:
 
     def observed(self, key: Key) -> Any:
         """What its kind's `decide` is given to decide about."""
-        store = self.controller._store
-        return store.observe(key, store.custom_resource(key))
+        return self.store.observe(key, self.store.custom_resource(key))
 
     def status(self, kind: str = keys.FINETUNEJOB_KIND, name: str = "sentiment") -> dict[str, Any]:
         """The status of a custom resource."""

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from tunesmith_api import keys
-from tunesmith_api.model import DecimalString, EndpointURL, SpecModel, StatusModel, Uri, WritableUri, cel
+from tunesmith_api.model import (
+    NO_PASSWORD_IN_URL,
+    DecimalString,
+    EndpointURL,
+    SpecModel,
+    StatusModel,
+    Uri,
+    WritableUri,
+    cel,
+)
 from tunesmith_api.v1alpha1.common import (
     Image,
     NodeSelector,
@@ -57,6 +66,16 @@ IMMUTABLE_AFTER_START = (
     "storage",
 )
 
+
+READ_AT_START = (
+    "huggingFace",
+    "tracking",
+    "failurePolicy.maxRestarts",
+    "failurePolicy.maxRollbacks",
+    "failurePolicy.lossSpikeFactor",
+    "failurePolicy.collectiveTimeoutSeconds",
+)
+"""Fields that pods have read by then, without any bearing on the result. The rest of the spec is followed at any time."""
 
 ABSENT_UNLESS_GIVEN = ("classification", "preference", "maskedLM")
 
@@ -161,7 +180,15 @@ class HuggingFace(SpecModel):
 class MlflowTracking(SpecModel):
     """An MLflow server."""
 
-    tracking_uri: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^(https?|file)://")] = Field(
+    tracking_uri: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=r"^(https?|file)://",
+            json_schema_extra={"x-kubernetes-validations": [NO_PASSWORD_IN_URL]},
+        ),
+    ] = Field(
         alias="trackingURI", description="Address of the tracking server, for example http://mlflow.mlops.svc:5000."
     )
     experiment_name: Annotated[str, Field(min_length=1, max_length=128)] = Field(
@@ -336,12 +363,18 @@ def _unchanged(field: str) -> str:
 
 
 def _immutable_rules() -> list[dict[str, Any]]:
+    remedies = dict.fromkeys(
+        IMMUTABLE_AFTER_START,
+        "create a new FineTuneJob (and point model.uri at this one's output to go on from it)",
+    ) | dict.fromkeys(
+        READ_AT_START, "delete it and create it again with the same checkpoint.uri, and it goes on from its checkpoint"
+    )
     return [
         cel(
             f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || ({_unchanged(field)})",
-            f"spec.{field} can't change once the job has started: create a new FineTuneJob (and point model.uri at this one's output to go on from it)",
+            f"spec.{field} can't change once the job has started: {remedy}",
         )
-        for field in IMMUTABLE_AFTER_START
+        for field, remedy in remedies.items()
     ]
 
 

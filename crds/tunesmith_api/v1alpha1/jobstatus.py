@@ -116,7 +116,9 @@ class FineTuneJobStatus(StatusModel):
     """What the operator has observed."""
 
     observed_generation: int = Field(
-        default=0, ge=0, description="The metadata.generation whose children were all applied."
+        default=0,
+        ge=0,
+        description="The metadata.generation whose children were all applied, that was refused, or, after the end, that was last seen.",
     )
     phase: JobPhase = Field(default=JobPhase.PENDING, description="Printed summary; conditions are authoritative.")
     conditions: Conditions = Field(
@@ -139,4 +141,7 @@ class FineTuneJobStatus(StatusModel):
         default=None,
         description="When the first attempt started; from then on the spec's training fields are immutable.",
     )
-    completion_time: OptionalTime = Field(default=None, description="When the job ended.")
+    completion_time: OptionalTime = Field(
+        default=None,
+        description="When the job ended; from then on nothing about it changes but `observedGeneration`, and no field of the spec counts but `ttlSecondsAfterFinished`.",
+    )

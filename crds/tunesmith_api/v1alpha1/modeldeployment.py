@@ -231,5 +231,15 @@ class ModelDeployment(StatusModel):
     )
 
     model_config = ConfigDict(
-        json_schema_extra={"x-kubernetes-validations": [name_rule(keys.MODELDEPLOYMENT_KIND)]},
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                name_rule(keys.MODELDEPLOYMENT_KIND),
+                # one that was there before this rule has a status, which must be possible to write
+                cel(
+                    "has(self.status) || !self.metadata.name.endsWith('-workers')",
+                    "metadata.name of a ModelDeployment can't end in -workers: its Service would have the name of that of "
+                    "a FineTuneJob; choose another name",
+                ),
+            ]
+        },
     )

@@ -1,11 +1,11 @@
-"""What can go wrong with a request, in three kinds: the engine treats each differently."""
+"""What can go wrong with a request, in four kinds: the engine treats each differently."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-__all__ = ["ClusterError", "Gone", "Rejected", "Transient", "classify"]
+__all__ = ["AlreadyExists", "ClusterError", "Expired", "Gone", "Rejected", "Transient", "classify"]
 
 
 class ClusterError(Exception):
@@ -16,8 +16,16 @@ class Rejected(ClusterError):
     """The API server refuses this very request: it will again until something changes."""
 
 
+class AlreadyExists(ClusterError):
+    """There is an object of that name."""
+
+
 class Gone(ClusterError):
     """The object, or the namespace around it, is gone or on its way out: nothing is left to do."""
+
+
+class Expired(ClusterError):
+    """A list or a watch can't be continued from where it was: it has to begin anew."""
 
 
 class Transient(ClusterError):
@@ -32,18 +40,21 @@ def classify(code: int, body: bytes | str, retry_after: str | None = None) -> Cl
     """The error for an answer of the API server with that HTTP status code."""
     status = _status(body)
     message = str(status.get("message") or f"HTTP {code}")
-    causes = [cause.get("reason") for cause in (status.get("details") or {}).get("causes") or ()]
-    if code == 404 or "NamespaceTerminating" in causes:
+    causes = (status.get("details") or {}).get("causes") or ()
+    if code == 404 or any(cause.get("reason") == "NamespaceTerminating" for cause in causes):
         return Gone(message)
+    if code == 410:
+        return Expired(message)
+    if code == 422 and any(cause.get("field") == "metadata.uid" for cause in causes):
+        return Gone(f"another object has its name by now ({message})")
     if code == 429 or code >= 500:
         patience = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
         return Transient(message, patience)
     if code == 401:
         return Transient(f"the operator's credentials are not accepted: {message}")
-    if code == 409 and status.get("reason") == "Conflict" and "Apply failed" in message:
-        return Rejected(f"an object of this name exists already and belongs to somebody else ({message})")
     if code == 409:
-        return Transient(message)
+        # also a ResourceQuota or another version of the object that somebody else has written at the same moment
+        return AlreadyExists(message) if status.get("reason") == "AlreadyExists" else Transient(message)
     return Rejected(message)
 
 

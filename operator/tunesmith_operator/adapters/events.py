@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 
 from tunesmith_api.model import digest_of
+from tunesmith_operator.adapters.errors import AlreadyExists
 from tunesmith_operator.adapters.kube import KubernetesCluster
 from tunesmith_operator.core.kubernetes.manifest import JSON
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
@@ -29,7 +31,8 @@ class EventRecorder:
         Raises:
             ClusterError: it could not be posted.
         """
-        await self._cluster.create(_EVENTS, key.namespace, self._body(resource, key, uid, note, now))
+        with contextlib.suppress(AlreadyExists):
+            await self._cluster.create(_EVENTS, key.namespace, self._body(resource, key, uid, note, now))
 
     def _body(self, resource: Resource, key: Key, uid: str, note: EventNote, now: datetime) -> JSON:
         moment = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

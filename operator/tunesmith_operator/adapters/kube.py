@@ -1,4 +1,4 @@
-"""The API server, through the official client: server-side apply, create, patch, delete.
+"""The API server, through the official client: create, patch, delete, server-side apply of statuses.
 
 Its calls block, so they run in a bounded pool of threads.
 """
@@ -18,7 +18,7 @@ import urllib3
 
 from tunesmith_api import __version__, keys
 from tunesmith_operator.adapters.errors import Gone, Transient, classify
-from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.manifest import JSON
 from tunesmith_operator.core.kubernetes.resources import Resource
 
 __all__ = ["KubernetesCluster", "client_configuration"]
@@ -51,32 +51,44 @@ class KubernetesCluster:
         configuration: kubernetes.client.Configuration,
         threads: int = 4,
         on_request: Callable[[str, str], None] = lambda verb, resource: None,
+        timeout: tuple[float, float] = REQUEST_TIMEOUT,
+        allowed: Callable[[], bool] = lambda: True,
     ) -> None:
         configuration.connection_pool_maxsize = threads
         self._client = kubernetes.client.ApiClient(configuration)
         self._client.user_agent = f"{keys.FIELD_MANAGER}/{__version__}"
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="kube")
-        self._on_request = on_request
+        self._on_request, self._timeout, self._allowed = on_request, timeout, allowed
 
-    async def apply(self, manifest: Manifest, force: bool) -> JSON:
-        """Server-side apply; returns the object as stored.
-
-        Without `force`, other managers' fields are not touched: where they differ, the apply is refused.
-        """
-        path = _path(manifest.resource, manifest.namespace, manifest.name)
-        query = [("fieldManager", keys.FIELD_MANAGER), ("force", "true" if force else "false")]
-        return await self._run("apply", manifest.resource, "PATCH", path, query, manifest.body, APPLY)
-
-    async def create(self, resource: Resource, namespace: str, body: JSON) -> None:
-        """Create an object; one of that name that is there already stays as it is."""
+    async def create(self, resource: Resource, namespace: str, body: JSON) -> JSON:
+        """Create an object; returns it as stored. One of that name that is there already stays as it is."""
         query = [("fieldManager", keys.FIELD_MANAGER)]
-        path = _path(resource, namespace)
-        await self._run("create", resource, "POST", path, query, body, "application/json", accept=(409,))
+        return await self._run("create", resource, "POST", _path(resource, namespace), query, body, "application/json")
 
-    async def patch(self, resource: Resource, namespace: str, name: str, body: JSON) -> JSON:
-        """Merge patch; returns the object as stored."""
+    async def read(self, resource: Resource, namespace: str, name: str) -> JSON | None:
+        """The object as stored; None where there is none."""
+        path = _path(resource, namespace, name)
+        try:
+            return await self._run("get", resource, "GET", path, [], None, "application/json")
+        except Gone:
+            return None
+
+    async def replace(self, resource: Resource, namespace: str, name: str, body: JSON) -> JSON:
+        """Replace the object of the version that the body names; returns it as stored."""
+        path = _path(resource, namespace, name)
+        return await self._run("update", resource, "PUT", path, [], body, "application/json")
+
+    async def find(self, resource: Resource, namespace: str, name: str) -> JSON | None:
+        """The object of that name, whoever it belongs to; None where there is none."""
+        query = [("fieldSelector", f"metadata.name={name}")]
+        found = await self._run("list", resource, "GET", _path(resource, namespace), query, None, "application/json")
+        return next(iter(found.get("items") or ()), None)
+
+    async def patch(self, resource: Resource, namespace: str, name: str, uid: str, body: JSON) -> JSON:
+        """Merge patch of the object with that uid; returns it as stored. Another of that name is refused."""
         query = [("fieldManager", keys.FIELD_MANAGER)]
-        return await self._run("patch", resource, "PATCH", _path(resource, namespace, name), query, body, MERGE)
+        patch = body | {"metadata": {**body.get("metadata", {}), "uid": uid}}
+        return await self._run("patch", resource, "PATCH", _path(resource, namespace, name), query, patch, MERGE)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete the object of that uid, its dependents in the background. Gone, or another by now: fine."""
@@ -92,15 +104,6 @@ class KubernetesCluster:
         body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": status}
         query = [("fieldManager", keys.FIELD_MANAGER), ("force", "true")]
         return await self._run("status", resource, "PATCH", path, query, body, APPLY)
-
-    async def serves(self, resource: Resource) -> bool:
-        """Whether the API server knows this kind."""
-        path = f"/apis/{resource.group}/{resource.version}"
-        try:
-            found = await self._run("discover", resource, "GET", path, [], None, "application/json")
-        except Gone:
-            return False
-        return any(entry.get("name") == resource.plural for entry in found.get("resources", ()))
 
     def close(self) -> None:
         """Let running requests finish; start no more."""
@@ -118,6 +121,8 @@ class KubernetesCluster:
         content_type: str,
         accept: tuple[int, ...] = (),
     ) -> JSON:
+        if not self._allowed():
+            raise Transient("another operator may be leading by now")
         self._on_request(verb, resource.plural)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._call, method, path, query, body, content_type, accept)
@@ -136,7 +141,7 @@ class KubernetesCluster:
             method, path, query_params=query, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         try:
-            response = self._client.call_api(*request, _request_timeout=REQUEST_TIMEOUT)
+            response = self._client.call_api(*request, _request_timeout=self._timeout)
             text = response.read() or b"{}"
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Transient(f"the API server can't be reached: {error}") from error

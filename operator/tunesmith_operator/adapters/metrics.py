@@ -35,7 +35,7 @@ class Metrics:
         self.requests.labels(verb, resource).inc()
 
     def count_poll(self, result: str) -> None:
-        """One poll of a running job: ok or unreachable."""
+        """One poll of a running job, by what came of it (`adapters.progress.PollResult`)."""
         self.polls.labels(result).inc()
 
     def serve(self, port: int) -> Callable[[], None]:

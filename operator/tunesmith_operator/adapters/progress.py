@@ -1,8 +1,12 @@
-"""Reads the progress that worker 0 of a running job serves."""
+"""Reads the progress that worker 0 of a running job serves. What runs in that pod is a user's: nothing of it is trusted.
+
+No redirect is followed, no cookie kept, nothing decompressed, and a body is read to a bound only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 
 import aiohttp
 from pydantic import ValidationError
@@ -10,41 +14,74 @@ from pydantic import ValidationError
 from tunesmith_api.keys import PATH_PROGRESS
 from tunesmith_api.reports import ProgressReport
 
-__all__ = ["ProgressClient"]
+__all__ = ["MAX_BYTES", "PollResult", "ProgressClient"]
 
 MAX_BYTES = 65_536
 
 
-class ProgressClient:
-    """One HTTP client for all jobs. A pod that doesn't answer is no error: it may be starting, or gone."""
+class PollResult(StrEnum):
+    """What came of one poll, as the metric counts it."""
 
-    def __init__(
-        self,
-        timeout_seconds: float = 2.0,
-        connections: int = 32,
-        on_poll: Callable[[str], None] = lambda result: None,
-    ) -> None:
+    OK = "ok"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    INVALID = "invalid"
+    TOO_LARGE = "too_large"
+    REDIRECTED = "redirected"
+
+
+class _NoReport(Exception):
+    """There is an answer, and it is no report."""
+
+    def __init__(self, result: PollResult) -> None:
+        super().__init__(result.value)
+        self.result = result
+
+
+class ProgressClient:
+    """One HTTP client for all jobs; the poller decides how many are asked at once."""
+
+    def __init__(self, timeout_seconds: float = 2.0, on_poll: Callable[[str], None] = lambda result: None) -> None:
         self._on_poll = on_poll
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        self._connections = connections
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(self, host: str, port: int) -> ProgressReport | None:
-        """The report, or None where there is none to be had."""
-        report = await self._read(host, port)
-        self._on_poll("ok" if report is not None else "unreachable")
+        """The report, or None where there is none to be had: the pod may be starting, or gone.
+
+        Raises:
+            TimeoutError: the pod kept us waiting until the time was over.
+        """
+        try:
+            report = await self._read(host, port)
+        except TimeoutError:  # before OSError, which it is one of
+            self._on_poll(PollResult.TIMEOUT)
+            raise
+        except _NoReport as answer:
+            self._on_poll(answer.result)
+            return None
+        except (aiohttp.ClientError, OSError):
+            self._on_poll(PollResult.UNREACHABLE)
+            return None
+        self._on_poll(PollResult.OK)
         return report
 
-    async def _read(self, host: str, port: int) -> ProgressReport | None:
+    async def _read(self, host: str, port: int) -> ProgressReport:
         name = f"[{host}]" if ":" in host else host
+        async with self._open().get(f"http://{name}:{port}{PATH_PROGRESS}", allow_redirects=False) as response:
+            if 300 <= response.status < 400:
+                raise _NoReport(PollResult.REDIRECTED)
+            if response.status != 200:
+                raise _NoReport(PollResult.INVALID)
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    raise _NoReport(PollResult.TOO_LARGE)
         try:
-            async with self._open().get(f"http://{name}:{port}{PATH_PROGRESS}") as response:
-                if response.status != 200:
-                    return None
-                text = await response.content.read(MAX_BYTES)
-            return ProgressReport.from_json(text)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
-            return None
+            return ProgressReport.from_json(bytes(body))
+        except ValidationError:
+            raise _NoReport(PollResult.INVALID) from None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -53,7 +90,14 @@ class ProgressClient:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self._connections, force_close=True)
-            # a proxy of the operator's environment never leads to pods
-            self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector, trust_env=False)
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout,
+                # no limit here: a poll's clock starts with its connection, not while it waits for one
+                connector=aiohttp.TCPConnector(limit=0, force_close=True),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Accept-Encoding": "identity"},
+                auto_decompress=False,
+                # a proxy of the operator's environment never leads to pods
+                trust_env=False,
+            )
         return self._session

@@ -16,6 +16,8 @@ class Config:
     image_pull_policy: str = "IfNotPresent"
     namespaces: tuple[str, ...] = ()
     operator_namespace: str = ""
+    lease_name: str = ""
+    """Lease in the operator's namespace that replicas agree by; empty where there is only ever one."""
     poll_interval_seconds: float = 3.0
     workers: int = 4
     qps: float = 20.0

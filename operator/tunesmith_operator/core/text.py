@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from decimal import Decimal
 
-__all__ = ["cores", "duration", "loss", "number", "parse_time", "rfc3339", "shortened"]
+__all__ = ["amount", "cores", "duration", "loss", "number", "parse_time", "rfc3339", "shortened"]
+
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:([eE]-?[0-9]{1,3})|([numkMGTPE]|[KMGTPE]i)?)")
 
 _SUFFIXES = {
     "m": 1e-3,
@@ -66,3 +70,18 @@ def cores(quantity: str) -> float:
     """A Kubernetes quantity as a plain number ("500m" is 0.5)."""
     digits = quantity.rstrip("kKMGTPim")
     return float(digits) * _SUFFIXES[quantity[len(digits) :]]
+
+
+def amount(quantity: object) -> Decimal | None:
+    """A Kubernetes quantity by its value, in whatever form: "1000m", "1" and 1 are the same; None for what is none."""
+    found = _QUANTITY.fullmatch(str(quantity))
+    if found is None:
+        return None
+    digits, exponent, suffix = found.groups()
+    if exponent:
+        return Decimal(digits + exponent)
+    if suffix is None:
+        return Decimal(digits)
+    if suffix.endswith("i"):
+        return Decimal(digits) * 1024 ** ("KMGTPE".index(suffix[0]) + 1)
+    return Decimal(digits) * Decimal(10) ** {"n": -9, "u": -6, "m": -3}.get(suffix, 3 * "kMGTPE".find(suffix) + 3)

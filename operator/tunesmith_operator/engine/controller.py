@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable
@@ -10,14 +11,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1 import ObjectMeta
-from tunesmith_operator.adapters.errors import ClusterError, Gone, Rejected, Transient
+from tunesmith_operator.adapters.errors import AlreadyExists, ClusterError, Gone, Rejected, Transient
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kinds import kind_of
-from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
+from tunesmith_operator.core.kubernetes.drift import correction
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest, foreign_owner
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
-from tunesmith_operator.core.reconcile.decision import Action, Apply, Create, Decision, Delete, Patch
+from tunesmith_operator.core.reconcile.decision import Action, Create, Decision, Delete, Patch
 from tunesmith_operator.core.reconcile.kind import Kind
 from tunesmith_operator.core.reconcile.unreadable import Unreadable, decide_unreadable
 from tunesmith_operator.core.status.resource import Status
@@ -41,14 +44,14 @@ MAX_WORK_SECONDS = 120.0
 class Cluster(Protocol):
     """What the controller needs of a cluster; `adapters.kube` provides it."""
 
-    async def apply(self, manifest: Manifest, force: bool) -> JSON:
-        """Server-side apply."""
-
-    async def create(self, resource: Resource, namespace: str, body: JSON) -> None:
+    async def create(self, resource: Resource, namespace: str, body: JSON) -> JSON:
         """Create unless it exists."""
 
-    async def patch(self, resource: Resource, namespace: str, name: str, body: JSON) -> JSON:
-        """Merge patch."""
+    async def find(self, resource: Resource, namespace: str, name: str) -> JSON | None:
+        """The object of that name, if there is one."""
+
+    async def patch(self, resource: Resource, namespace: str, name: str, uid: str, body: JSON) -> JSON:
+        """Merge patch of that very object."""
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete that very object."""
@@ -167,15 +170,16 @@ class Controller:
         Raises:
             ClusterError: something could not be written. The status says so already, where it could be.
         """
+        if not self._store.ready(key.namespace):
+            return "early"  # the store wakes it once everything is listed
         now = self._now()
         case = self._case(key, now)
         if case is None:
             self._poller.follow(key, None)
-            self._store.forget(key)
             self._wrote_at.pop(key, None)
             return "absent"
         decision = case.decision
-        failure = await self._act(key, decision.actions)
+        failure = await self._act(key, case, now)
         status = decision.status
         if status is not None and failure is not None:
             status = with_apply_failure(
@@ -195,35 +199,61 @@ class Controller:
         if found is None:
             return None
         if isinstance(found, Unreadable):
-            return Case(kind, found.meta, found.status, decide_unreadable(found, now))
+            return Case(kind, found.meta, found.status, decide_unreadable(kind, found, now))
         observed = self._store.observe(key, found)
         return Case(kind, found.metadata, found.status, kind.decide(observed, now, self._config))
 
-    async def _act(self, key: Key, actions: tuple[Action, ...]) -> ClusterError | None:
+    async def _act(self, key: Key, case: Case, now: datetime) -> ClusterError | None:
         """Carry the actions out in order; return what stopped them, with the name of the object."""
-        for action in actions:
+        for action in case.decision.actions:
             try:
                 await self._do(key, action)
             except ClusterError as error:
                 error.args = (f"{_name(action)}: {error}",)
                 return error
+            if isinstance(action, Patch) and action.undone:
+                await self._record(key, case, EventNote("Warning", Reason.REPAIRED, action.undone), now)
         return None
 
     async def _do(self, key: Key, action: Action) -> None:
         match action:
-            case Apply(manifest, owned):
-                self._remember(key, manifest.resource, await self._cluster.apply(manifest, force=owned))
-            case Create(manifest, random_key):
+            case Create(manifest, random_key) if random_key:
                 body: dict[str, Any] = manifest.body | {"stringData": {random_key: self._new_token()}}
-                await self._cluster.create(manifest.resource, manifest.namespace, body)
-            case Patch(resource, namespace, name, body):
-                self._remember(key, resource, await self._cluster.patch(resource, namespace, name, body))
+                with contextlib.suppress(AlreadyExists):
+                    await self._cluster.create(manifest.resource, manifest.namespace, body)
+            case Create(manifest):
+                self._remember(key, manifest.resource, await self._made(manifest), manifest)
+            case Patch(resource, namespace, name, uid, body, wanted):
+                try:
+                    raw = await self._cluster.patch(resource, namespace, name, uid, body)
+                except Gone as error:
+                    self._store.deleted(resource, namespace, name, uid)
+                    raise Transient(f"it is gone: {error}") from error
+                self._remember(key, resource, raw, wanted)
             case Delete(resource, namespace, name, uid):
                 await self._cluster.delete(resource, namespace, name, uid)
-                self._store.recent.deleted(uid)
+                self._store.deleted(resource, namespace, name, uid)
 
-    def _remember(self, key: Key, resource: Resource, raw: JSON) -> None:
-        self._store.recent.wrote(key, resource, VIEWS[resource].of(raw))
+    async def _made(self, manifest: Manifest) -> JSON:
+        """Create a child. What has its name already is left alone, but for one that is this owner's and went unseen."""
+        resource, namespace, name = manifest.resource, manifest.namespace, manifest.name
+        try:
+            return await self._cluster.create(resource, namespace, manifest.body)
+        except AlreadyExists as error:
+            found = await self._cluster.find(resource, namespace, name)
+            if found is None or found["metadata"].get("deletionTimestamp"):
+                raise Transient("one of this name is being deleted") from error
+            if (foreign := foreign_owner(manifest, found)) is not None:
+                raise Rejected(foreign) from error
+            # a create that took effect though its answer was lost, or somebody took our labels away
+            body = correction(manifest, VIEWS[resource].of(found))
+            labels = {"metadata": {"labels": manifest.body["metadata"]["labels"]}}
+            return await self._cluster.patch(resource, namespace, name, found["metadata"]["uid"], labels | body)
+
+    def _remember(self, key: Key, resource: Resource, raw: JSON, manifest: Manifest | None) -> None:
+        self._store.wrote(resource, raw)
+        if manifest is not None:
+            self._store.answered(key, manifest, VIEWS[resource].of(raw))
 
     async def _report(self, key: Key, case: Case, status: Status, events: tuple[EventNote, ...], now: datetime) -> None:
         """Write the status if people would see a difference; running numbers no oftener than they are polled."""
@@ -239,20 +269,23 @@ class Controller:
         raw = await self._cluster.apply_status(
             case.kind.resource, key.namespace, key.name, meta.uid, status_document(status)
         )
-        self._store.wrote_status(key, raw)
+        self._store.wrote(case.kind.resource, raw)
         self._wrote_at[key] = now
         for note in events:
-            try:
-                await self._recorder.record(case.kind.resource, key, meta.uid, note, now)
-            except Gone:
-                log.debug("no event for what is being deleted", extra={"key": str(key)})
-            except ClusterError as error:
-                log.warning("event not recorded: %s", error, extra={"key": str(key)})
+            await self._record(key, case, note, now)
+
+    async def _record(self, key: Key, case: Case, note: EventNote, now: datetime) -> None:
+        try:
+            await self._recorder.record(case.kind.resource, key, case.meta.uid, note, now)
+        except Gone:
+            log.debug("no event for what is being deleted", extra={"key": str(key)})
+        except ClusterError as error:
+            log.warning("event not recorded: %s", error, extra={"key": str(key)})
 
 
 def _name(action: Action) -> str:
     match action:
-        case Apply(manifest, _) | Create(manifest, _):
+        case Create(manifest):
             return str(manifest)
-        case Patch(resource, _, name, _) | Delete(resource, _, name, _):
+        case Patch(resource, _, name) | Delete(resource, _, name):
             return f"{resource.kind} {name}"

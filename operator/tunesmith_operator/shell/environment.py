@@ -48,12 +48,16 @@ def config_from(environ: Mapping[str, str]) -> Config:
     trainer_image = text("TRAINER_IMAGE", "")
     if not trainer_image:
         raise InvalidEnvironment("TUNESMITH_TRAINER_IMAGE is not set: name the image that training pods run")
+    operator_namespace, lease_name = text("OPERATOR_NAMESPACE", ""), text("LEASE_NAME", "")
+    if lease_name and not operator_namespace:
+        raise InvalidEnvironment("TUNESMITH_LEASE_NAME needs TUNESMITH_OPERATOR_NAMESPACE: where the Lease is")
     return Config(
         trainer_image=trainer_image,
         server_image=text("SERVER_IMAGE", trainer_image),
         image_pull_policy=choice("IMAGE_PULL_POLICY", "IfNotPresent", _POLICIES),
         namespaces=tuple(name for part in text("NAMESPACES", "").split(",") if (name := part.strip())),
-        operator_namespace=text("OPERATOR_NAMESPACE", ""),
+        operator_namespace=operator_namespace,
+        lease_name=lease_name,
         poll_interval_seconds=number("POLL_INTERVAL_SECONDS", 3.0, float, 0.1),
         workers=number("WORKERS", 4, int, 1),
         qps=number("QPS", 20.0, float, 0.1),

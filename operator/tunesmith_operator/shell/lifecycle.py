@@ -1,14 +1,20 @@
-"""Puts the operator together, starts it, proves that it lives, and stops it."""
+"""Puts the operator together, starts it, proves that it lives, and stops it.
+
+Kopf runs the process: startup and cleanup, signals, the liveness endpoint, credentials. What happens in the cluster
+comes from informers of our own (ADR 0015).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
+import itertools
 import logging
 import os
+import secrets
 import socket
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -18,27 +24,28 @@ import kubernetes.client
 import kubernetes.config
 
 from tunesmith_api import __version__
-from tunesmith_operator.adapters.errors import ClusterError
 from tunesmith_operator.adapters.events import EventRecorder
 from tunesmith_operator.adapters.kube import KubernetesCluster, client_configuration
+from tunesmith_operator.adapters.lease import KubernetesLease
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.adapters.progress import ProgressClient
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import Key
-from tunesmith_operator.engine.controller import Controller
+from tunesmith_operator.engine.controller import Controller, Stuck
+from tunesmith_operator.engine.informer import SILENT_SECONDS
+from tunesmith_operator.engine.leadership import Leadership, LeadershipLost
 from tunesmith_operator.engine.poller import Poller
-from tunesmith_operator.engine.recent import RecentWrites
-from tunesmith_operator.engine.store import Indexes, Store
+from tunesmith_operator.engine.store import Store
 from tunesmith_operator.engine.workqueue import WorkQueue
 from tunesmith_operator.shell.environment import InvalidEnvironment, config_from
 from tunesmith_operator.shell.logs import setup_logging
-from tunesmith_operator.shell.watches import WATCHED, configure, indexes_of, register
+from tunesmith_operator.shell.watches import informers_of, scopes_of, source_of
 
 __all__ = ["main"]
 
 log = logging.getLogger("tunesmith")
-STARTUP_SECONDS = 120.0
+LEASE_TIMEOUT = (2.0, 4.0)
+"""Seconds to connect and to wait for an answer: a renewal is tried more than once before the Lease is given up."""
 
 
 class Operator:
@@ -47,66 +54,91 @@ class Operator:
     def __init__(self, config: Config, configuration: kubernetes.client.Configuration) -> None:
         self.config = config
         self.metrics = Metrics()
-        self.cluster = KubernetesCluster(configuration, config.workers, self.metrics.count_request)
+        self.leadership = self._claim(configuration)
+        may_write = self.leadership.holds if self.leadership is not None else lambda: True
+        self.cluster = KubernetesCluster(configuration, config.workers, self.metrics.count_request, allowed=may_write)
+        self.source = source_of(configuration, self.metrics.count_request)
         self.queue: WorkQueue[Key] = WorkQueue(rate=config.qps, burst=config.burst)
         self.progress = ProgressClient(on_poll=self.metrics.count_poll)
-        self.controller: Controller | None = None
-        self._started = time.monotonic()
-        self._stop_metrics: Callable[[], None] = lambda: None
-
-    async def wait_for_kinds(self) -> None:
-        """Return once the API server serves every kind."""
-        while True:
-            try:
-                resources = [kind.resource for kind in KINDS]
-                missing = [it.plural for it in resources if not await self.cluster.serves(it)]
-            except ClusterError as error:
-                log.warning("%s; trying again", error)
-            else:
-                if not missing:
-                    return
-                log.warning("the cluster doesn't know %s: install the CRDs (crds/ or the chart)", ", ".join(missing))
-            await asyncio.sleep(3.0)
-
-    def start(self, indexes: Indexes) -> None:
-        """Start to work on what the watches deliver."""
         now = functools.partial(datetime.now, UTC)
-        poller = Poller(self.progress.fetch, self.queue.add, now, self.config.poll_interval_seconds)
+        poller = Poller(self.progress.fetch, self.queue.add, now, config.poll_interval_seconds)
+        self.store = Store(poller.sample, self.queue.add, scopes_of(config))
         self.controller = Controller(
-            store=Store(indexes, RecentWrites(time.monotonic), poller.sample),
+            store=self.store,
             cluster=self.cluster,
             recorder=EventRecorder(self.cluster, socket.gethostname()),
             queue=self.queue,
             poller=poller,
             metrics=self.metrics,
-            config=self.config,
+            config=config,
             now=now,
         )
-        self.controller.start()
+        self.informers = informers_of(config, self.source, self.store)
+        self.failed = False
+        self._watching: list[asyncio.Task[None]] = []
+        self._leading: asyncio.Task[None] | None = None
+        self._stop_metrics: Callable[[], None] = lambda: None
+
+    def _claim(self, configuration: kubernetes.client.Configuration) -> Leadership | None:
+        if not self.config.lease_name:
+            return None
+        # connections of its own: however busy the others are, the Lease is renewed
+        self._lease_cluster = KubernetesCluster(copy.copy(configuration), 1, timeout=LEASE_TIMEOUT)
+        lease = KubernetesLease(self._lease_cluster, self.config.operator_namespace, self.config.lease_name)
+        return Leadership(lease, f"{socket.gethostname()}_{secrets.token_hex(4)}")
+
+    def start(self, end: Callable[[], None]) -> None:
+        """Begin to lead, or to stand by. `end` is called where this process has to end."""
         self.metrics.watch_depth(lambda: len(self.queue))
         if self.config.metrics_port:
             self._stop_metrics = self.metrics.serve(self.config.metrics_port)
+        self._leading = asyncio.create_task(self._lead(end), name="leadership")
+
+    async def _lead(self, end: Callable[[], None]) -> None:
+        """Watch, and work on what the watches deliver, as long as no other operator may."""
+        try:
+            if self.leadership is not None:
+                await self.leadership.acquire()
+            self._watching = [asyncio.create_task(it.run(), name=f"informer of {it}") for it in self.informers]
+            self.controller.start()
+            if self.leadership is not None:
+                await self.leadership.keep()
+        except LeadershipLost as error:
+            log.error("no longer leading: %s; ending, to stand by anew", error)
+            self.failed = True
+            end()
 
     def check(self) -> dict[str, Any]:
-        """Prove that the queue is worked on and every watch is alive.
+        """Prove that the queue is worked on and that every informer listens, or asks for what it can't hear.
 
         Raises:
-            Exception: it isn't; the kubelet then restarts the pod.
+            Stuck: it isn't so; the kubelet then restarts the pod. An API server that is away is no reason.
         """
-        if self.controller is None:
-            return {"starting": True}
+        if self._leading is not None and self._leading.done() and self.leadership is not None:
+            raise Stuck("leadership has ended")
+        if not self._watching:
+            return {"standby": True}
         self.controller.check()
-        watches = sum(task.get_name().startswith("watcher for ") and not task.done() for task in asyncio.all_tasks())
-        wanted = len(WATCHED) * max(1, len(self.config.namespaces))
-        if watches < wanted and time.monotonic() - self._started > STARTUP_SECONDS:
-            raise RuntimeError(f"{watches} of {wanted} watches are alive")
-        return {"watches": watches, "queue": len(self.queue)}
+        for informer, task in zip(self.informers, self._watching, strict=True):
+            if task.done():
+                raise Stuck(f"the informer of {informer} has ended")
+            if informer.silent_for() > SILENT_SECONDS:
+                raise Stuck(f"the informer of {informer} has been silent for {informer.silent_for():.0f} s")
+        synced = sum(informer.synced for informer in self.informers)
+        return {"watches": len(self.informers), "synced": synced, "queue": len(self.queue)}
 
     async def stop(self) -> None:
-        """Finish what is under way and let go of everything."""
-        if self.controller is not None:
-            await self.controller.stop()
+        """Finish what is under way, let go of everything, and let another operator take over at once."""
+        await self.controller.stop()
+        tasks = [*self._watching, *([self._leading] if self._leading is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.leadership is not None:
+            await self.leadership.release()
+            self._lease_cluster.close()
         await self.progress.close()
+        await self.source.close()
         self.cluster.close()
         self._stop_metrics()
 
@@ -127,19 +159,22 @@ def _login(configuration: kubernetes.client.Configuration) -> kopf.ConnectionInf
     )
 
 
-def _wire(operator: Operator) -> kopf.OperatorRegistry:
+def _wire(operator: Operator, stop: asyncio.Event) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
-    register(registry, operator.queue)
 
     @kopf.on.login(registry=registry)
     def login(**_: Any) -> kopf.ConnectionInfo:
         return _login(client_configuration())
 
     @kopf.on.startup(registry=registry)
-    async def startup(settings: kopf.OperatorSettings, **found: Any) -> None:
-        configure(settings)
-        await operator.wait_for_kinds()
-        operator.start(indexes_of(found))
+    async def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
+        # kopf itself watches, posts and scans nothing; its one look at the API server's kinds may take its time
+        settings.posting.enabled = False
+        settings.scanning.disabled = True
+        settings.peering.standalone = True
+        settings.networking.error_backoffs = itertools.repeat(10.0)
+        settings.process.ultimate_exiting_timeout = 25
+        operator.start(stop.set)
 
     @kopf.on.cleanup(registry=registry)
     async def cleanup(**_: Any) -> None:
@@ -152,15 +187,17 @@ def _wire(operator: Operator) -> kopf.OperatorRegistry:
     return registry
 
 
-async def _run(config: Config, configuration: kubernetes.client.Configuration) -> None:
-    operator = Operator(config, configuration)
+async def _run(config: Config, configuration: kubernetes.client.Configuration) -> bool:
+    """Run until SIGTERM or until leadership is lost; whether it ended well."""
+    operator, stop = Operator(config, configuration), asyncio.Event()
     await kopf.operator(
-        registry=_wire(operator),
+        registry=_wire(operator, stop),
         standalone=True,
-        clusterwide=not config.namespaces,
-        namespaces=config.namespaces,
+        clusterwide=True,
         liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz",
+        stop_flag=stop,
     )
+    return not operator.failed
 
 
 def main() -> int:
@@ -176,6 +213,6 @@ def main() -> int:
         sys.stderr.write(f"tunesmith-operator: no cluster to log in to: {error}. Set KUBECONFIG, or run it in a pod.\n")
         return 2
     log.info("Tunesmith %s watches %s", __version__, ", ".join(config.namespaces) or "all namespaces")
-    asyncio.run(_run(config, configuration))
+    ended_well = asyncio.run(_run(config, configuration))
     log.info("stopped")
-    return 0
+    return 0 if ended_well else 1

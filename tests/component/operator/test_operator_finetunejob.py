@@ -46,11 +46,11 @@ def test_children_are_made_once_and_the_job_last():
     world = started()
     children = [write for write in world.cluster.writes if not write.startswith("status")]
     assert children == [
-        "apply Service sentiment-workers",
-        "apply NetworkPolicy sentiment-workers",
-        "apply ConfigMap sentiment-1",
+        "create Service sentiment-workers",
+        "create NetworkPolicy sentiment-workers",
+        "create ConfigMap sentiment-1",
         "create Secret sentiment-1-ray-uid-1",
-        "apply Job sentiment-1",
+        "create Job sentiment-1",
     ]
     plan = TrainingPlan.from_json(world.cluster.get("ConfigMap", "sentiment-1")["data"]["plan.json"])
     assert plan.head_host == "sentiment-1-0.sentiment-workers"
@@ -173,7 +173,8 @@ def test_a_deleted_job_is_made_again_and_counts_as_a_restart():
 def test_a_job_deleted_by_hand_waits_for_the_pods_of_its_predecessor():
     world = started()
     pod = world.pod("sentiment-1", 0)
-    raw = world.cluster.objects.pop(("Job", "ml", "sentiment-1"))
+    raw = world.cluster.get("Job", "sentiment-1")
+    world.cluster.remove("Job", "ml", "sentiment-1", cascade=False)
     world.wait(5)
     assert world.cluster.get("Job", "sentiment-1") is None
     assert "sentiment-1-0-x" in world.condition("Succeeded")[2]
@@ -184,7 +185,7 @@ def test_a_job_deleted_by_hand_waits_for_the_pods_of_its_predecessor():
 
 def test_a_namesake_waits_until_the_children_of_its_predecessor_are_gone():
     world = started()
-    world.cluster.objects.pop((FINETUNEJOB_KIND, "ml", "sentiment"))
+    world.cluster.remove(FINETUNEJOB_KIND, "ml", "sentiment", cascade=False)
     world.cluster.put(make.finetunejob())
     world.wait(5)
     assert "earlier job" in world.condition("Succeeded")[2]
@@ -225,12 +226,12 @@ def test_a_lost_service_is_made_again_and_a_changed_plan_is_not():
     world.cluster.change("ConfigMap", "sentiment-1", {"metadata": {"annotations": {"tunesmith.dev/spec-hash": "old"}}})
     before = len(world.cluster.writes)
     world.reconcile()
-    assert world.cluster.writes[before:] == ["apply Service sentiment-workers"]
+    assert world.cluster.writes[before:] == ["create Service sentiment-workers"]
 
 
 def test_a_child_that_is_refused_is_named_and_the_rest_is_not_started():
     world = World()
-    world.cluster.refuse = lambda write: "forbidden: exceeded quota" if write == "apply Job sentiment-1" else None
+    world.cluster.refuse = lambda write: "forbidden: exceeded quota" if write == "create Job sentiment-1" else None
     started(world)
     status, reason, message = world.condition("ChildrenApplied")
     assert (status, reason) == ("False", "ApplyFailed")

@@ -13,6 +13,7 @@ from tunesmith_api.reports import ProgressReport, TrainerState
 from tunesmith_operator.core.finetunejob.decide import decide
 from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.core.reconcile.progress import ProgressSample
+from tunesmith_operator.core.reconcile.unreadable import Unreadable
 
 KEY = Key(FINETUNEJOB_KIND, "ml", "sentiment")
 
@@ -84,6 +85,12 @@ def toggle_suspend(world):
     world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"spec": {"suspend": not raw["spec"].get("suspend", False)}})
 
 
+def toggle_readable(world):
+    raw = world.cluster.get(FINETUNEJOB_KIND, "sentiment")
+    newer = None if "optimizer" in raw["spec"].get("training", {}) else "Muon"
+    world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"spec": {"training": {"optimizer": newer}}})
+
+
 def crash_soon(world):
     world.cluster.crash_after = len(world.cluster.writes) + 1
 
@@ -93,7 +100,7 @@ def time_passes(world):
 
 
 HAPPENINGS = [
-    start_pods, report, lose_contact, pod_finds_no_node, lose_head, remove_pods, users_error, succeed, delete_job, delete_service, toggle_suspend, crash_soon, time_passes,
+    start_pods, report, lose_contact, pod_finds_no_node, lose_head, remove_pods, users_error, succeed, delete_job, delete_service, toggle_suspend, toggle_readable, crash_soon, time_passes,
 ]  # fmt: skip
 
 
@@ -112,15 +119,24 @@ def test_a_job_comes_to_rest_after_anything_and_an_end_is_final(happenings):
             assert status["observedGeneration"] >= generation
             restarts, generation = status["restarts"], status["observedGeneration"]
             if ended is not None:
-                assert json.dumps(status, sort_keys=True) == ended
+                assert without_generations(status) == ended
             elif world.condition("Succeeded")[0] in ("True", "False"):
-                ended = json.dumps(status, sort_keys=True)
+                ended = without_generations(status)
             assert decided_twice(world), "the same observation gives the same decision"
     finally:
         logging.disable(logging.NOTSET)
 
 
+def without_generations(status):
+    """An edit after the end moves these and nothing else."""
+    conditions = [{**it, "observedGeneration": 0} for it in status["conditions"]]
+    return json.dumps({**status, "observedGeneration": 0, "conditions": conditions}, sort_keys=True)
+
+
 def decided_twice(world):
+    store = world.controller._store
+    if isinstance(store.custom_resource(KEY), Unreadable):
+        return True
     observed = world.observed(KEY)
     first, second = (decide(observed, world.now, world.config) for _ in range(2))
     assert first.actions == (), "what was decided has been carried out"

@@ -10,10 +10,9 @@ import pytest
 
 from support import make
 from tunesmith_api.v1alpha1 import FineTuneJob
-from tunesmith_operator.adapters.errors import Gone, Rejected, Transient, classify
+from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Rejected, Transient, classify
 from tunesmith_operator.adapters.events import EventRecorder
 from tunesmith_operator.adapters.kube import KubernetesCluster
-from tunesmith_operator.adapters.progress import ProgressClient
 from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, JOB, SECRET, Key
 from tunesmith_operator.core.status.transitions import EventNote
@@ -78,18 +77,26 @@ def manifest():
     return build(FineTuneJob.model_validate(make.finetunejob()), make.CONFIG, 1).job
 
 
-async def test_apply_is_server_side_under_our_name_and_forced_only_where_it_is_ours(server, kube):
+async def test_a_child_is_posted_under_our_name(server, kube):
     server.answer = {"metadata": {"name": "sentiment-1"}}
-    assert await kube.apply(manifest(), force=False) == server.answer
+    assert await kube.create(JOB, "ml", manifest().body) == server.answer
     method, path, query, headers, _ = server.requests[-1]
-    assert (method, path) == ("PATCH", "/apis/batch/v1/namespaces/ml/jobs/sentiment-1")
-    assert query == {"fieldManager": "tunesmith-operator", "force": "false"}
-    assert headers["Content-Type"] == "application/apply-patch+yaml"
+    assert (method, path) == ("POST", "/apis/batch/v1/namespaces/ml/jobs")
+    assert query == {"fieldManager": "tunesmith-operator"}
+    assert headers["Content-Type"] == "application/json"
     assert headers["Authorization"] == "bearer t0ken"
     assert headers["User-Agent"].startswith("tunesmith-operator/")
     assert server.body() == manifest().body
-    await kube.apply(manifest(), force=True)
-    assert server.requests[-1][2]["force"] == "true"
+
+
+async def test_one_object_is_found_by_the_right_to_list(server, kube):
+    server.answer = {"items": [{"metadata": {"name": "sentiment-1"}}]}
+    assert await kube.find(JOB, "ml", "sentiment-1") == server.answer["items"][0]
+    assert server.requests[-1][:3] == (
+        "GET", "/apis/batch/v1/namespaces/ml/jobs", {"fieldSelector": "metadata.name=sentiment-1"},
+    )  # fmt: skip
+    server.answer = {"items": []}
+    assert await kube.find(JOB, "ml", "sentiment-1") is None
 
 
 async def test_status_goes_to_its_subresource_with_the_uid(server, kube):
@@ -101,15 +108,29 @@ async def test_status_goes_to_its_subresource_with_the_uid(server, kube):
     assert server.body()["status"] == {"phase": "Training"}
 
 
-async def test_a_patch_is_a_merge_patch(server, kube):
-    await kube.patch(JOB, "ml", "sentiment-1", {"spec": {"suspend": True}})
+async def test_a_patch_is_a_merge_patch_of_that_very_object(server, kube):
+    await kube.patch(JOB, "ml", "sentiment-1", "u1", {"spec": {"suspend": True}, "metadata": {"labels": {"a": "b"}}})
     assert server.requests[-1][3]["Content-Type"] == "application/merge-patch+json"
+    assert server.body() == {"spec": {"suspend": True}, "metadata": {"labels": {"a": "b"}, "uid": "u1"}}
 
 
-async def test_creating_what_exists_is_fine_and_so_is_deleting_what_is_gone(server, kube):
-    server.code = 409
-    await kube.create(SECRET, "ml", {"metadata": {"name": "x"}})
+async def test_creating_what_exists_is_told_and_any_other_conflict_is_not_taken_for_it(server, kube):
+    server.code, server.answer = 409, {"reason": "AlreadyExists", "message": "there is one"}
+    with pytest.raises(AlreadyExists):
+        await kube.create(SECRET, "ml", {"metadata": {"name": "x"}})
     assert server.requests[-1][:2] == ("POST", "/api/v1/namespaces/ml/secrets")
+    server.answer = {"reason": "Conflict", "message": 'Operation cannot be fulfilled on resourcequotas "q"'}
+    with pytest.raises(Transient):
+        await kube.create(SECRET, "ml", {"metadata": {"name": "x"}})
+
+
+async def test_the_same_event_twice_is_one(server, kube):
+    server.code, server.answer = 409, {"reason": "AlreadyExists"}
+    note = EventNote("Normal", "Training", "x")
+    await EventRecorder(kube, "pod-1").record(FINETUNEJOB, Key("FineTuneJob", "ml", "a"), "u1", note, make.at(0))
+
+
+async def test_deleting_what_is_gone_is_fine(server, kube):
     server.code = 404
     await kube.delete(JOB, "ml", "sentiment-1", "u1")
     assert server.body() == {"propagationPolicy": "Background", "preconditions": {"uid": "u1"}}
@@ -118,21 +139,14 @@ async def test_creating_what_exists_is_fine_and_so_is_deleting_what_is_gone(serv
 async def test_a_refusal_is_told_in_the_servers_words(server, kube):
     server.code, server.answer = 403, {"message": "exceeded quota", "reason": "Forbidden"}
     with pytest.raises(Rejected, match="exceeded quota"):
-        await kube.apply(manifest(), force=False)
+        await kube.create(JOB, "ml", manifest().body)
 
 
 async def test_an_unreachable_server_is_transient(server, kube):
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(Transient, match="can't be reached"):
-        await kube.patch(JOB, "ml", "x", {})
-
-
-async def test_a_kind_is_served_or_not(server, kube):
-    server.answer = {"resources": [{"name": "finetunejobs"}]}
-    assert await kube.serves(FINETUNEJOB)
-    server.code = 404
-    assert not await kube.serves(FINETUNEJOB)
+        await kube.patch(JOB, "ml", "x", "u1", {})
 
 
 async def test_an_event_names_its_object_reason_and_reporter(server, kube):
@@ -152,7 +166,11 @@ TERMINATING = {
     "reason": "Forbidden",
     "details": {"causes": [{"reason": "NamespaceTerminating"}]},
 }
-CONFLICT = {"message": 'Apply failed with 1 conflict: conflict with "kubectl"', "reason": "Conflict"}
+ANOTHER = {
+    "message": "field is immutable",
+    "reason": "Invalid",
+    "details": {"causes": [{"reason": "FieldValueInvalid", "field": "metadata.uid"}]},
+}
 
 
 @pytest.mark.parametrize(
@@ -162,14 +180,15 @@ CONFLICT = {"message": 'Apply failed with 1 conflict: conflict with "kubectl"', 
         (403, TERMINATING, Gone),
         (403, {"message": "no"}, Rejected),
         (422, {"message": "immutable"}, Rejected),
-        (409, CONFLICT, Rejected),
+        (422, ANOTHER, Gone),
+        (409, {"message": "there is one", "reason": "AlreadyExists"}, AlreadyExists),
         (409, {"message": "object has been modified", "reason": "Conflict"}, Transient),
         (429, {}, Transient),
         (500, b"no JSON", Transient),
         (401, {"message": "Unauthorized"}, Transient),
     ],
 )
-def test_errors_are_of_three_kinds(code, answer, kind):
+def test_errors_are_of_four_kinds(code, answer, kind):
     error = classify(code, answer if isinstance(answer, bytes) else json.dumps(answer))
     assert type(error) is kind
 
@@ -177,31 +196,3 @@ def test_errors_are_of_three_kinds(code, answer, kind):
 def test_the_servers_patience_is_kept():
     assert classify(429, b"{}", "7").retry_after == 7
     assert classify(503, b"{}", "Wed, 21 Oct").retry_after is None
-
-
-async def fetch(port):
-    client = ProgressClient(timeout_seconds=0.5)
-    try:
-        return await client.fetch("127.0.0.1", port)
-    finally:
-        await client.close()
-
-
-async def test_progress_is_read(server):
-    server.answer = {"globalStep": 5, "maxSteps": 10, "schemaVersion": 1}
-    report = await fetch(server.port)
-    assert (report.global_step, server.requests[-1][1]) == (5, "/progress")
-
-
-@pytest.mark.parametrize("answer", [b"not json", {"schemaVersion": 99}, {"surprise": 1}])
-async def test_progress_that_is_none_is_none(server, answer):
-    server.answer = answer
-    assert await fetch(server.port) is None
-
-
-async def test_a_pod_that_does_not_answer_has_no_progress(server):
-    server.code = 503
-    assert await fetch(server.port) is None
-    server.http.shutdown()
-    server.http.server_close()
-    assert await fetch(server.port) is None

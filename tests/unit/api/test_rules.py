@@ -3,8 +3,13 @@
 from pydantic import BaseModel
 
 from support.mistakes import MISTAKES
-from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobSpec
-from tunesmith_api.v1alpha1.finetunejob import ABSENT_UNLESS_GIVEN, IMMUTABLE_AFTER_START
+from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobSpec, ModelDeployment
+from tunesmith_api.v1alpha1.finetunejob import (
+    ABSENT_UNLESS_GIVEN,
+    IMMUTABLE_AFTER_START,
+    READ_AT_START,
+    FailurePolicy,
+)
 
 
 def rules_of(node):
@@ -31,3 +36,36 @@ def test_the_fields_that_may_be_absent_are_known_to_the_rules_of_immutability():
     assert absent == set(ABSENT_UNLESS_GIVEN)
     assert set(fields) >= set(IMMUTABLE_AFTER_START)
     assert issubclass(FineTuneJobSpec, BaseModel)
+
+
+CARRIED_OUT = {
+    "suspend",
+    "activeDeadlineSeconds",
+    "ttlSecondsAfterFinished",
+    "failurePolicy.backoffLimit",
+    "failurePolicy.startupTimeoutSeconds",
+}
+
+
+def test_every_field_is_carried_out_after_the_start_or_refuses_to_change():
+    fields = {info.alias for info in FineTuneJobSpec.model_fields.values()} - {"failurePolicy"}
+    fields |= {f"failurePolicy.{info.alias}" for info in FailurePolicy.model_fields.values()}
+    unchanging = set(IMMUTABLE_AFTER_START) | set(READ_AT_START)
+    assert fields == unchanging | CARRIED_OUT
+    assert not unchanging & CARRIED_OUT
+    rules = {
+        rule["message"].split()[0] for rule in rules_of(FineTuneJob.model_json_schema()) if "oldSelf" in rule["rule"]
+    }
+    assert rules == {f"spec.{field}" for field in unchanging}
+
+
+def test_a_field_that_pods_have_read_says_how_to_go_on_with_another_value():
+    (rule,) = [it for it in rules_of(FineTuneJob.model_json_schema()) if "spec.failurePolicy.maxRestarts" in it["rule"]]
+    assert rule["message"].startswith("spec.failurePolicy.maxRestarts can't change once the job has started: delete it")
+    assert "checkpoint.uri" in rule["message"]
+
+
+def test_a_deployment_does_not_take_the_name_of_a_jobs_service():
+    (rule,) = [it for it in rules_of(ModelDeployment.model_json_schema()) if "-workers" in it["rule"]]
+    assert rule["rule"].startswith("has(self.status) ||"), "a status must stay possible to write"
+    assert rule["message"].endswith("choose another name")

@@ -11,7 +11,7 @@ from tunesmith_api import keys
 from tunesmith_operator.core.kinds import KINDS, kind_of, owner_key
 from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.core.reconcile.observed import ObservedObjects
-from tunesmith_operator.shell.watches import WATCHED
+from tunesmith_operator.engine.store import WATCHED
 
 OPERATOR = Path(tunesmith_operator.__file__).parent
 EXAMPLES = {keys.FINETUNEJOB_KIND: make.finetunejob, keys.MODELDEPLOYMENT_KIND: make.modeldeployment}

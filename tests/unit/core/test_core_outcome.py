@@ -1,5 +1,7 @@
 """How a Job ended: the controller's verdict, in the words of the pod that decided it."""
 
+from dataclasses import replace
+
 import pytest
 
 from support import make
@@ -40,6 +42,12 @@ def pod(index, code=None, message="", reason="Error", ended=5.0, phase=None):
 def judged(child, *pods, **spec):
     raw = make.finetunejob(**spec)
     raw["metadata"]["uid"] = "u"
+    bounds = FineTuneJob.model_validate(raw).spec
+    child = replace(
+        child,
+        backoff_limit=bounds.failure_policy.backoff_limit,
+        active_deadline_seconds=bounds.active_deadline_seconds,
+    )
     observed = Observed(job=FineTuneJob.model_validate(raw), objects=ObservedObjects(jobs=(child,), pods=pods))
     return verdict(children_of(observed), observed.job.spec)
 

@@ -13,6 +13,7 @@ from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.finetunejob.policies import violation
 from tunesmith_operator.core.finetunejob.training_plan import training_plan
 from tunesmith_operator.core.modeldeployment.children import server_deployment
+from tunesmith_operator.core.modeldeployment.policies import violation as deployment_violation
 from tunesmith_operator.core.modeldeployment.source import SourceAbsent, SourceModel, of_finetunejob
 from tunesmith_operator.core.modeldeployment.template import template_of
 from tunesmith_operator.core.status.conditions import FALSE, TRUE, UNKNOWN, Finding, merge
@@ -219,10 +220,25 @@ def test_a_manifest_has_the_same_hash_until_something_in_it_changes():
         ),
         ({"output": {"uri": "pvc://work"}, "model": {"uri": "pvc://work/base"}}, "spec.model.uri"),
         ({"output": {"uri": "pvc://work/../models"}}, "spec.output.uri"),
+        ({"storage": {"endpointURL": "http://me:secret@s3:8333"}}, "spec.storage.endpointURL"),
+        ({"huggingFace": {"endpointURL": "https://me:secret@hub.example"}}, "spec.huggingFace.endpointURL"),
+        (
+            {"tracking": {"mlflow": {"trackingURI": "http://me:secret@mlflow:5000/a"}}},
+            "spec.tracking.mlflow.trackingURI",
+        ),
     ],
 )
 def test_policies_name_the_field(spec, words):
     assert words in violation(job(**spec)).message
+
+
+def test_a_password_in_a_url_is_refused_without_repeating_it():
+    message = violation(job(storage={"endpointURL": "http://me:hunter2@s3:8333"})).message
+    assert "Secret" in message
+    assert "hunter2" not in message
+    assert violation(job(tracking={"mlflow": {"trackingURI": "file:///runs/me@home"}})) is None
+    refused = deployment_violation(deployment(storage={"endpointURL": "http://me:hunter2@s3:8333"}))
+    assert "spec.storage.endpointURL" in refused.message
 
 
 def test_files_of_a_hub_model_that_is_called_like_a_bucket_are_no_conflict():

@@ -67,7 +67,7 @@ CASES = {
     ),
     "the operator's own Secret that somebody deleted": (
         pod(waiting("CreateContainerConfigError", 'secret "sentiment-1-ray-abcde" not found')),
-        "SecretNotFound", ["delete the child Job"], True,
+        "SecretNotFound", ["the operator makes it again"], True,
     ),
     "a ConfigMap that doesn't exist": (
         pod(waiting("CreateContainerConfigError", 'configmap "x" not found')),

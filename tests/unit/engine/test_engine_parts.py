@@ -1,4 +1,4 @@
-"""Reading one's own writes, snapshots and the poller."""
+"""Snapshots and the poller."""
 
 import asyncio
 import contextlib
@@ -7,59 +7,13 @@ from datetime import timedelta
 from support import make
 from tunesmith_api.reports import ProgressReport
 from tunesmith_operator.core.kinds import owner_key
-from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, JOB, Key
-from tunesmith_operator.core.kubernetes.workloads import JobView
+from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, Key
 from tunesmith_operator.core.reconcile.progress import PollTarget
 from tunesmith_operator.core.reconcile.unreadable import Unreadable
 from tunesmith_operator.engine.poller import Poller
-from tunesmith_operator.engine.recent import RecentWrites
-from tunesmith_operator.engine.store import Indexes, Store
+from tunesmith_operator.engine.store import Store
 
 KEY = Key("FineTuneJob", "ml", "sentiment")
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def view(version, uid="u1", name="job"):
-    return JobView(namespace="ml", name=name, uid=uid, version=version)
-
-
-def test_a_write_counts_as_observed_until_the_watch_delivers_it():
-    recent = RecentWrites(Clock())
-    recent.wrote(KEY, JOB, view(10))
-    assert recent.merge(KEY, JOB, ()) == (view(10),)
-    assert recent.merge(KEY, JOB, (view(9),)) == (view(10),)
-    assert recent.merge(KEY, JOB, (view(11),)) == (view(11),)
-    assert recent.merge(KEY, JOB, ()) == (), "the watch has seen it: its absence is real now"
-
-
-def test_a_write_that_the_watch_never_delivers_is_forgotten():
-    clock = Clock()
-    recent = RecentWrites(clock)
-    recent.wrote(KEY, JOB, view(10))
-    clock.now = 31
-    assert recent.merge(KEY, JOB, ()) == ()
-
-
-def test_a_deleted_object_is_gone_at_once_and_its_successor_is_not():
-    recent = RecentWrites(Clock())
-    recent.wrote(KEY, JOB, view(10))
-    recent.deleted("u1")
-    assert recent.merge(KEY, JOB, (view(10),)) == ()
-    assert recent.merge(KEY, JOB, (view(12, uid="u2"),)) == (view(12, uid="u2"),)
-
-
-def test_writes_of_one_owner_are_nothing_to_another():
-    recent = RecentWrites(Clock())
-    recent.wrote(KEY, JOB, view(10))
-    assert recent.merge(Key("FineTuneJob", "ml", "other"), JOB, ()) == ()
-    recent.forget(KEY)
-    assert recent.merge(KEY, JOB, ()) == ()
 
 
 def custom(version, uid="u1", **status):
@@ -69,18 +23,22 @@ def custom(version, uid="u1", **status):
 
 
 def store(*raws):
-    return Store(Indexes(custom={FINETUNEJOB: {KEY: raws} if raws else {}}), RecentWrites(Clock()), lambda key: None)
+    known = Store(lambda key: None, lambda key: None)
+    for raw in raws:
+        known.received(FINETUNEJOB, raw)
+    return known
 
 
 def test_a_status_just_written_is_observed_before_the_watch_delivers_it():
     known = store(custom(5))
-    known.wrote_status(KEY, custom(7, phase="Training"))
+    known.wrote(FINETUNEJOB, custom(7, phase="Training"))
+    known.received(FINETUNEJOB, custom(6, phase="Pending"))
     assert known.custom_resource(KEY).status.phase == "Training"
 
 
 def test_a_status_written_to_a_predecessor_is_not_observed_on_its_namesake():
-    known = store(custom(5, uid="new"))
-    known.wrote_status(KEY, custom(7, uid="old", phase="Training"))
+    known = store(custom(9, uid="new"))
+    known.wrote(FINETUNEJOB, custom(7, uid="old", phase="Training"))
     assert known.custom_resource(KEY).status.phase == "Pending"
 
 

@@ -2,33 +2,11 @@
 
 import asyncio
 import random
-import selectors
 
 import pytest
 
+from support.virtualtime import virtually
 from tunesmith_operator.engine.workqueue import TokenBucket, WorkQueue
-
-
-class VirtualSelector(selectors.DefaultSelector):
-    """Instead of waiting for the next timer, moves the clock there."""
-
-    now = 0.0
-
-    def select(self, timeout=None):
-        if timeout:
-            self.now += timeout
-        assert timeout is not None, "the test waits for something that never happens"
-        return super().select(0)
-
-
-def virtually(coroutine):
-    selector = VirtualSelector()
-    loop = asyncio.SelectorEventLoop(selector)
-    loop.time = lambda: selector.now
-    try:
-        return loop.run_until_complete(asyncio.wait_for(coroutine, 100_000))
-    finally:
-        loop.close()
 
 
 def queue(**settings):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from tunesmith_api.keys import PORT_PROGRESS, JobCondition, Reason
+from tunesmith_api.keys import PORT_PROGRESS, RAY_TOKEN_KEY, JobCondition, Reason
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE, ChildManifests, build, secret_uses
@@ -16,24 +16,26 @@ from tunesmith_operator.core.finetunejob.outcome import first_failure, verdict
 from tunesmith_operator.core.finetunejob.policies import violation
 from tunesmith_operator.core.finetunejob.status import (
     ended_status,
+    has_ended,
     refused_status,
     running_status,
+    seen_after_end,
     startup_verdict,
     waiting_status,
 )
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, JOB
 from tunesmith_operator.core.pods.crashes import ended_at
-from tunesmith_operator.core.pods.startup import Startup, examine
+from tunesmith_operator.core.pods.startup import Startup, examine, missing_secrets
 from tunesmith_operator.core.reconcile.children import (
     ORPHANS_SECONDS,
-    apply_if_changed,
+    Keeper,
     orphans_message,
     seconds_until,
     soonest,
 )
-from tunesmith_operator.core.reconcile.decision import Action, Apply, Create, Decision, Delete, Patch, conclude
+from tunesmith_operator.core.reconcile.decision import Action, Create, Decision, Delete, conclude
 from tunesmith_operator.core.reconcile.progress import PollTarget
-from tunesmith_operator.core.status.conditions import UNKNOWN, find
+from tunesmith_operator.core.reconcile.settled import state_of, unless_settled
 from tunesmith_operator.core.text import parse_time
 
 __all__ = ["decide"]
@@ -53,7 +55,7 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     if children.job is not None:
         return _follow(job, children, children.job.deleting, now, config)
     if (broken := violation(job)) is not None:
-        return _report(job, refused_status(job, broken, now))
+        return _report(job, refused_status(job.metadata, job.status, broken, now))
     if job.spec.suspend:
         message = "Suspended before the start: set spec.suspend to false to begin."
         return _report(job, waiting_status(job, Reason.SUSPENDED, message, now))
@@ -63,28 +65,22 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     return _start(job, children, now, config)
 
 
-def has_ended(status: FineTuneJobStatus) -> bool:
-    """Whether the job is over for good."""
-    condition = find(status.conditions, JobCondition.SUCCEEDED)
-    return condition is not None and condition.status != UNKNOWN
-
-
 def _report(job: FineTuneJob, status: FineTuneJobStatus, actions: list[Action] | None = None) -> Decision:
     return conclude(job, JobCondition.SUCCEEDED, status, actions or ())
 
 
 def _after_the_end(job: FineTuneJob, children: Children, now: datetime) -> Decision:
-    """Nothing is written any more, but for a Job that was given up and still has to be stopped, and the TTL."""
-    child = children.job
+    """Nothing is written any more, but for a Job that was given up and still has to be stopped, edits, and the TTL."""
+    child, meta = children.job, job.metadata
+    seen = Decision(status=seen_after_end(job.status, meta.generation))
     if child is not None and not child.ending and not child.deleting:
-        return Decision(actions=(Delete(JOB, child.namespace, child.name, child.uid),))
+        return replace(seen, actions=(Delete(JOB, child.namespace, child.name, child.uid),))
     ttl, completed = job.spec.ttl_seconds_after_finished, parse_time(job.status.completion_time)
     if ttl is None or completed is None:
-        return Decision()
+        return seen
     left = (completed + timedelta(seconds=ttl) - now).total_seconds()
     if left > 0:
-        return Decision(requeue_after=left)
-    meta = job.metadata
+        return replace(seen, requeue_after=left)
     return Decision(actions=(Delete(FINETUNEJOB, meta.namespace, meta.name, meta.uid),))
 
 
@@ -96,19 +92,37 @@ def _start(job: FineTuneJob, children: Children, now: datetime, config: Config) 
     restarts = job.status.restarts + 1 if job.status.attempts else 0
     manifests = build(job, config, attempt_number(job), restarts)
     actions = [
-        *_supporting(manifests, children),
-        Create(manifests.secret, "token"),
-        Apply(manifests.job),
+        *_supporting(manifests, children, Keeper(children.answers)),
+        Create(manifests.secret, RAY_TOKEN_KEY),
+        Create(manifests.job),
     ]
     return replace(_report(job, running_status(job, children, None, restarts, now, config), actions), starts=True)
 
 
-def _supporting(manifests: ChildManifests, children: Children) -> Iterator[Action]:
-    yield from apply_if_changed(manifests.service, children.service)
-    yield from apply_if_changed(manifests.network_policy, children.network_policy)
-    if children.job is None or children.config_map is None:
-        # once the Job exists its plan stays as it is, whatever a newer operator would write
-        yield from apply_if_changed(manifests.config_map, children.config_map)
+def _supporting(manifests: ChildManifests, children: Children, keeper: Keeper) -> Iterator[Action]:
+    yield from keeper.keep(manifests.service, children.service)
+    yield from keeper.keep(manifests.network_policy, children.network_policy)
+    plan = children.config_map
+    if children.job is None or plan is None or plan.spec_hash == manifests.config_map.hash:
+        # once the Job exists its plan stays as it was written, whatever a newer operator would write
+        yield from keeper.keep(manifests.config_map, plan)
+
+
+def _upkeep(job: FineTuneJob, children: Children, restarts: int, config: Config) -> Iterator[Action]:
+    """Repair what is around a Job that is under way, and what Kubernetes lets change of the Job itself."""
+    child = children.job
+    assert child is not None
+    manifests = build(job, config, attempt_number(job), restarts)
+    keeper = Keeper(children.answers, settled=job.status.observed_generation == job.metadata.generation)
+    yield from _supporting(manifests, children, keeper)
+    if manifests.secret.name in missing_secrets(children.pods):
+        yield Create(manifests.secret, RAY_TOKEN_KEY)
+        if any(pod.started for pod in children.active_pods):
+            # a pod that runs has the old token and would refuse those that start with another
+            yield Delete(JOB, child.namespace, child.name, child.uid)
+            return
+    if not child.ending:
+        yield from keeper.keep(manifests.job, child)
 
 
 def _follow(job: FineTuneJob, children: Children, deleting: bool, now: datetime, config: Config) -> Decision:
@@ -128,11 +142,19 @@ def _follow(job: FineTuneJob, children: Children, deleting: bool, now: datetime,
         return _report(job, ended_status(job, children, ended, restarts, now))
     actions: list[Action] = []
     if not deleting:
-        actions += _supporting(build(job, config, attempt_number(job), restarts), children)
-        if child.suspended != job.spec.suspend and not child.ending:
-            actions.append(Patch(JOB, child.namespace, child.name, {"spec": {"suspend": job.spec.suspend}}))
+        case = (_case(job, children), restarts, config)
+        actions = unless_settled(case, lambda: _upkeep(job, children, restarts, config))
     decision = _report(job, running_status(job, children, startup.problem, restarts, now, config), actions)
     return replace(decision, requeue_after=_next_look(children, startup, now, config), poll=_poll_target(children))
+
+
+def _case(job: FineTuneJob, children: Children) -> Hashable:
+    """All that `_upkeep` looks at."""
+    child, meta = children.job, job.metadata
+    around = (state_of(it) for it in (children.service, children.network_policy, children.config_map, child))
+    ending = child is not None and child.ending
+    identity = (meta.namespace, meta.name, meta.uid, attempt_number(job), job.spec.model_dump_json())
+    return (*identity, *around, ending, missing_secrets(children.pods), tuple(children.answers.items()))
 
 
 def _startup(job: FineTuneJob, children: Children, now: datetime) -> Startup:

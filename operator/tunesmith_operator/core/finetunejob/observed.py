@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_operator.core.kubernetes.manifest import Owner
-from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView
+from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB
 from tunesmith_operator.core.kubernetes.workloads import JobView
 from tunesmith_operator.core.pods.crashes import ended_at
@@ -47,12 +48,13 @@ class Children:
 
     service: ServiceView | None
     config_map: ConfigMapView | None
-    network_policy: ChildView | None
+    network_policy: SpecView | None
     job: JobView | None
     pods: tuple[PodView, ...]
     orphans: tuple[ChildView, ...]
     rejections: tuple[RejectionView, ...]
     progress: ProgressSample | None
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def head(self) -> PodView | None:
@@ -131,4 +133,5 @@ def children_of(observed: Observed) -> Children:
         orphans=objects.orphans(uid) + orphaned_pods,
         rejections=tuple(it for it in objects.rejections if current_uid is not None and it.job_uid == current_uid),
         progress=sample if is_of_head else None,
+        answers=objects.answers,
     )

@@ -55,7 +55,7 @@ def verdict(children: Children, spec: FineTuneJobSpec) -> Verdict | None:
     failed = first_failure(children.pods)
     if failed is not None and failed.container is not None:
         return _user_error(failed, ExitCode(failed.container.exit_code or 0), failing)
-    return _failure(failing, children.pods, spec) if job.failed is not None else None
+    return _failure(job, failing, children.pods, spec) if job.failed is not None else None
 
 
 def _success(pods: tuple[PodView, ...], job: JobView) -> Verdict | None:
@@ -67,7 +67,7 @@ def _success(pods: tuple[PodView, ...], job: JobView) -> Verdict | None:
     message = report.message if report is not None and report.message else "The tuned model is ready."
     if report is None:
         message = f"Job {job.name} is complete, but the report of worker 0 is gone: the model is in output.uri."
-    return Verdict(True, Reason.COMPLETED, message, report, job.completion_time)
+    return Verdict(True, Reason.COMPLETED, message, report, job.succeeded_at)
 
 
 def first_failure(pods: tuple[PodView, ...]) -> PodView | None:
@@ -91,11 +91,11 @@ def _user_error(failed: PodView, code: ExitCode, failing: ConditionView) -> Verd
     return Verdict(False, report.reason, message, report, failing.since)
 
 
-def _failure(failing: ConditionView, pods: tuple[PodView, ...], spec: FineTuneJobSpec) -> Verdict:
+def _failure(job: JobView, failing: ConditionView, pods: tuple[PodView, ...], spec: FineTuneJobSpec) -> Verdict:
     """A Job that was retried in vain, or took too long."""
     report = next((pod.report for pod in pods if pod.index == 0 and pod.report is not None), None)
     if failing.reason == "DeadlineExceeded":
-        limit = duration(spec.active_deadline_seconds or 0)
+        limit = duration(job.active_deadline_seconds or 0)
         message = (
             f"stopped after activeDeadlineSeconds ({limit}). To go on, create a FineTuneJob with the same "
             "checkpoint.uri and a longer deadline: it resumes from the last checkpoint."
@@ -109,7 +109,7 @@ def _failure(failing: ConditionView, pods: tuple[PodView, ...], spec: FineTuneJo
         message = f"{crash_message(crashed)}. Raise workers.resources.memory ({spec.workers.resources.memory})"
         message += " or lower training.microBatchSize."
         return Verdict(False, Reason.OUT_OF_MEMORY, message, report, failing.since)
-    message = f"gave up after {spec.failure_policy.backoff_limit} retries (failurePolicy.backoffLimit): "
+    message = f"gave up after {job.backoff_limit} retries (failurePolicy.backoffLimit): "
     message += crash_message(crashed)
     return Verdict(False, _crash_reason(crashed), message, report or crashed.report, failing.since)
 

@@ -10,9 +10,21 @@ from itertools import combinations, product
 
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_operator.core.finetunejob.uris import SpecUri, uris
-from tunesmith_operator.core.reconcile.rules import Violation, first_answer
+from tunesmith_operator.core.reconcile.rules import Violation, first_answer, password_in_url
 
 __all__ = ["violation"]
+
+
+def urls_hold_no_password(job: FineTuneJob) -> Violation | None:
+    """The plan, a ConfigMap, has them."""
+    mlflow = job.spec.tracking.mlflow
+    return password_in_url(
+        {
+            "storage.endpointURL": job.spec.storage.endpoint_url,
+            "huggingFace.endpointURL": job.spec.hugging_face.endpoint_url,
+            "tracking.mlflow.trackingURI": mlflow.tracking_uri if mlflow is not None else None,
+        }
+    )
 
 
 def paths_are_plain(job: FineTuneJob) -> Violation | None:
@@ -60,6 +72,7 @@ def _overlap(one: SpecUri, other: SpecUri) -> Violation:
 
 
 _POLICIES: tuple[Callable[[FineTuneJob], Violation | None], ...] = (
+    urls_hold_no_password,
     paths_are_plain,
     cache_can_be_written,
     folders_do_not_overlap,

@@ -9,6 +9,7 @@ from tunesmith_api.keys import JobCondition
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from tunesmith_operator.core.finetunejob.decide import decide
 from tunesmith_operator.core.finetunejob.observed import Observed, observe
+from tunesmith_operator.core.finetunejob.status import unreadable_status
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB
 from tunesmith_operator.core.reconcile.kind import Kind
 
@@ -22,4 +23,5 @@ FINE_TUNE_JOB: Final[Kind[FineTuneJob, Observed]] = Kind(
     summary=JobCondition.SUCCEEDED.value,
     observe=observe,
     decide=decide,
+    unreadable=unreadable_status,
 )

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.reports import DatasetFacts, ProgressReport, TerminationReport
-from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
+from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, ObjectMeta
 from tunesmith_api.v1alpha1.jobstatus import (
     Attempt,
     CheckpointStatus,
@@ -31,23 +31,66 @@ from tunesmith_operator.core.status.conditions import (
     Finding,
     accepted,
     children_applied,
+    find,
     refused,
     with_findings,
 )
 from tunesmith_operator.core.text import duration, loss, number, rfc3339, shortened
 
-__all__ = ["ended_status", "refused_status", "running_status", "startup_verdict", "waiting_status"]
+__all__ = [
+    "ended_status",
+    "has_ended",
+    "refused_status",
+    "running_status",
+    "seen_after_end",
+    "startup_verdict",
+    "unreadable_status",
+    "waiting_status",
+]
 
 MAX_ROW_LENGTH = 500
 
 
-def refused_status(job: FineTuneJob, violation: Violation, now: datetime) -> FineTuneJobStatus:
-    """The spec breaks a policy and nothing has been started."""
+def has_ended(status: FineTuneJobStatus) -> bool:
+    """Whether the job is over for good. One that was refused before its start isn't: a corrected spec starts it."""
+    summary, spec = (find(status.conditions, type_) for type_ in (JobCondition.SUCCEEDED, JobCondition.ACCEPTED))
+    decided = summary is not None and summary.status != UNKNOWN
+    return status.completion_time is not None or (decided and (spec is None or spec.status != FALSE))
+
+
+def seen_after_end(status: FineTuneJobStatus, generation: int) -> FineTuneJobStatus:
+    """The status of a job that has ended, and an edit since: it is taken note of and changes nothing.
+
+    `kubectl wait` and the like count a condition of an older generation as not there.
+    """
+    known = [it.model_copy(update={"observed_generation": generation}) for it in status.conditions]
+    return status.model_copy(update={"observed_generation": generation, "conditions": known})
+
+
+def refused_status(
+    meta: ObjectMeta, before: FineTuneJobStatus, violation: Violation, now: datetime
+) -> FineTuneJobStatus:
+    """The spec breaks a policy, or can't be read, and nothing has been started: it doesn't succeed as it stands."""
     findings = (
         refused(violation.reason, violation.message),
-        Finding(JobCondition.SUCCEEDED, UNKNOWN, violation.reason, violation.message),
+        Finding(JobCondition.SUCCEEDED, FALSE, violation.reason, violation.message),
     )
-    return with_findings(job.status, findings, now, job.metadata.generation, phase=JobPhase.FAILED)
+    generation = meta.generation
+    return with_findings(before, findings, now, generation, observed_generation=generation, phase=JobPhase.FAILED)
+
+
+def unreadable_status(meta: ObjectMeta, before: FineTuneJobStatus, message: str, now: datetime) -> FineTuneJobStatus:
+    """The spec can't be read. What has ended stays ended; what has started may still succeed."""
+    if has_ended(before):
+        return seen_after_end(before, meta.generation)
+    violation = Violation(message)
+    if before.start_time is None:
+        return refused_status(meta, before, violation, now)
+    findings = (
+        refused(violation.reason, message),
+        Finding(JobCondition.SUCCEEDED, UNKNOWN, violation.reason, message),
+    )
+    return with_findings(before, findings, now, meta.generation)
 
 
 def waiting_status(job: FineTuneJob, reason: Reason, message: str, now: datetime) -> FineTuneJobStatus:

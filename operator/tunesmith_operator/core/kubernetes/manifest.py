@@ -1,4 +1,10 @@
-"""Manifests: what the operator writes to the API server, with its owner, labels and hash."""
+"""Manifests: what the operator writes to the API server, with its owner, labels and hash.
+
+A child is created by POST, which touches nothing that is there, and changed by a merge patch that names its uid. It is
+no server-side apply: unforced, that refuses only where another field manager has other values. The operator is one
+manager for all its objects, so two of them with a child's name in common would take it from each other in silence; and
+somebody's object of that name without our fields would get an owner that takes it along when it is deleted.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from tunesmith_api import keys
 from tunesmith_api.model import digest_of
 from tunesmith_operator.core.kubernetes.resources import Resource
 
-__all__ = ["JSON", "Manifest", "Owner"]
+__all__ = ["JSON", "Manifest", "Owner", "foreign_owner"]
 
 JSON = dict[str, Any]
 
@@ -76,3 +82,22 @@ class Owner:
         digest = digest_of(body)[:16]
         metadata["annotations"] = metadata["annotations"] | {keys.ANNOTATION_SPEC_HASH: digest}
         return Manifest(resource, self.namespace, name, digest, body)
+
+
+def foreign_owner(manifest: Manifest, found: Mapping[str, Any]) -> str | None:
+    """Why an object that has the manifest's name is not to be touched; None where it has the same owner."""
+    mine = manifest.body["metadata"]["ownerReferences"][0]
+    owner = next((it for it in found["metadata"].get("ownerReferences") or () if it.get("controller")), None)
+    if owner is None:
+        return (
+            "there is one of this name already, which belongs to nobody and is left as it is. Delete it, if it isn't "
+            f"needed, or give this {mine['kind']} another name"
+        )
+    if owner["uid"] == mine["uid"]:
+        return None
+    if (owner["kind"], owner["name"]) == (mine["kind"], mine["name"]):
+        return f"there is one of an earlier {owner['kind']} {owner['name']}, which is waited for until it is gone"
+    return (
+        f"there is one of this name already, which belongs to {owner['kind']} {owner['name']} and is left as it is. "
+        f"Give this {mine['kind']} or that {owner['kind']} another name"
+    )

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +22,10 @@ __all__ = [
     "ConfigMapView",
     "RejectionView",
     "ServiceView",
+    "SpecView",
     "conditions_of",
+    "content_of",
+    "digests",
     "true_condition",
 ]
 
@@ -35,10 +41,19 @@ def _meta(raw: Raw) -> dict[str, Any]:
         "uid": meta.get("uid", ""),
         "version": int(meta.get("resourceVersion") or 0),
         "owner_uid": owners[0] if owners else "",
-        "labels": dict(meta.get("labels") or {}),
-        "annotations": dict(meta.get("annotations") or {}),
+        "labels": _ours(meta.get("labels")),
+        "annotations": _ours(meta.get("annotations")),
         "created": parse_time(meta.get("creationTimestamp")),
         "deleting": meta.get("deletionTimestamp") is not None,
+    }
+
+
+def _ours(entries: Mapping[str, str] | None) -> dict[str, str]:
+    """Labels or annotations that mean something here, each text once in memory: thousands of objects have the same."""
+    return {
+        sys.intern(name): sys.intern(value)
+        for name, value in (entries or {}).items()
+        if name.startswith(f"{keys.GROUP}/") or name == keys.LABEL_COMPONENT
     }
 
 
@@ -55,6 +70,8 @@ class ChildView:
     annotations: Mapping[str, str] = field(default_factory=dict)
     created: datetime | None = None
     deleting: bool = False
+    content: bytes = b""
+    """What `drift` compares of it, as compact JSON: its own fields, or digests of them. Empty: nothing is compared."""
 
     @classmethod
     def of(cls, raw: Raw) -> Self:
@@ -98,26 +115,48 @@ def true_condition(conditions: tuple[ConditionView, ...], type_: str) -> Conditi
     return next((entry for entry in conditions if entry.type == type_ and entry.status == "True"), None)
 
 
+def content_of(**fields: Any) -> bytes:
+    """The fields in the form of `ChildView.content`."""
+    return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
+
+
+def digests(data: Mapping[str, str]) -> dict[str, str]:
+    """A ConfigMap's entries, each in few bytes."""
+    return {name: hashlib.blake2b(text.encode(), digest_size=8).hexdigest() for name, text in data.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceView(ChildView):
+class SpecView(ChildView):
+    """An object whose whole spec is the operator's: a NetworkPolicy."""
+
+    @classmethod
+    def _fields(cls, raw: Raw) -> dict[str, Any]:
+        return {"content": content_of(spec=raw.get("spec") or {})}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceView(SpecView):
     """A Service."""
 
     selector: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def _fields(cls, raw: Raw) -> dict[str, Any]:
-        return {"selector": dict(raw.get("spec", {}).get("selector") or {})}
+        spec = raw.get("spec") or {}
+        return {"selector": dict(spec.get("selector") or {}), "content": content_of(spec=spec)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigMapView(ChildView):
-    """A ConfigMap."""
+    """A ConfigMap. Its data is kept only where a history of revisions may have to be rebuilt from it."""
 
     data: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def _fields(cls, raw: Raw) -> dict[str, Any]:
-        return {"data": dict(raw.get("data") or {})}
+        data = dict(raw.get("data") or {})
+        kept = keys.LABEL_REVISION in (raw["metadata"].get("labels") or {})
+        return {"data": data if kept else {}, "content": content_of(data=digests(data))}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from tunesmith_api.keys import TERMINAL_EXIT_CODES, ExitCode
 from tunesmith_operator.core.kubernetes.manifest import JSON
-from tunesmith_operator.core.kubernetes.objects import ChildView, ConditionView, conditions_of, true_condition
+from tunesmith_operator.core.kubernetes.objects import (
+    ChildView,
+    ConditionView,
+    SpecView,
+    conditions_of,
+    content_of,
+    true_condition,
+)
 from tunesmith_operator.core.text import parse_time
 
-__all__ = ["DeploymentView", "JobView", "pod_failure_policy"]
+__all__ = ["JOB_FIELDS", "DeploymentView", "JobView", "pod_failure_policy"]
 
 Raw = Mapping[str, Any]
+JOB_FIELDS: Final[JSON] = {"parallelism": 1, "backoffLimit": 6, "activeDeadlineSeconds": None, "suspend": False}
+"""What can be changed of a Job that runs, and what it is where nothing is given."""
 
 
 def pod_failure_policy(container: str, ignored: Sequence[ExitCode] = ()) -> JSON:
@@ -34,15 +43,21 @@ class JobView(ChildView):
     """A batch/v1 Job."""
 
     suspended: bool = False
+    backoff_limit: int = 0
+    active_deadline_seconds: int | None = None
     start_time: datetime | None = None
     completion_time: datetime | None = None
     conditions: tuple[ConditionView, ...] = ()
 
     @classmethod
     def _fields(cls, raw: Raw) -> dict[str, Any]:
-        status = raw.get("status", {})
+        status, spec = raw.get("status", {}), raw.get("spec") or {}
+        changeable = {name: spec.get(name, default) for name, default in JOB_FIELDS.items()}
         return {
-            "suspended": bool(raw.get("spec", {}).get("suspend")),
+            "suspended": bool(changeable["suspend"]),
+            "backoff_limit": changeable["backoffLimit"],
+            "active_deadline_seconds": changeable["activeDeadlineSeconds"],
+            "content": content_of(spec=changeable),
             "start_time": parse_time(status.get("startTime")),
             "completion_time": parse_time(status.get("completionTime")),
             "conditions": conditions_of(raw),
@@ -62,6 +77,12 @@ class JobView(ChildView):
     def succeeding(self) -> bool:
         """It is bound to succeed; some pods may still be ending."""
         return true_condition(self.conditions, "SuccessCriteriaMet") is not None
+
+    @property
+    def succeeded_at(self) -> datetime | None:
+        """When it succeeded, or became bound to."""
+        conditions = (true_condition(self.conditions, type_) for type_ in ("SuccessCriteriaMet", "Complete"))
+        return self.completion_time or next((it.since for it in conditions if it is not None), None)
 
     @property
     def failing(self) -> ConditionView | None:
@@ -85,7 +106,7 @@ class JobView(ChildView):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeploymentView(ChildView):
+class DeploymentView(SpecView):
     """An apps/v1 Deployment."""
 
     generation: int = 0
@@ -104,6 +125,7 @@ class DeploymentView(ChildView):
         progressing = [entry for entry in conditions_of(raw) if entry.type == "Progressing"]
         failure = true_condition(conditions_of(raw), "ReplicaFailure")
         return {
+            "content": content_of(spec=raw.get("spec") or {}),
             "generation": raw["metadata"].get("generation", 0),
             "observed_generation": status.get("observedGeneration", 0),
             "desired": raw.get("spec", {}).get("replicas", 1),

@@ -6,11 +6,11 @@ from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
-from tunesmith_operator.core.kubernetes.resources import DEPLOYMENT, JOB, NETWORK_POLICY, SERVICE
+from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB, NETWORK_POLICY, SERVICE
 from tunesmith_operator.core.kubernetes.workloads import pod_failure_policy
 from tunesmith_operator.core.modeldeployment.observed import owner_of, revision_label, revision_name
-from tunesmith_operator.core.modeldeployment.template import Template
-from tunesmith_operator.core.pods.spec import Workload, plan_config_map, pod_spec
+from tunesmith_operator.core.modeldeployment.template import TEMPLATE_FILE, Template
+from tunesmith_operator.core.pods.spec import Workload, pod_spec
 
 __all__ = ["config_map", "network_policy", "quantize_job", "selector", "server_deployment", "service"]
 
@@ -48,22 +48,23 @@ def config_map(template: Template, number: int) -> Manifest:
     annotations = {keys.ANNOTATION_REVISION_HASH: template.hash}
     labels = _labels(number, keys.COMPONENT_SERVER)
     name = revision_name(template.deployment, number)
-    return plan_config_map(owner_of(template.deployment), name, template.plan(number), labels, annotations)
+    data = {keys.PLAN_FILE: template.plan_of(number).to_json(), TEMPLATE_FILE: template.pods.to_json()}
+    return owner_of(template.deployment).manifest(CONFIG_MAP, name, {"data": data}, labels, annotations)
 
 
 def _workload(
     template: Template, number: int, container: str, module: str, container_fields: JSON, **more: JSON
 ) -> Workload:
-    spec = template.deployment.spec
+    pods = template.pods
     return Workload(
         container=container,
         module=module,
-        image=template.image,
+        image=pods.image,
         plan_name=revision_name(template.deployment, number),
-        resources=spec.resources,
-        storage=template.source.storage,
-        node_selector=spec.node_selector,
-        tolerations=spec.tolerations,
+        resources=pods.resources,
+        storage=pods.storage,
+        node_selector=pods.node_selector,
+        tolerations=pods.tolerations,
         restart_policy="Always" if container == keys.SERVER_CONTAINER else "Never",
         container_fields=container_fields,
         pod_fields=more.get("pod_fields", {}),

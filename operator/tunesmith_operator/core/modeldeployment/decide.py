@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -30,17 +30,23 @@ from tunesmith_operator.core.modeldeployment.revisions import (
     with_target,
 )
 from tunesmith_operator.core.modeldeployment.source import SourceAbsent, SourceModel
-from tunesmith_operator.core.modeldeployment.status import refused_status, serving_status, waiting_status
-from tunesmith_operator.core.modeldeployment.template import Template, template_of
+from tunesmith_operator.core.modeldeployment.status import (
+    not_carried_out,
+    refused_status,
+    serving_status,
+    waiting_status,
+)
+from tunesmith_operator.core.modeldeployment.template import Template, stored_template, template_of
 from tunesmith_operator.core.pods.startup import Startup, StartupProblem, examine
 from tunesmith_operator.core.reconcile.children import (
     ORPHANS_SECONDS,
-    apply_if_changed,
+    Keeper,
     orphans_message,
     seconds_until,
     soonest,
 )
-from tunesmith_operator.core.reconcile.decision import Action, Apply, Decision, Delete, Patch, conclude
+from tunesmith_operator.core.reconcile.decision import Action, Decision, Delete, Patch, conclude
+from tunesmith_operator.core.reconcile.settled import state_of, unless_settled
 from tunesmith_operator.core.status.conditions import FALSE, find
 from tunesmith_operator.core.text import parse_time
 
@@ -53,16 +59,17 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     if owner.metadata.deletion_timestamp is not None:
         return Decision()
     children = children_of(observed)
-    if (broken := violation(owner)) is not None:
+    broken, history = violation(owner), history_of(owner, children)
+    if history.latest is None and broken is not None:
         return _report(owner, refused_status(owner, broken, now))
-    history = history_of(owner, children)
     if history.latest is None and isinstance(source, SourceAbsent):
         return _report(owner, waiting_status(owner, source.reason, source.message, now))
     if history.latest is None and children.orphans:
         message = orphans_message("deployment of this name", children.orphans)
         status = waiting_status(owner, Reason.PENDING, message, now)
         return replace(_report(owner, status), requeue_after=ORPHANS_SECONDS)
-    template = template_of(owner, source, config) if isinstance(source, SourceModel) else None
+    # what can't be accepted changes nothing: the revisions that there are go on as they were made
+    template = template_of(owner, source, config) if isinstance(source, SourceModel) and broken is None else None
     if template is not None:
         history = with_target(history, template, now)
     assert history.latest is not None
@@ -70,7 +77,12 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     startup = _startup(owner, history, children, now)
     absent = source if isinstance(source, SourceAbsent) else None
     status = serving_status(owner, history, children, startup.problem, absent, now)
-    actions = list(_actions(owner, history, children, template, config))
+    if broken is not None:
+        status = not_carried_out(owner, status, broken, now)
+    carried_out = owner.status.observed_generation == owner.metadata.generation
+    keeper = Keeper(children.answers, settled=carried_out or broken is not None)
+    case = (_case(owner, history, children), template.hash if template is not None else None, config)
+    actions = unless_settled(case, lambda: _actions(owner, history, children, template, keeper, config))
     retired, wait = _retired(status, history, children, config, now)
     decision = _report(owner, status, [*actions, *retired])
     return replace(decision, requeue_after=soonest(wait, seconds_until(startup.deadline, now)))
@@ -98,31 +110,65 @@ def _startup(owner: ModelDeployment, history: History, children: Children, now: 
 
 
 def _actions(
-    owner: ModelDeployment, history: History, children: Children, template: Template | None, config: Config
+    owner: ModelDeployment,
+    history: History,
+    children: Children,
+    template: Template | None,
+    keeper: Keeper,
+    config: Config,
 ) -> Iterator[Action]:
     """Children in dependency order. The Service comes last: it is switched when the Deployment behind it is proven."""
     latest, current = history.latest, history.current
     assert latest is not None
-    yield from apply_if_changed(network_policy(owner), children.network_policy)
-    if template is not None and template.hash == latest.hash:
-        yield from _target_children(template, latest, children, config)
+    yield from keeper.keep(network_policy(owner), children.network_policy)
+    for revision in (latest, current) if current is not None and current.number != latest.number else (latest,):
+        yield from _revision_children(owner, revision, children, template, keeper, config)
     yield from _stop_failed(latest, children)
-    if current is not None and (template is None or current.number != latest.number or template.hash != latest.hash):
-        yield from _scale(children.deployments.get(revision_label(current.number)), owner.spec.replicas)
-    yield from apply_if_changed(service(owner, (current or latest).number), children.service)
+    yield from keeper.keep(service(owner, (current or latest).number), children.service)
 
 
-def _target_children(template: Template, latest: Revision, children: Children, config: Config) -> Iterator[Action]:
-    label, number = revision_label(latest.number), latest.number
-    if latest.phase is RevisionPhase.FAILED:
+def _case(owner: ModelDeployment, history: History, children: Children) -> Hashable:
+    """All that `_actions` looks at, but for the target and the configuration."""
+    meta = owner.metadata
+    identity = (meta.namespace, meta.name, meta.uid, owner.spec.model_dump_json())
+    revisions = tuple(
+        (it.number, it.hash, it.phase, it.reason) for it in (history.latest, history.current) if it is not None
+    )
+    by_revision = (children.config_maps, children.jobs, children.deployments)
+    around = tuple((label, state_of(it)) for group in by_revision for label, it in group.items())
+    ending = tuple(label for label, job in children.jobs.items() if job.ending)
+    single = (state_of(children.service), state_of(children.network_policy))
+    return (identity, revisions, around, ending, single, tuple(children.answers.items()))
+
+
+def _revision_children(
+    owner: ModelDeployment,
+    revision: Revision,
+    children: Children,
+    target: Template | None,
+    keeper: Keeper,
+    config: Config,
+) -> Iterator[Action]:
+    label, number = revision_label(revision.number), revision.number
+    if revision.phase is RevisionPhase.FAILED:
         return
-    if label not in children.config_maps:
-        yield Apply(config_map(template, number))
-    if latest.phase is RevisionPhase.QUANTIZING:
-        if label not in children.jobs:
-            yield Apply(quantize_job(template, number, config))
+    plan, servers = children.config_maps.get(label), children.deployments.get(label)
+    template = target if target is not None and target.hash == revision.hash else stored_template(owner, plan)
+    if template is None:
+        # its template was lost, or is of another version of Tunesmith: its pods stay as they are
+        if revision.phase is RevisionPhase.ACTIVE:
+            yield from _scale(servers, owner.spec.replicas)
         return
-    yield from apply_if_changed(server_deployment(template, number, config), children.deployments.get(label))
+    wanted = config_map(template, number)
+    if plan is None or plan.spec_hash == wanted.hash:
+        # a plan stays as it was written, whatever a newer operator would write
+        yield from keeper.keep(wanted, plan)
+    if revision.phase is not RevisionPhase.QUANTIZING:
+        yield from keeper.keep(server_deployment(template, number, config), servers)
+        return
+    job = children.jobs.get(label)
+    if job is None or not (job.ending or job.deleting):
+        yield from keeper.keep(quantize_job(template, number, config), job)
 
 
 def _stop_failed(latest: Revision, children: Children) -> Iterator[Action]:
@@ -137,12 +183,12 @@ def _stop_failed(latest: Revision, children: Children) -> Iterator[Action]:
     if failed_in_rollout(latest):
         yield from _scale(children.deployments.get(label), 0)
     elif job is not None and not job.ending and not job.suspended:
-        yield Patch(JOB, job.namespace, job.name, {"spec": {"suspend": True}})
+        yield Patch(JOB, job.namespace, job.name, job.uid, {"spec": {"suspend": True}})
 
 
 def _scale(child: DeploymentView | None, replicas: int) -> Iterator[Action]:
     if child is not None and child.desired != replicas and not child.deleting:
-        yield Patch(DEPLOYMENT, child.namespace, child.name, {"spec": {"replicas": replicas}})
+        yield Patch(DEPLOYMENT, child.namespace, child.name, child.uid, {"spec": {"replicas": replicas}})
 
 
 def _retired(

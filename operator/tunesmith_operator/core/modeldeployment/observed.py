@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import ModelDeployment, Storage
 from tunesmith_operator.core.kubernetes.manifest import Owner
-from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView
+from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, MODELDEPLOYMENT, Key
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.modeldeployment.source import Source, SourceModel, of_finetunejob
@@ -63,13 +63,14 @@ class Children:
     """The objects that are really this deployment's, by revision label where they belong to one."""
 
     service: ServiceView | None
-    network_policy: ChildView | None
+    network_policy: SpecView | None
     config_maps: dict[str, ConfigMapView]
     jobs: dict[str, JobView]
     deployments: dict[str, DeploymentView]
     pods: tuple[PodView, ...]
     rejections: tuple[RejectionView, ...]
     orphans: tuple[ChildView, ...]
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     def quantize_pods(self, label: str) -> tuple[PodView, ...]:
         """Pods of a revision's quantize Job."""
@@ -116,6 +117,7 @@ def children_of(observed: Observed) -> Children:
         pods=objects.pods,
         rejections=tuple(it for it in objects.rejections if it.job_uid in job_uids),
         orphans=objects.orphans(uid),
+        answers=objects.answers,
     )
 
 

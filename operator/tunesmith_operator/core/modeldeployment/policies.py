@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunesmith_api.v1alpha1 import ModelDeployment
-from tunesmith_operator.core.reconcile.rules import Violation, first_answer
+from tunesmith_operator.core.reconcile.rules import Violation, first_answer, password_in_url
 
 __all__ = ["violation"]
+
+
+def urls_hold_no_password(deployment: ModelDeployment) -> Violation | None:
+    """The plan, a ConfigMap, has it."""
+    storage = deployment.spec.storage
+    return password_in_url({"storage.endpointURL": storage.endpoint_url if storage is not None else None})
 
 
 def context_has_room(deployment: ModelDeployment) -> Violation | None:
@@ -32,7 +38,11 @@ def artifacts_do_not_overlap(deployment: ModelDeployment) -> Violation | None:
     )
 
 
-_POLICIES: tuple[Callable[[ModelDeployment], Violation | None], ...] = (context_has_room, artifacts_do_not_overlap)
+_POLICIES: tuple[Callable[[ModelDeployment], Violation | None], ...] = (
+    urls_hold_no_password,
+    context_has_room,
+    artifacts_do_not_overlap,
+)
 
 
 def violation(deployment: ModelDeployment) -> Violation | None:

@@ -10,6 +10,7 @@ from tunesmith_api.v1alpha1 import ModelDeployment, ModelDeploymentStatus
 from tunesmith_operator.core.kubernetes.resources import MODELDEPLOYMENT
 from tunesmith_operator.core.modeldeployment.decide import decide
 from tunesmith_operator.core.modeldeployment.observed import Observed, observe, references
+from tunesmith_operator.core.modeldeployment.status import unreadable_status
 from tunesmith_operator.core.reconcile.kind import Kind
 
 __all__ = ["MODEL_DEPLOYMENT"]
@@ -22,5 +23,6 @@ MODEL_DEPLOYMENT: Final[Kind[ModelDeployment, Observed]] = Kind(
     summary=DeploymentCondition.READY.value,
     observe=observe,
     decide=decide,
+    unreadable=unreadable_status,
     references=references,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,10 +19,11 @@ from tunesmith_operator.core.modeldeployment.observed import Children, revision_
 from tunesmith_operator.core.modeldeployment.template import Template
 from tunesmith_operator.core.pods.crashes import crash_message, last_crash
 from tunesmith_operator.core.pods.startup import Startup, examine
-from tunesmith_operator.core.text import duration, rfc3339
+from tunesmith_operator.core.text import duration, rfc3339, shortened
 
 __all__ = ["History", "advance", "failed_in_rollout", "history_of", "quantize_startup", "trim"]
 
+MAX_MESSAGE = 1024
 _IN_PROGRESS = (RevisionPhase.QUANTIZING, RevisionPhase.ROLLING_OUT)
 
 
@@ -62,19 +63,22 @@ def history_of(deployment: ModelDeployment, children: Children) -> History:
             known[rebuilt.number] = rebuilt
     ordered = tuple(known[number] for number in sorted(known))
     current = next((revision for revision in ordered if revision.name == status.current_revision), None)
-    if current is None and not status.revisions:
+    if current is None and (status.current_revision or not status.revisions):
         current = _selected(children, ordered)
     return History(ordered, current, ordered[-1] if ordered else None)
 
 
-def _selected(children: Children, ordered: Iterable[Revision]) -> Revision | None:
-    """The revision that the Service leads to, where its replicas answer."""
+def _selected(children: Children, ordered: Sequence[Revision]) -> Revision | None:
+    """The revision that the Service leads to.
+
+    It leads to the newest from the beginning where that is the first: then only its replicas say that it has answered.
+    """
     label = children.service.selector.get(keys.LABEL_REVISION, "") if children.service is not None else ""
     child = children.deployments.get(label)
-    if child is None or child.available == 0:
-        return None
     found = next((revision for revision in ordered if revision_label(revision.number) == label), None)
-    return found.model_copy(update={"phase": RevisionPhase.ACTIVE}) if found is not None else None
+    if child is None or found is None or (child.available == 0 and found.number == ordered[-1].number):
+        return None
+    return found.model_copy(update={"phase": RevisionPhase.ACTIVE})
 
 
 def _rebuilt(deployment: ModelDeployment, label: str, config_map: ConfigMapView) -> Revision | None:
@@ -105,9 +109,9 @@ def _new_revision(template: Template, number: int, now: datetime) -> Revision:
         name=revision_name(template.deployment, number),
         hash=template.hash,
         phase=RevisionPhase.QUANTIZING,
-        model_uri=template.source.uri,
-        model_digest=template.source.digest,
-        quantization=template.deployment.spec.quantization.method,
+        model_uri=template.plan.model_uri,
+        model_digest=template.plan.model_digest,
+        quantization=template.plan.quantization,
         artifact_uri=template.artifact_uri,
         created_time=rfc3339(now),
     )
@@ -213,7 +217,7 @@ def _rolled_out(deployment: ModelDeployment, revision: Revision, servers: Deploy
 
 
 def _failed(revision: Revision, reason: Reason, message: str) -> Revision:
-    update = {"phase": RevisionPhase.FAILED, "reason": reason.value, "message": message[:1024]}
+    update = {"phase": RevisionPhase.FAILED, "reason": reason.value, "message": shortened(message, MAX_MESSAGE)}
     return revision.model_copy(update=update)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from tunesmith_api.keys import DeploymentCondition, Reason
-from tunesmith_api.v1alpha1 import ModelDeployment, ModelDeploymentStatus
+from tunesmith_api.v1alpha1 import ModelDeployment, ModelDeploymentStatus, ObjectMeta
 from tunesmith_api.v1alpha1.modeldeployment import DeploymentDisplay, DeploymentPhase, Revision, RevisionPhase
 from tunesmith_operator.core.modeldeployment.children import selector
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label
@@ -17,6 +17,7 @@ from tunesmith_operator.core.reconcile.rules import Violation
 from tunesmith_operator.core.status.conditions import (
     FALSE,
     TRUE,
+    UNKNOWN,
     Finding,
     accepted,
     children_applied,
@@ -24,18 +25,42 @@ from tunesmith_operator.core.status.conditions import (
     with_findings,
 )
 
-__all__ = ["refused_status", "serving_status", "waiting_status"]
+__all__ = ["not_carried_out", "refused_status", "serving_status", "unreadable_status", "waiting_status"]
 
 
 def refused_status(deployment: ModelDeployment, violation: Violation, now: datetime) -> ModelDeploymentStatus:
-    """The spec breaks a policy: nothing is changed by it."""
-    before = deployment.status
-    findings = [refused(violation.reason, violation.message)]
-    phase = before.phase
-    if not before.current_revision:
-        findings.append(Finding(DeploymentCondition.READY, FALSE, violation.reason, violation.message))
-        phase = DeploymentPhase.FAILED
-    return with_findings(before, findings, now, deployment.metadata.generation, phase=phase)
+    """The spec breaks a policy and nothing has been started."""
+    findings = (
+        refused(violation.reason, violation.message),
+        Finding(DeploymentCondition.READY, FALSE, violation.reason, violation.message),
+    )
+    return with_findings(deployment.status, findings, now, deployment.metadata.generation, phase=DeploymentPhase.FAILED)
+
+
+def not_carried_out(
+    deployment: ModelDeployment, serving: ModelDeploymentStatus, violation: Violation, now: datetime
+) -> ModelDeploymentStatus:
+    """An edit breaks a policy: what was accepted before goes on being served, and reported."""
+    message = f"{violation.message}. What was accepted before goes on being served meanwhile."
+    return with_findings(
+        serving,
+        (refused(violation.reason, message),),
+        now,
+        deployment.metadata.generation,
+        observed_generation=deployment.status.observed_generation,
+    )
+
+
+def unreadable_status(
+    meta: ObjectMeta, before: ModelDeploymentStatus, message: str, now: datetime
+) -> ModelDeploymentStatus:
+    """The spec can't be read: what answers goes on answering, and nobody looks after it."""
+    status = UNKNOWN if before.current_revision else FALSE
+    findings = (
+        refused(Reason.INVALID_SPEC, message),
+        Finding(DeploymentCondition.READY, status, Reason.INVALID_SPEC, message),
+    )
+    return with_findings(before, findings, now, meta.generation)
 
 
 def waiting_status(deployment: ModelDeployment, reason: Reason, message: str, now: datetime) -> ModelDeploymentStatus:

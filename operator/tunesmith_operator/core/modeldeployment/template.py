@@ -1,47 +1,62 @@
-"""Spec and source → the template of a revision: its ServingPlan, and the digest that identifies it."""
+"""Spec and source → the template of a revision: its ServingPlan, and the digest that identifies it.
+
+A revision's ConfigMap keeps its template beside the plan. So its children can be made again as they were when the spec
+has moved on, or says something that can't be carried out, or its source is gone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from tunesmith_api.model import digest_of
+from pydantic import ValidationError
+
+from tunesmith_api import keys
+from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.plan import ServingPlan
-from tunesmith_api.v1alpha1 import ModelDeployment
+from tunesmith_api.v1alpha1 import ModelDeployment, Resources, Storage, Toleration
 from tunesmith_operator.core.config import Config
+from tunesmith_operator.core.kubernetes.objects import ConfigMapView
 from tunesmith_operator.core.modeldeployment.observed import revision_name
 from tunesmith_operator.core.modeldeployment.source import SourceModel
 from tunesmith_operator.core.pods.spec import storage_plan
 
-__all__ = ["Template", "template_of"]
+__all__ = ["TEMPLATE_FILE", "Pods", "Template", "stored_template", "template_of"]
+
+TEMPLATE_FILE: Final = "template.json"
+"""Beside the plan in a revision's ConfigMap."""
+
+
+class Pods(Contract):
+    """What a revision's pods are made of besides their plan."""
+
+    image: str
+    resources: Resources
+    storage: Storage
+    node_selector: dict[str, str]
+    tolerations: list[Toleration]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """Everything but the number and the replica count of a revision: what its children are built from."""
+    """Everything but the number and the replica count of a revision: what its children are built from.
+
+    `plan` is without the revision's name, which `plan_of` sets.
+    """
 
     deployment: ModelDeployment
-    source: SourceModel
-    image: str
-    artifact_uri: str
+    plan: ServingPlan
+    pods: Pods
     hash: str
 
-    def plan(self, number: int) -> ServingPlan:
+    @property
+    def artifact_uri(self) -> str:
+        """Folder of the quantized files."""
+        return self.plan.artifact_uri
+
+    def plan_of(self, number: int) -> ServingPlan:
         """What the pods of this revision need to know."""
-        spec, meta = self.deployment.spec, self.deployment.metadata
-        return ServingPlan(
-            name=meta.name,
-            namespace=meta.namespace,
-            uid=meta.uid,
-            revision=revision_name(self.deployment, number),
-            model_uri=self.source.uri,
-            model_digest=self.source.digest,
-            quantization=spec.quantization.method,
-            engine=spec.engine.type,
-            context_length=spec.engine.context_length,
-            parallel_requests=spec.engine.parallel_requests,
-            artifact_uri=self.artifact_uri,
-            storage=storage_plan(self.source.storage),
-        )
+        return self.plan.model_copy(update={"revision": revision_name(self.deployment, number)})
 
 
 def template_of(deployment: ModelDeployment, source: SourceModel, config: Config) -> Template:
@@ -49,7 +64,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
 
     The artefact's folder depends only on what decides its bytes: revisions that differ in resources or image share it.
     """
-    spec = deployment.spec
+    spec, meta = deployment.spec, deployment.metadata
     model_uri = source.uri.rstrip("/")
     content = digest_of([model_uri, source.digest, spec.quantization.method.value, spec.engine.type.value])[:12]
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
@@ -63,10 +78,38 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
-    return Template(
-        deployment=deployment,
-        source=SourceModel(model_uri, source.digest, source.storage),
-        image=image,
+    plan = ServingPlan(
+        name=meta.name,
+        namespace=meta.namespace,
+        uid=meta.uid,
+        revision="",
+        model_uri=model_uri,
+        model_digest=source.digest,
+        quantization=spec.quantization.method,
+        engine=spec.engine.type,
+        context_length=spec.engine.context_length,
+        parallel_requests=spec.engine.parallel_requests,
         artifact_uri=f"{folder}/{spec.quantization.method.value.lower()}-{content}",
-        hash=digest_of(identity)[:16],
+        storage=storage_plan(source.storage),
     )
+    pods = Pods(
+        image=image,
+        resources=spec.resources,
+        storage=source.storage,
+        node_selector=spec.node_selector,
+        tolerations=spec.tolerations,
+    )
+    return Template(deployment=deployment, plan=plan, pods=pods, hash=digest_of(identity)[:16])
+
+
+def stored_template(deployment: ModelDeployment, config_map: ConfigMapView | None) -> Template | None:
+    """The template that a revision was made from; None where its ConfigMap is gone or another version wrote it."""
+    if config_map is None:
+        return None
+    try:
+        plan = ServingPlan.from_json(config_map.data.get(keys.PLAN_FILE, ""))
+        pods = Pods.from_json(config_map.data.get(TEMPLATE_FILE, ""))
+    except ValidationError:
+        return None
+    revision_hash = config_map.annotations.get(keys.ANNOTATION_REVISION_HASH, "")
+    return Template(deployment=deployment, plan=plan, pods=pods, hash=revision_hash)

@@ -162,14 +162,13 @@ def pod_spec(workload: Workload, config: Config) -> JSON:
         },
         "containers": [_container(workload, config)],
         "volumes": volumes,
+        # said where they are empty too: where pods run is the spec's to say
+        "nodeSelector": dict(workload.node_selector),
+        "tolerations": [
+            entry.model_dump(mode="json", by_alias=True, exclude_none=True) for entry in workload.tolerations
+        ],
         **workload.pod_fields,
     }
-    if workload.node_selector:
-        spec["nodeSelector"] = dict(workload.node_selector)
-    if workload.tolerations:
-        spec["tolerations"] = [
-            entry.model_dump(mode="json", by_alias=True, exclude_none=True) for entry in workload.tolerations
-        ]
     if workload.priority_class_name:
         spec["priorityClassName"] = workload.priority_class_name
     return spec

@@ -13,7 +13,7 @@ from tunesmith_operator.core.kubernetes.objects import RejectionView
 from tunesmith_operator.core.pods.view import ContainerView, PodView
 from tunesmith_operator.core.text import duration
 
-__all__ = ["STORAGE_SECRET", "SecretUse", "Startup", "StartupProblem", "examine"]
+__all__ = ["STORAGE_SECRET", "SecretUse", "Startup", "StartupProblem", "examine", "missing_secrets"]
 
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
           "RegistryUnavailable", "SignatureValidationFailed")  # fmt: skip
@@ -97,6 +97,13 @@ def examine(
     )
 
 
+def missing_secrets(pods: Sequence[PodView]) -> frozenset[str]:
+    """Names of the Secrets that pods which haven't started say are not there."""
+    waiting = [pod.container for pod in pods if not pod.started and not pod.deleting and pod.container is not None]
+    found = (_SECRET.search(container.waiting_message) for container in waiting if container.waiting in _CONFIG)
+    return frozenset(named["a"] for named in found if named is not None and named["a"])
+
+
 def _rank(reason: Reason) -> int:
     return _ORDER.index(reason) if reason in _ORDER else len(_ORDER)
 
@@ -155,7 +162,7 @@ def _config_problem(pod: PodView, container: ContainerView, secrets: Sequence[Se
         )
     secret = named["a"] or named["b"]
     if "-ray-" in secret and secret.startswith(pod.labels.get(keys.LABEL_FINETUNEJOB, "") + "-"):
-        remedy = "The operator made it and it is gone: delete the child Job, both are then made again."
+        remedy = "It was deleted, and the operator makes it again."
     else:
         lacking = _KEY.search(container.waiting_message)
         remedy = _secret_remedy(pod, secret, lacking["key"] if lacking is not None else "", secrets)

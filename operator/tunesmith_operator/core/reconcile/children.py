@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from tunesmith_operator.core.kubernetes.drift import correction, fields_of, fingerprint
 from tunesmith_operator.core.kubernetes.manifest import Manifest
 from tunesmith_operator.core.kubernetes.objects import ChildView
-from tunesmith_operator.core.reconcile.decision import Apply
+from tunesmith_operator.core.reconcile.decision import Action, Create, Patch
 
-__all__ = ["ORPHANS_SECONDS", "apply_if_changed", "orphans_message", "seconds_until", "soonest"]
+__all__ = ["ORPHANS_SECONDS", "Keeper", "orphans_message", "seconds_until", "soonest"]
 
 ORPHANS_SECONDS: Final = 5.0
 """From one look at orphans that are waited for to the next."""
 
 
-def apply_if_changed(manifest: Manifest, child: ChildView | None) -> Iterator[Apply]:
-    """Write the child, where it is missing or was last applied from another manifest."""
-    if child is None or child.spec_hash != manifest.hash:
-        yield Apply(manifest, owned=child is not None)
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """Keeps children as their manifests say.
+
+    `answers` are fingerprints of what the API server made of the operator's own writes where that isn't what was
+    written: an admission webhook's part in a child is not undone again and again. `settled` says that the owner's spec
+    has been carried out before: whatever differs now was changed by somebody else.
+    """
+
+    answers: Mapping[str, str] = field(default_factory=dict)
+    settled: bool = False
+
+    def keep(self, manifest: Manifest, child: ChildView | None) -> Iterator[Action]:
+        """Create the child where it is missing, correct it where it isn't as written."""
+        if child is None:
+            yield Create(manifest)
+            return
+        body = correction(manifest, child)
+        if not body or self.answers.get(str(manifest)) == fingerprint(manifest, child):
+            return
+        drifted = self.settled and "metadata" not in body
+        undone = (
+            f"{manifest} was changed by somebody else ({fields_of(body)}), which is undone: it belongs to this object, "
+            "whose spec says what it is"
+        )
+        yield Patch(
+            manifest.resource, child.namespace, child.name, child.uid, body, manifest, undone if drifted else ""
+        )
 
 
 def orphans_message(previous_owner: str, orphans: Iterable[ChildView]) -> str:

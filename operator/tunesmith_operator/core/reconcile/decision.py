@@ -13,40 +13,39 @@ from tunesmith_operator.core.reconcile.progress import PollTarget
 from tunesmith_operator.core.status.resource import CustomResource, Status
 from tunesmith_operator.core.status.transitions import EventNote, transitions
 
-__all__ = ["Action", "Apply", "Create", "Decision", "Delete", "Patch", "conclude"]
+__all__ = ["Action", "Create", "Decision", "Delete", "Patch", "conclude"]
 
 QUIET: Final = frozenset({Reason.PENDING, Reason.STARTING})
 """Reasons of a summary condition that aren't worth an event."""
 
 
 @dataclass(frozen=True, slots=True)
-class Apply:
-    """Server-side apply.
+class Create:
+    """Create the object; what somebody else has under that name is never touched.
 
-    `owned` says that the object is known to have this owner: its fields are then taken over by
-    force; otherwise somebody else's object of that name makes the apply fail instead of being overwritten.
+    A Secret gets a random value under `random_key`. The operator can't read Secrets, so one that is there counts as its
+    own: the owner's uid is part of the name.
     """
 
     manifest: Manifest
-    owned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Create:
-    """Create a Secret with a random value under `random_key`; one that is there already stays as it is."""
-
-    manifest: Manifest
-    random_key: str
+    random_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Merge patch of a few fields of an object whose rest can't change."""
+    """Merge patch of the object with this uid, and of no other.
+
+    `manifest` is what the patch brings the object to, where that is more than the patch says itself. `undone` is the
+    message of an event: what somebody else had changed.
+    """
 
     resource: Resource
     namespace: str
     name: str
+    uid: str
     body: JSON
+    manifest: Manifest | None = None
+    undone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class Delete:
     uid: str
 
 
-Action = Apply | Create | Patch | Delete
+Action = Create | Patch | Delete
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+from tunesmith_api.v1alpha1 import ObjectMeta
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
 from tunesmith_operator.core.reconcile.decision import Decision
@@ -39,6 +40,8 @@ class Kind(Generic[R, T]):
     observe: Callable[[R, ObservedObjects, Lookup], T]
     """Puts the resource, its objects and what it refers to together."""
     decide: Callable[[T, datetime, Config], Decision]
+    unreadable: Callable[[ObjectMeta, Any, str, datetime], Status]
+    """The status of one whose spec this operator can't read, from the one before and the message that says why."""
     references: Callable[[str, Mapping[str, Any]], Iterable[Key]] = _none
     """Custom resources that a spec in a namespace names, a change of which concerns it."""
 

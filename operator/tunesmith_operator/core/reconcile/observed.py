@@ -5,11 +5,11 @@ Each kind's `observed` module sorts these objects into the children that the res
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView
+from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.reconcile.progress import ProgressSample
@@ -25,12 +25,14 @@ class ObservedObjects:
 
     services: tuple[ServiceView, ...] = ()
     config_maps: tuple[ConfigMapView, ...] = ()
-    network_policies: tuple[ChildView, ...] = ()
+    network_policies: tuple[SpecView, ...] = ()
     jobs: tuple[JobView, ...] = ()
     deployments: tuple[DeploymentView, ...] = ()
     pods: tuple[PodView, ...] = ()
     rejections: tuple[RejectionView, ...] = ()
     progress: ProgressSample | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """What the API server made of the operator's own writes, by child, where that isn't what was written."""
 
     def orphans(self, uid: str) -> tuple[ChildView, ...]:
         """Objects that a previous custom resource of the same name owns, other than pods."""
