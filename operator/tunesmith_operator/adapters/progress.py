@@ -1,4 +1,4 @@
-"""Reads the progress that worker 0 of a running job serves. What runs in that pod is a user's: nothing of it is trusted.
+"""Reads the progress that worker 0 of a running job serves. What runs in that pod is a user's: none of it is trusted.
 
 No redirect is followed, no cookie kept, nothing decompressed, and a body is read to a bound only.
 """
