@@ -97,8 +97,16 @@ def main() -> int:
         help="checkout whose operator is measured (default this one)",
     )
     parser.add_argument("--before", default=BEFORE, help=f"commit to compare start-up with (default {BEFORE})")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="TUNESMITH_NAME of the operator, e.g. WORKERS=8",
+    )
     chosen = parser.parse_args()
-    settings = Settings(chosen.qps, chosen.operator_from.resolve(), chosen.before, chosen.runs)
+    more = {f"TUNESMITH_{name}": value for name, _, value in (it.partition("=") for it in chosen.set)}
+    settings = Settings(chosen.qps, chosen.operator_from.resolve(), chosen.before, chosen.runs, more)
     counts = [int(it) for it in chosen.jobs.split(",")]
     known: dict[str, Callable[[], Figures]] = {
         "jobs": lambda: jobs(counts, settings),

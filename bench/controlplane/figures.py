@@ -7,8 +7,8 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.controlplane.load import create_all, deployment, job, plain_objects
@@ -52,6 +52,12 @@ class Settings:
     before: str = ""
     """The commit to compare start-up with."""
     runs: int = 3
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """More settings of the operator."""
+
+    def operator(self, stage: Stage) -> Tunesmith:
+        """Start the operator."""
+        return stage.operator(self.code, self.qps, **self.environment)
 
 
 def _names(count: int) -> list[str]:
@@ -101,7 +107,7 @@ class Life:
         self.names = _names(count)
         self.patience = 120.0 + 20 * count / settings.qps
         stage.simulator.order(run_seconds=-1)
-        self.operator: Tunesmith = stage.operator(settings.code, settings.qps)
+        self.operator: Tunesmith = settings.operator(stage)
         self.observer: Observer = stage.observer({FINETUNEJOBS: status_marks, JOBS: job_marks})
         self.figures: Figures = {}
         self.writes: Counter[str] = Counter()
@@ -159,7 +165,7 @@ class Life:
         self.cpu += self.operator.kill().cpu_seconds
         self.stage.simulator.order(finish=sorted(chosen))
         self.observer.wait("job-succeeding", {f"{name}-1" for name in chosen}, self.patience)
-        self.operator = self.stage.operator(self.settings.code, self.settings.qps)
+        self.operator = self.settings.operator(self.stage)
         shown = self.observer.wait("good", chosen, self.patience, say)
         while self.operator.metrics().get("tunesmith_queue_depth", 1.0) > 0:
             time.sleep(0.1)
@@ -239,7 +245,7 @@ def idle(count: int, settings: Settings, seconds: float = 60.0) -> Figures:
 def deployments(count: int, settings: Settings) -> Figures:
     """`writes_per_deployment`, `seconds` until all are Ready, `rss_mib`, `cpu_seconds`: ModelDeployments of one replica."""
     with opened(settings.code) as stage:
-        operator = stage.operator(settings.code, settings.qps)
+        operator = settings.operator(stage)
         observer = stage.observer({MODELDEPLOYMENTS: status_marks})
         stage.audit.skip()
         names = [f"model-{number:05d}" for number in range(count)]
