@@ -171,7 +171,8 @@ class Controller:
             ClusterError: something could not be written. The status says so already, where it could be.
         """
         if not self._store.ready(key.namespace):
-            return "early"  # the store wakes it once everything is listed
+            self._store.defer(key)
+            return "early"
         now = self._now()
         case = self._case(key, now)
         if case is None:
@@ -205,6 +206,10 @@ class Controller:
 
     async def _act(self, key: Key, case: Case, now: datetime) -> ClusterError | None:
         """Carry the actions out in order; return what stopped them, with the name of the object."""
+        try:
+            await self._confirm_owner(key, case)
+        except ClusterError as error:
+            return error
         for action in case.decision.actions:
             try:
                 await self._do(key, action)
@@ -214,6 +219,22 @@ class Controller:
             if isinstance(action, Patch) and action.undone:
                 await self._record(key, case, EventNote("Warning", Reason.REPAIRED, action.undone), now)
         return None
+
+    async def _confirm_owner(self, key: Key, case: Case) -> None:
+        """Ask whether the owner is still there, before anything that it had before is made again.
+
+        Watches of different kinds don't keep step: children can be known to be gone before their owner is.
+
+        Raises:
+            Gone: it isn't.
+        """
+        again = case.before.observed_generation > 0
+        if not again or not any(isinstance(action, Create) for action in case.decision.actions):
+            return
+        found = await self._cluster.find(case.kind.resource, key.namespace, key.name)
+        if found is None or found["metadata"].get("uid") != case.meta.uid:
+            self._store.deleted(case.kind.resource, key.namespace, key.name, case.meta.uid)
+            raise Gone(f"{key} is gone")
 
     async def _do(self, key: Key, action: Action) -> None:
         match action:

@@ -77,6 +77,7 @@ class Store:
         self._job_owners: dict[str, Key] = {}
         self._answers: dict[Key, dict[str, str]] = {}
         self._unlisted = {scope: set(WATCHED) for scope in scopes}
+        self._deferred: set[Key] = set()
 
     # --- what the informers deliver ---
 
@@ -106,11 +107,19 @@ class Store:
         cache = self._cache(resource)
         for entry in cache.prune(cache.names(namespace) - seen, version):
             self._left(resource, entry)
-        missing = self._unlisted.get(namespace)
-        if missing:
-            missing.discard(resource)
-            if not missing:
-                self._wake_all(namespace)
+        self._unlisted[namespace].discard(resource)
+        if not self._unlisted[namespace]:
+            ready = {key for key in self._deferred if self.ready(key.namespace)}
+            self._deferred -= ready
+            for key in ready:
+                self._wake_key(key)
+
+    def lost(self, resource: Resource, namespace: str | None) -> None:
+        """What is known may be old, until the next list: nothing is decided there meanwhile.
+
+        Kinds come back one by one. Were children known to be gone before their owner is, they would be made again.
+        """
+        self._unlisted[namespace].add(resource)
 
     # --- what the operator wrote ---
 
@@ -136,8 +145,12 @@ class Store:
 
     # --- snapshots ---
 
+    def defer(self, key: Key) -> None:
+        """Wake that key once its namespace is ready."""
+        self._deferred.add(key)
+
     def ready(self, namespace: str) -> bool:
-        """Whether everything in that namespace has been listed at least once: before that, nothing is decided."""
+        """Whether all that is known of that namespace is true to the API server: else, nothing is decided."""
         return any(not missing for scope, missing in self._unlisted.items() if scope in (None, namespace))
 
     def custom_resource(self, key: Key) -> Any:
@@ -234,15 +247,12 @@ class Store:
             self._wake(referring)
 
     def _wake(self, key: Hashable | None) -> None:
-        if isinstance(key, Key) and self.ready(key.namespace):
+        if not isinstance(key, Key):
+            return
+        if self.ready(key.namespace):
             self._wake_key(key)
-
-    def _wake_all(self, scope: str | None) -> None:
-        for cache in self._custom.values():
-            for name in cache.names(scope):
-                entry = cache.get(name)
-                if entry is not None:
-                    self._wake(entry.group)
+        else:
+            self.defer(key)
 
 
 def _version(raw: Raw) -> int:
