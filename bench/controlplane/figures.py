@@ -157,12 +157,14 @@ class Life:
     def restart(self) -> None:
         """`restart_seconds`: from the start after a SIGKILL until the queue is empty and what came meanwhile is told.
 
-        20 jobs have ended meanwhile. `restart_shown_seconds` until that stands in their status; `restart_rss_mib`,
-        `restart_cpu_seconds` by then.
+        20 jobs have ended meanwhile. `restart_shown_seconds` until that stands in their status; `restart_cpu_seconds`
+        and, at most, `restart_rss_mib` by then, where the first process had needed `first_rss_mib`.
         """
         running = sorted(set(self.names) - self.observer.first("good").keys())
-        chosen = set(running[:: max(1, len(running) // 20)])
-        self.cpu += self.operator.kill().cpu_seconds
+        chosen = set(running[:: max(1, len(running) // 20)][:20])
+        ended = self.operator.kill()
+        self.cpu += ended.cpu_seconds
+        self.figures["first_rss_mib"] = ended.peak_mib
         self.stage.simulator.order(finish=sorted(chosen))
         self.observer.wait("job-succeeding", {f"{name}-1" for name in chosen}, self.patience)
         self.operator = self.settings.operator(self.stage)
@@ -172,7 +174,7 @@ class Life:
         used = self.operator.usage()
         self.figures |= {
             "restart_seconds": max(shown, time.time()) - self.operator.begun, "restart_shown_seconds": shown - self.operator.begun,
-            "restart_rss_mib": used.rss_mib, "restart_cpu_seconds": used.cpu_seconds,
+            "restart_rss_mib": used.peak_mib, "restart_cpu_seconds": used.cpu_seconds,
         }  # fmt: skip
 
     def finish(self) -> None:
@@ -187,7 +189,7 @@ class Life:
             "writes_per_job": self.writes.total() / len(self.names),
             "writes": {what: round(number / len(self.names), 3) for what, number in self.writes.most_common()},
             "seconds": ended - begun,
-            "rss_mib": used.peak_mib,
+            "rss_mib": max(used.peak_mib, self.figures.get("first_rss_mib", 0.0)),
             "cpu_seconds": self.cpu + used.cpu_seconds,
         }
 
