@@ -1,27 +1,27 @@
 """What running jobs cost a control plane: parts of `make bench-controlplane`, with gates at what was measured and a fifth.
 
-One life of 75 jobs, then 150, on a control plane of its own; the tests look at its figures.
+One life of 75 jobs on a control plane of its own; the tests look at its figures.
 """
-
-import time
 
 import pytest
 
 from bench.controlplane.figures import Life, Settings, quiet_requests, start_cpu
-from bench.controlplane.load import create_all, job
-from bench.controlplane.stage import NAMESPACE, opened
+from bench.controlplane.measure import writes
+from bench.controlplane.stage import OPERATOR, opened
 from devcluster import UnsupportedMachine
 
 COUNT = 75
-WRITES_PER_JOB = 8 * 1.2
-RSS_MIB = 100 * 1.2
-GROWTH = 2.2 * 1.2
-SETTINGS = Settings(runs=2)
+WRITES_PER_JOB = 1.2 * 10.4
+RSS_MIB = 1.2 * 96
+START = 1.2 * 1.25
+"""CPU of a start with 525 objects there, against one with none: by a ratio, since machines differ. It was 2.3 when each object woke
+every worker of kopf's."""
+SETTINGS = Settings(runs=1)
 
 
 @pytest.fixture(scope="module")
 def costs():
-    """The figures of `Life`, and `quiet`, `growth`."""
+    """The figures of `Life`, and of a start with its jobs there."""
     try:
         place = opened()
         stage = place.__enter__()
@@ -37,24 +37,18 @@ def lived(stage):
     empty = start_cpu(stage, SETTINGS.code, SETTINGS.runs)["cpu"]
     life = Life(stage, COUNT, SETTINGS)
     life.create()
-    quiet = quiet_requests(stage, 10)
+    quiet = quiet_requests(stage, 8)
     life.operator.kill()
-    once = start_cpu(stage, SETTINGS.code, SETTINGS.runs)["cpu"] - empty
-    life.operator = stage.operator()
-    more = [f"more-{number}" for number in range(COUNT)]
-    create_all(stage.kubeconfig("load", inside=False), [[job(name, NAMESPACE)] for name in more], SETTINGS.qps)
-    life.names += more
-    life.observer.wait("reason:Training", set(life.names), 120)
-    time.sleep(2)
-    life.operator.kill()
-    twice = start_cpu(stage, SETTINGS.code, SETTINGS.runs)["cpu"] - empty
-    life.operator = stage.operator()
+    start = start_cpu(stage, SETTINGS.code, SETTINGS.runs)
+    rewritten = writes(stage.audit.read(), OPERATOR)
+    life.operator = SETTINGS.operator(stage)
     life.finish()
-    return life.figures | {"quiet": quiet, "growth": twice / once, "start": (empty, once, twice)}
+    return life.figures | {
+        "quiet": quiet, "start": start["cpu"] / empty, "start_rss_mib": start["rss"], "rewritten": dict(rewritten),
+    }  # fmt: skip
 
 
-def test_a_job_costs_few_writes_from_create_to_succeeded(costs, record_property):
-    record_property("writes", costs["writes"])
+def test_a_job_costs_few_writes_from_create_to_succeeded(costs):
     assert costs["writes_per_job"] <= WRITES_PER_JOB, costs["writes"]
 
 
@@ -62,9 +56,13 @@ def test_running_jobs_without_news_cost_no_request(costs):
     assert costs["quiet"] == []
 
 
+def test_an_operator_that_starts_writes_nothing_anew(costs):
+    assert costs["rewritten"] == {}
+
+
 def test_the_operator_stays_small(costs):
-    assert costs["rss_mib"] <= RSS_MIB
+    assert max(costs["rss_mib"], costs["start_rss_mib"]) <= RSS_MIB
 
 
-def test_a_start_costs_twice_as_much_for_twice_as_many_objects(costs):
-    assert costs["growth"] <= GROWTH, costs["start"]
+def test_a_start_costs_little_for_what_is_there(costs):
+    assert costs["start"] <= START
