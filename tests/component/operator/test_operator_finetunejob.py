@@ -89,6 +89,22 @@ def test_from_start_to_finish_people_see_progress_and_the_model():
     assert world.cluster.events == [("Normal", "Completed")], "that it trains is what everybody expects"
 
 
+def test_an_operator_that_starts_writes_nothing_about_a_running_job_that_it_has_not_heard_yet():
+    world = started()
+    head, other = world.pod("sentiment-1", 0, ready=True), world.pod("sentiment-1", 1, ready=True)
+    report(world, head, heartbeat_unix=world.now.timestamp())
+    world.wait(5)
+    shown, writes = world.status(), len(world.cluster.writes)
+    del world.samples[KEY]
+    world._boot()
+    world.wait(1)
+    assert world.cluster.writes[writes:] == []
+    assert world.status() == shown
+    world.cluster.remove("Pod", "ml", other)
+    world.wait(1)
+    assert world.status()["display"]["eta"] == ""
+
+
 def test_what_the_data_turned_out_to_hold_stands_in_the_status():
     world = started(dataset={"onBadRow": "Skip", "splitPercent": 10})
     head = world.pod("sentiment-1", 0, ready=True)
