@@ -34,6 +34,7 @@ class FakeCluster:
         self.events: list[tuple[str, str]] = []
         self.notes: list[EventNote] = []
         self.crash_after: int | None = None
+        self.cascade = True
         self.refuse: Callable[[str], str | None] = lambda write: None
         self.on_change: Callable[[str, dict[str, Any]], None] = lambda type_, raw: None
         self.admit: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda kind, body: body
@@ -71,6 +72,8 @@ class FakeCluster:
                 field: {**raw["spec"], **dict.fromkeys(JOB_FIELDS)} for field, raw in {"a": found, "b": changed}.items()
             }
             assert kept["a"] == kept["b"], "the rest of a Job can't be changed"
+        if changed.get("spec") != found.get("spec"):
+            changed["metadata"]["generation"] = found["metadata"]["generation"] + 1
         stored = self._store((resource.kind, namespace, name), changed)
         self._done(f"patch {resource.kind} {name}")
         return stored
@@ -79,7 +82,7 @@ class FakeCluster:
         self._check(f"delete {resource.kind} {name}")
         found = self.objects.get((resource.kind, namespace, name))
         if found is not None and found["metadata"]["uid"] == uid:
-            self.remove(resource.kind, namespace, name)
+            self.remove(resource.kind, namespace, name, self.cascade)
         self._done(f"delete {resource.kind} {name}")
 
     async def apply_status(
