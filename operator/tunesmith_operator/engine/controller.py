@@ -256,10 +256,12 @@ class Controller:
 
     async def _do(self, key: Key, action: Action) -> None:
         match action:
-            case Create(manifest, random_key) if random_key:
+            case Create(manifest, random_key, where_new) if random_key:
                 body: dict[str, Any] = manifest.body | {"stringData": {random_key: self._new_token()}}
                 with contextlib.suppress(AlreadyExists):
                     await self._cluster.create(manifest.resource, manifest.namespace, body)
+                    if where_new is not None:
+                        await self._do(key, where_new)
             case Create(manifest):
                 self._remember(key, manifest.resource, await self._made(manifest), manifest, manifest.body)
             case Patch(resource, namespace, name, uid, body, wanted):

@@ -331,6 +331,15 @@ def test_a_secret_that_is_lost_before_the_pods_start_is_made_again():
     assert "the operator makes it again" in world.condition("Succeeded")[2]
 
 
+def test_a_kubelet_that_has_not_heard_of_the_secret_yet_costs_no_restart():
+    world = training()
+    job = world.cluster.get("Job", "sentiment-1")
+    world.cluster.remove("Pod", "ml", "sentiment-1-1-x")
+    lacks_secret(world, 1, "b")
+    world.wait(5)
+    assert world.cluster.get("Job", "sentiment-1")["metadata"]["uid"] == job["metadata"]["uid"]
+
+
 def test_a_secret_that_is_lost_while_pods_run_with_it_is_made_again_for_all_of_them():
     world = training()
     job = world.cluster.get("Job", "sentiment-1")

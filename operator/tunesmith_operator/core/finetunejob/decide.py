@@ -120,11 +120,10 @@ def _upkeep(job: FineTuneJob, children: Children, restarts: int, config: Config)
     keeper = Keeper(children.answers, settled=job.status.observed_generation == job.metadata.generation)
     yield from _supporting(manifests, children, keeper)
     if manifests.secret.name in missing_secrets(children.pods):
-        yield Create(manifests.secret, RAY_TOKEN_KEY)
-        if any(pod.started for pod in children.active_pods):
-            # a pod that runs has the old token and would refuse those that start with another
-            yield Delete(JOB, child.namespace, child.name, child.uid)
-            return
+        # a pod that runs has the old token and would refuse those that start with another
+        runs = any(pod.started for pod in children.active_pods)
+        again = Delete(JOB, child.namespace, child.name, child.uid) if runs else None
+        yield Create(manifests.secret, RAY_TOKEN_KEY, where_new=again)
     if not child.ending:
         yield from keeper.keep(manifests.job, child)
 
