@@ -101,6 +101,7 @@ def test_an_operator_that_starts_writes_nothing_about_a_running_job_that_it_has_
     assert world.cluster.writes[writes:] == []
     assert world.status() == shown
     world.cluster.remove("Pod", "ml", other)
+    world.wait(1)
     world.wait(6)
     assert world.status()["display"]["eta"] == ""
 
