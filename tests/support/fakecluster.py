@@ -9,8 +9,9 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from support import statusschema
 from support.make import merged
-from tunesmith_operator.adapters.errors import Gone, Rejected
+from tunesmith_operator.adapters.errors import Gone, Invalid, Rejected
 from tunesmith_operator.core.kinds import owner_key
 from tunesmith_operator.core.kubernetes.manifest import Manifest
 from tunesmith_operator.core.kubernetes.objects import ChildView
@@ -32,6 +33,7 @@ class FakeCluster:
         self.events: list[tuple[str, str]] = []
         self.crash_after: int | None = None
         self.refuse: Callable[[str], str | None] = lambda write: None
+        self.find_invalid: Callable[[str, Any], str | None] = statusschema.refusal
         self._version = 100
 
     # --- what the operator uses ---
@@ -77,6 +79,8 @@ class FakeCluster:
         found = self._get(resource.kind, namespace, name)
         if found["metadata"]["uid"] != uid:
             raise Rejected("another object of this name")
+        if (problem := self.find_invalid(resource.kind, status)) is not None:
+            raise Invalid(problem)
         stored = self._store((resource.kind, namespace, name), {**found, "status": copy.deepcopy(status)})
         self._done(f"status {resource.kind} {name}")
         return stored

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["ClusterError", "Gone", "Rejected", "Transient", "classify"]
+__all__ = ["ClusterError", "Gone", "Invalid", "Rejected", "Transient", "classify"]
 
 
 class ClusterError(Exception):
@@ -14,6 +14,10 @@ class ClusterError(Exception):
 
 class Rejected(ClusterError):
     """The API server refuses this very request: it will again until something changes."""
+
+
+class Invalid(Rejected):
+    """The object itself breaks its schema or a rule, whoever sends it."""
 
 
 class Gone(ClusterError):
@@ -44,7 +48,7 @@ def classify(code: int, body: bytes | str, retry_after: str | None = None) -> Cl
         return Rejected(f"an object of this name exists already and belongs to somebody else ({message})")
     if code == 409:
         return Transient(message)
-    return Rejected(message)
+    return Invalid(message) if code == 422 else Rejected(message)
 
 
 def _status(body: bytes | str) -> dict[str, Any]:
