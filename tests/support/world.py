@@ -17,6 +17,7 @@ from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB, NETWORK_POLICY, POD, SERVICE, Key
 from tunesmith_operator.core.reconcile.progress import ProgressSample
 from tunesmith_operator.engine.controller import Controller
+from tunesmith_operator.engine.pacing import RequestPace
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.recent import RecentWrites
 from tunesmith_operator.engine.store import VIEWS, Indexes, Store
@@ -51,11 +52,14 @@ class World:
         async def nothing(host: str, port: int) -> ProgressReport | None:
             return None
 
-        poller = Poller(nothing, lambda key: None, lambda: self.now, 3.0)
-        store = Store(indexes, RecentWrites(lambda: (self.now - NOW).total_seconds()), self.samples.get)
+        def seconds() -> float:
+            return (self.now - NOW).total_seconds()
+
+        store = Store(indexes, RecentWrites(seconds), self.samples.get)
         self.controller = Controller(
-            store=store, cluster=self.cluster, recorder=self.cluster, queue=WorkQueue(chance=random.Random(1)),
-            poller=poller, metrics=Metrics(), config=self.config, now=lambda: self.now, new_token=lambda: "token",
+            store=store, cluster=self.cluster, recorder=self.cluster,
+            queue=WorkQueue(chance=random.Random(1), clock=seconds), pace=RequestPace(1e6, 10**6),
+            poller=Poller(nothing, lambda: self.now, 3.0), metrics=Metrics(), config=self.config, now=lambda: self.now, new_token=lambda: "token",
         )  # fmt: skip
 
     def reconcile(self) -> None:

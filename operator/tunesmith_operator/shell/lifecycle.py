@@ -27,6 +27,7 @@ from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.engine.controller import Controller
+from tunesmith_operator.engine.pacing import RequestPace
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.recent import RecentWrites
 from tunesmith_operator.engine.store import Indexes, Store
@@ -48,7 +49,7 @@ class Operator:
         self.config = config
         self.metrics = Metrics()
         self.cluster = KubernetesCluster(configuration, config.workers, self.metrics.count_request)
-        self.queue: WorkQueue[Key] = WorkQueue(rate=config.qps, burst=config.burst)
+        self.queue: WorkQueue[Key] = WorkQueue()
         self.progress = ProgressClient(on_poll=self.metrics.count_poll)
         self.controller: Controller | None = None
         self._started = time.monotonic()
@@ -71,19 +72,20 @@ class Operator:
     def start(self, indexes: Indexes) -> None:
         """Start to work on what the watches deliver."""
         now = functools.partial(datetime.now, UTC)
-        poller = Poller(self.progress.fetch, self.queue.add, now, self.config.poll_interval_seconds)
+        poller = Poller(self.progress.fetch, now, self.config.poll_interval_seconds)
         self.controller = Controller(
             store=Store(indexes, RecentWrites(time.monotonic), poller.sample),
             cluster=self.cluster,
             recorder=EventRecorder(self.cluster, socket.gethostname()),
             queue=self.queue,
+            pace=RequestPace(self.config.qps, self.config.burst, self.metrics.token_seconds.observe),
             poller=poller,
             metrics=self.metrics,
             config=self.config,
             now=now,
         )
         self.controller.start()
-        self.metrics.watch_depth(lambda: len(self.queue))
+        self.metrics.watch(lambda: len(self.queue), lambda: len(poller))
         if self.config.metrics_port:
             self._stop_metrics = self.metrics.serve(self.config.metrics_port)
 

@@ -10,7 +10,7 @@ import pytest
 
 from support import make
 from tunesmith_api.v1alpha1 import FineTuneJob
-from tunesmith_operator.adapters.errors import Gone, Rejected, Transient, classify
+from tunesmith_operator.adapters.errors import Gone, Invalid, Rejected, Transient, classify
 from tunesmith_operator.adapters.events import EventRecorder
 from tunesmith_operator.adapters.kube import KubernetesCluster
 from tunesmith_operator.core.finetunejob.children import build
@@ -160,7 +160,7 @@ CONFLICT = {"message": 'Apply failed with 1 conflict: conflict with "kubectl"', 
         (404, {"message": "not found"}, Gone),
         (403, TERMINATING, Gone),
         (403, {"message": "no"}, Rejected),
-        (422, {"message": "immutable"}, Rejected),
+        (422, {"message": "immutable"}, Invalid),
         (409, CONFLICT, Rejected),
         (409, {"message": "object has been modified", "reason": "Conflict"}, Transient),
         (429, {}, Transient),
