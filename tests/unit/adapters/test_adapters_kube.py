@@ -1,5 +1,6 @@
 """The Kubernetes client against a scripted HTTP server: what goes over the wire, and what errors become."""
 
+import asyncio
 import http.server
 import json
 import threading
@@ -125,6 +126,31 @@ async def test_an_unreachable_server_is_transient(server, kube):
     server.http.server_close()
     with pytest.raises(Transient, match="can't be reached"):
         await kube.patch(JOB, "ml", "x", {})
+
+
+async def test_requests_are_counted_by_the_code_of_their_answer_and_never_repeated_by_the_client(server):
+    counted = []
+    configuration = kubernetes.client.Configuration(host=f"http://127.0.0.1:{server.port}")
+    client = KubernetesCluster(configuration, threads=1, on_request=lambda *found: counted.append(found))
+    server.code, server.headers = 429, {"Retry-After": "2"}
+    with pytest.raises(Transient) as caught:
+        await asyncio.wait_for(client.delete(JOB, "ml", "x", "u1"), 1.5)
+    assert caught.value.retry_after == 2
+    assert len(server.requests) == 1
+    server.code, server.headers = 302, {"Location": f"http://127.0.0.1:{server.port}/elsewhere"}
+    with pytest.raises(Rejected):
+        await client.patch(JOB, "ml", "x", {})
+    server.code, server.headers = 409, {}
+    await client.create(SECRET, "ml", {"metadata": {"name": "x"}})
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(Transient):
+        await client.patch(JOB, "ml", "x", {})
+    client.close()
+    assert counted == [
+        ("delete", "jobs", "429"), ("patch", "jobs", "302"), ("create", "secrets", "409"), ("patch", "jobs", "none"),
+    ]  # fmt: skip
+    assert {path for _, path, *_ in server.requests} & {"/elsewhere"} == set()
 
 
 async def test_a_kind_is_served_or_not(server, kube):
