@@ -172,14 +172,15 @@ class Controller:
                 await self.process(key)
             finally:
                 self._queue.done(key)
+            # where nothing had to be written nothing was waited for: others come in between here
+            await asyncio.sleep(0)
 
     def heard(self, key: Key, moved: bool) -> None:
         """A job's progress has changed, perhaps in more than numbers: look at it as soon as that can be written."""
-        wait = 0.0 if moved else self._progress_wait(key, self._now())
-        if wait > 0:
-            self._queue.add_after(key, wait, urgent=False)
-        else:
+        if moved:
             self._queue.add(key, urgent=False)
+        elif not self._queue.waits(key):
+            self._queue.add_after(key, self._progress_wait(key, self._now()), urgent=False)
 
     async def process(self, key: Key) -> None:
         """Reconcile one key; a failure is logged and tried again later, never raised."""
@@ -373,7 +374,7 @@ class Controller:
         wrote = self._wrote_at.get(key)
         if wrote is None or wrote > now:  # never, or the clock was set back
             return 0.0
-        return self._pace.progress_seconds(len(self._poller)) - (now - wrote).total_seconds()
+        return max(0.0, self._pace.progress_seconds(len(self._poller)) - (now - wrote).total_seconds())
 
     def _put_off(self, key: Key, now: datetime) -> float:
         """Take what a write of numbers needs, or return in how many seconds to ask again."""

@@ -102,6 +102,10 @@ class WorkQueue(Generic[K]):
         if line.add_at(key, self._now() + seconds):
             self._changed.set()
 
+    def waits(self, key: K) -> bool:
+        """Whether the key comes of itself in some time, as one that can wait."""
+        return key in self._second.due
+
     def backoff(self, key: K, at_least: float = 0.0) -> float:
         """Work on the key again after a failure, each time twice as late; return the delay in seconds.
 

@@ -174,6 +174,7 @@ def test_a_key_that_is_put_off_again_and_again_has_one_due_time():
         work = queue()
         for _ in range(50):
             work.add_after("a", 10, urgent=False)
+            assert work.waits("a")
             work.add("a", urgent=False)
             await work.get()
             work.done("a")
