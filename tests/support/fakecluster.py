@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from support.make import merged
-from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Rejected
+from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Rejected, Transient
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
 from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS
 from tunesmith_operator.core.status.transitions import EventNote
@@ -83,12 +83,14 @@ class FakeCluster:
         self._done(f"delete {resource.kind} {name}")
 
     async def apply_status(
-        self, resource: Resource, namespace: str, name: str, uid: str, status: Any
+        self, resource: Resource, namespace: str, name: str, uid: str, version: str, status: Any
     ) -> dict[str, Any]:
         self._check(f"status {resource.kind} {name}")
         found = self._get(resource.kind, namespace, name)
         if found["metadata"]["uid"] != uid:
             raise Gone("another object has its name")
+        if found["metadata"]["resourceVersion"] != version:
+            raise Transient("the object has been modified")
         stored = self._store((resource.kind, namespace, name), {**found, "status": copy.deepcopy(status)})
         self._done(f"status {resource.kind} {name}")
         return stored

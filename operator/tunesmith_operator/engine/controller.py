@@ -56,8 +56,10 @@ class Cluster(Protocol):
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete that very object."""
 
-    async def apply_status(self, resource: Resource, namespace: str, name: str, uid: str, status: JSON) -> JSON:
-        """Write the status subresource."""
+    async def apply_status(
+        self, resource: Resource, namespace: str, name: str, uid: str, version: str, status: JSON
+    ) -> JSON:
+        """Write the status subresource of that very object, unless it has changed since that version."""
 
 
 class Recorder(Protocol):
@@ -77,6 +79,7 @@ class Case:
 
     kind: Kind[Any, Any]
     meta: ObjectMeta
+    version: str
     before: Status
     decision: Decision
 
@@ -198,10 +201,11 @@ class Controller:
         kind, found = kind_of(key), self._store.custom_resource(key)
         if found is None:
             return None
+        version = self._store.version(key)
         if isinstance(found, Unreadable):
-            return Case(kind, found.meta, found.status, decide_unreadable(kind, found, now))
+            return Case(kind, found.meta, version, found.status, decide_unreadable(kind, found, now))
         observed = self._store.observe(key, found)
-        return Case(kind, found.metadata, found.status, kind.decide(observed, now, self._config))
+        return Case(kind, found.metadata, version, found.status, kind.decide(observed, now, self._config))
 
     async def _act(self, key: Key, case: Case, now: datetime) -> ClusterError | None:
         """Carry the actions out in order; return what stopped them, with the name of the object."""
@@ -262,12 +266,12 @@ class Controller:
         wrote = self._wrote_at.get(key)
         if wrote is not None and not is_urgent(case.before, status):
             wait = self._config.poll_interval_seconds * 0.8 - (now - wrote).total_seconds()
-            if wait > 0:
+            if 0 < wait <= self._config.poll_interval_seconds:  # the clock may have been set back
                 self._queue.add_after(key, wait)
                 return
         meta = case.meta
         raw = await self._cluster.apply_status(
-            case.kind.resource, key.namespace, key.name, meta.uid, status_document(status)
+            case.kind.resource, key.namespace, key.name, meta.uid, case.version, status_document(status)
         )
         self._store.wrote(case.kind.resource, raw)
         self._wrote_at[key] = now
