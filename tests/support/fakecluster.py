@@ -11,7 +11,7 @@ from typing import Any
 
 from support import statusschema
 from support.make import merged
-from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Invalid, Rejected
+from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Invalid, Rejected, Transient
 from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
 from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS
@@ -88,7 +88,7 @@ class FakeCluster:
         self._done(f"delete {resource.kind} {name}")
 
     async def apply_status(
-        self, resource: Resource, namespace: str, name: str, uid: str, status: Any
+        self, resource: Resource, namespace: str, name: str, uid: str, version: str, status: Any
     ) -> dict[str, Any]:
         self._check(f"status {resource.kind} {name}")
         found = self._get(resource.kind, namespace, name)
@@ -96,6 +96,8 @@ class FakeCluster:
             raise Gone("another object has its name")
         if (problem := self.find_invalid(resource.kind, status)) is not None:
             raise Invalid(problem)
+        if found["metadata"]["resourceVersion"] != version:
+            raise Transient("the object has been modified")
         stored = self._store((resource.kind, namespace, name), {**found, "status": copy.deepcopy(status)})
         self._done(f"status {resource.kind} {name}")
         return stored

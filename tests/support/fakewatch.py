@@ -20,7 +20,8 @@ class FakeSource:
 
     `fail` is asked before each list and watch and raises what goes wrong; `deliver` turns the changes at hand into
     those that are sent; `delay` says how long they wait; `cut` ends all streams; `compact` forgets what has happened,
-    as etcd does; with `until` set, nothing is known of what came after that version.
+    as etcd does; with `until` set, nothing is known of what came after that version; a stream with nothing to say ends
+    after `stream_seconds`.
     """
 
     def __init__(self, cluster: FakeCluster, page_size: int = 2) -> None:
@@ -33,6 +34,7 @@ class FakeSource:
         self.deliver: Callable[[Log], Log] = lambda changes: changes
         self.delay: Callable[[], float] = lambda: 0.0
         self.until: int | None = None
+        self.stream_seconds: float | None = None
         self._base = dict(cluster.objects)
         self.lists = 0
         cluster.on_change = self._record
@@ -88,7 +90,10 @@ class FakeSource:
             for _, type_, raw in self.deliver(news):
                 yield Change(type_, copy.deepcopy(raw))  # type: ignore[arg-type]
             if not news:
-                await changed.wait()
+                try:
+                    await asyncio.wait_for(changed.wait(), self.stream_seconds)
+                except TimeoutError:
+                    return
                 continue
             sent = news[-1][0]
 

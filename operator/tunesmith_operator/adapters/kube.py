@@ -98,11 +98,16 @@ class KubernetesCluster:
         path = _path(resource, namespace, name)
         await self._run("delete", resource, "DELETE", path, [], body, "application/json", accept=(404, 409))
 
-    async def apply_status(self, resource: Resource, namespace: str, name: str, uid: str, status: JSON) -> JSON:
-        """Server-side apply of the status subresource; returns the object as stored."""
+    async def apply_status(
+        self, resource: Resource, namespace: str, name: str, uid: str, version: str, status: JSON
+    ) -> JSON:
+        """Server-side apply of the status subresource; returns the object as stored.
+
+        A status that was worked out from an older version is refused: it may know less than the one that is there.
+        """
         path = f"{_path(resource, namespace, name)}/status"
         # the uid makes the apply fail for an object of that name that was created in the meantime
-        metadata = {"name": name, "namespace": namespace, "uid": uid}
+        metadata = {"name": name, "namespace": namespace, "uid": uid, "resourceVersion": version}
         body = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": status}
         query = [("fieldManager", keys.FIELD_MANAGER), ("force", "true")]
         return await self._run("status", resource, "PATCH", path, query, body, APPLY)

@@ -65,8 +65,10 @@ class Cluster(Protocol):
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete that very object."""
 
-    async def apply_status(self, resource: Resource, namespace: str, name: str, uid: str, status: JSON) -> JSON:
-        """Write the status subresource."""
+    async def apply_status(
+        self, resource: Resource, namespace: str, name: str, uid: str, version: str, status: JSON
+    ) -> JSON:
+        """Write the status subresource of that very object, unless it has changed since that version."""
 
 
 class Recorder(Protocol):
@@ -100,6 +102,7 @@ class Case:
 
     kind: Kind[Any, Any]
     meta: ObjectMeta
+    resource_version: str
     before: Status
     decision: Decision
 
@@ -251,10 +254,11 @@ class Controller:
         kind, found = kind_of(key), self._store.custom_resource(key)
         if found is None:
             return None
+        seen = self._store.version(key)
         if isinstance(found, Unreadable):
-            return Case(kind, found.meta, found.status, decide_unreadable(kind, found, now))
+            return Case(kind, found.meta, seen, found.status, decide_unreadable(kind, found, now))
         observed = self._store.observe(key, found)
-        return Case(kind, found.metadata, found.status, kind.decide(observed, now, self._config))
+        return Case(kind, found.metadata, seen, found.status, kind.decide(observed, now, self._config))
 
     async def _act(self, key: Key, case: Case, known: Failure | None, now: datetime) -> Exception | None:
         """Carry the actions out in order; return what stopped them or one of them, with the name of the object."""
@@ -410,7 +414,12 @@ class Controller:
 
     async def _apply_status(self, key: Key, case: Case, status: Status, now: datetime) -> None:
         raw = await self._cluster.apply_status(
-            case.kind.resource, key.namespace, key.name, case.meta.uid, status_document(status)
+            case.kind.resource,
+            key.namespace,
+            key.name,
+            case.meta.uid,
+            case.resource_version,
+            status_document(status),
         )
         self._store.wrote(case.kind.resource, raw)
         self._wrote_at[key] = now

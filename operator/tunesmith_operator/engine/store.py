@@ -165,6 +165,11 @@ class Store:
             return replace(found, has_jobs=bool(owned_by(found.meta.uid, self._children(JOB, JobView, key))))
         return found
 
+    def version(self, key: Key) -> str:
+        """Of the custom resource, as it is known."""
+        entry = self._custom[kind_of(key).resource].get(Name(key.namespace, key.name))
+        return str(entry.version) if entry is not None else ""
+
     def observe(self, key: Key, resource: Any) -> Any:
         """All that its kind needs to know to decide about the custom resource."""
         return kind_of(key).observe(resource, self._objects(key), self._readable)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import functools
 import itertools
 import logging
 import os
@@ -16,7 +15,6 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import kopf
@@ -31,6 +29,7 @@ from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.adapters.progress import ProgressClient
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.resources import Key
+from tunesmith_operator.engine.clock import SteadyClock
 from tunesmith_operator.engine.controller import Controller, Stuck
 from tunesmith_operator.engine.informer import SILENT_SECONDS
 from tunesmith_operator.engine.leadership import Leadership, LeadershipLost
@@ -61,7 +60,7 @@ class Operator:
         self.source = source_of(configuration, self.metrics.count_request)
         self.queue: WorkQueue[Key] = WorkQueue()
         self.progress = ProgressClient(on_poll=self.metrics.count_poll)
-        now = functools.partial(datetime.now, UTC)
+        now = SteadyClock().now
         self.poller = Poller(self.progress.fetch, now, config.poll_interval_seconds)
         self.store = Store(self.poller.sample, self.queue.add, scopes_of(config))
         self.controller = Controller(

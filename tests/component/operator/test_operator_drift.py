@@ -251,7 +251,8 @@ def test_a_create_whose_answer_was_lost_is_found_again():
     world.cluster.put(make.finetunejob())
     create.on(world)
     world.reconcile()
-    world.wait(5)
+    for _ in range(6):  # each time one more is lost, and is tried again a little later
+        world.wait(25)
     assert create.lost == {"Service", "NetworkPolicy", "ConfigMap", "Secret", "Job"}
     assert world.condition("ChildrenApplied")[0] == "True"
     made = [write for write in world.cluster.writes if write.startswith("create")]

@@ -280,6 +280,7 @@ def test_a_namesake_waits_until_the_children_of_its_predecessor_are_gone():
     world.cluster.remove(FINETUNEJOB_KIND, "ml", "sentiment", cascade=False)
     world.cluster.put(make.finetunejob())
     world.wait(5)
+    world.wait(6)
     assert "earlier job" in world.condition("Succeeded")[2]
     for kind in ("Service", "NetworkPolicy", "ConfigMap", "Job"):
         for raw in world.cluster.of_kind(kind):
@@ -332,7 +333,7 @@ def test_a_child_that_is_refused_is_named_and_the_rest_is_not_started():
     assert world.status().get("observedGeneration", 0) == 0
     assert "startTime" not in world.status()
     world.cluster.refuse = lambda write: None
-    world.wait(2)
+    world.wait(25)
     assert world.condition("ChildrenApplied")[0] == "True"
     assert world.status()["observedGeneration"] == 1
 

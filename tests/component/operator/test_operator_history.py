@@ -3,7 +3,9 @@
 On an in-memory cluster, engine and core together.
 """
 
+import asyncio
 import copy
+from datetime import timedelta
 
 import pytest
 
@@ -11,6 +13,7 @@ from support import make
 from support.world import World
 from tunesmith_api.keys import FINETUNEJOB_KIND, MODELDEPLOYMENT_KIND, Reason
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
+from tunesmith_operator.core.kubernetes.resources import Key
 
 NEWER = {"spec": {"training": {"optimizer": "Muon"}}}
 """A field of a newer version: it passed another CRD's admission."""
@@ -244,3 +247,23 @@ def test_a_failed_revisions_long_message_ends_with_an_ellipsis():
     (revision,) = world.status(MODELDEPLOYMENT_KIND)["revisions"]
     assert len(revision["message"]) == 1024
     assert revision["message"].endswith("x…")
+
+
+def test_a_status_worked_out_from_an_older_version_never_replaces_a_newer_one():
+    world = started()
+    hears, world.cluster.on_change = world.cluster.on_change, lambda type_, raw: None
+    newer = {"phase": "Succeeded", "completionTime": world.stamp(), "model": {"uri": "s3://m", "digest": "d"}}
+    world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"status": newer})
+    world.cluster.on_change = hears
+    world.pod("sentiment-1", 0, ready=True)
+    world.now += timedelta(seconds=30)
+    asyncio.run(world.controller.process(Key(FINETUNEJOB_KIND, "ml", "sentiment")))
+    assert world.status()["phase"] == "Succeeded"
+    assert world.status()["model"]["digest"] == "d"
+
+
+def test_numbers_go_on_though_the_clock_has_been_set_back():
+    world = started()
+    world.pod("sentiment-1", 0, ready=True)
+    world.wait(-3600)
+    assert world.status()["workers"]["ready"] == 1

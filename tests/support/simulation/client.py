@@ -93,12 +93,14 @@ class Client:
         """Delete that very object."""
         await self._send("delete", resource, name, lambda: self._cluster.delete(resource, namespace, name, uid))
 
-    async def apply_status(self, resource: Resource, namespace: str, name: str, uid: str, status: JSON) -> JSON:
+    async def apply_status(
+        self, resource: Resource, namespace: str, name: str, uid: str, version: str, status: JSON
+    ) -> JSON:
         """Write the status subresource."""
 
         async def apply() -> JSON:
             before = (self._cluster.get(resource.kind, name, namespace) or {}).get("status", {})
-            stored = await self._cluster.apply_status(resource, namespace, name, uid, status)
+            stored = await self._cluster.apply_status(resource, namespace, name, uid, version, status)
             self._journal.violations += [f"{name}: {lost}" for lost in losses(before, status)]
             return stored
 

@@ -37,8 +37,8 @@ class Kubernetes:
         self._steps: dict[str, int] = {}
         self._made = 0
         self.exit_of: Callable[[JSON], tuple[int, str] | None] = lambda pod: None
-        self.holds = False
-        """Trainers make no progress, and don't end."""
+        self.last_step = STEPS
+        """Trainers get so far; only at the end of STEPS they end."""
 
     async def run(self) -> None:
         """Step by step until cancelled."""
@@ -198,9 +198,9 @@ class Kubernetes:
             self._report(pod, {"phase": "Succeeded" if code == 0 else "Failed"})
             return
         box, end = pod["spec"]["containers"][0]["name"], self.exit_of(pod)
-        if box == keys.TRAINER_CONTAINER and _index(pod) == 0 and not self.holds:
+        if box == keys.TRAINER_CONTAINER and _index(pod) == 0:
             run = self._run_of(pod)
-            self._steps[run] = self._steps.get(run, 0) + 1
+            self._steps[run] = min(self.last_step, self._steps.get(run, 0) + 1)
             if end is None and self._steps[run] >= STEPS:
                 end = (0, make.succeeded(STEPS).to_json())
         elif box == keys.QUANTIZE_CONTAINER and end is None and age >= QUANTIZED_AFTER:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from support import make
+from support.simulation.kubernetes import STEPS
 from support.simulation.world import Simulation
 from support.virtualtime import virtually
 from tunesmith_api import keys
@@ -29,11 +30,13 @@ class Life:
 
 
 async def _train(it: Simulation) -> None:
+    it.kubernetes.last_step = 12
     await it.until("training", lambda: it.status(JOB, TUNED).get("progress", {}).get("globalStep", 0) >= 8)
     it.cluster.change(JOB, TUNED, {"spec": {"suspend": True}})
     await it.until("suspension", lambda: it.status(JOB, TUNED).get("phase") == "Suspended")
     await it.until("the pods' end", lambda: not _pods(it, TUNED))
     it.cluster.change(JOB, TUNED, {"spec": {"suspend": False}})
+    it.kubernetes.last_step = STEPS
     await it.until("success", lambda: it.condition(JOB, TUNED, "Succeeded")[0] == "True")
 
 

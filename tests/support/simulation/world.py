@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from tunesmith_api.reports import ProgressReport
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.resources import Key
+from tunesmith_operator.engine.clock import SteadyClock
 from tunesmith_operator.engine.controller import Controller
 from tunesmith_operator.engine.informer import Informer
 from tunesmith_operator.engine.pacing import RequestPace
@@ -39,6 +40,7 @@ class Simulation:
         self.cluster, self.config = FakeCluster(), config
         self.cluster.cascade = False
         self.source = FakeSource(self.cluster, page_size=50)
+        self.source.stream_seconds = 400.0
         self.kubernetes = Kubernetes(self.cluster, self._stamp, lambda: self._true_time().timestamp())
         self.journal = Journal()
         self.jump = timedelta()
@@ -49,7 +51,8 @@ class Simulation:
         self.boots = 0
         self.bugs: list[str] = []
         self.reconciles: dict[Key, list[float]] = defaultdict(list)
-        self._down = asyncio.Event()
+        self.disturbances: list[Coroutine[Any, Any, None]] = []
+        """What goes on beside it all, from the start to the end."""
 
     # --- time ---
 
@@ -62,8 +65,8 @@ class Simulation:
     # --- the operator ---
 
     def _assemble(self, client: Client) -> tuple[Controller, list[Informer]]:
-        def now() -> datetime:
-            return self._true_time() + self.jump
+        clock = SteadyClock(lambda: (self._true_time() + self.jump).timestamp(), asyncio.get_running_loop().time)
+        now = clock.now
 
         async def fetch(host: str, port: int) -> ProgressReport | None:
             await asyncio.sleep(0.01)
@@ -130,7 +133,8 @@ class Simulation:
         log.propagate = False
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda loop, context: self.bugs.append(str(context)))
-        tasks = [asyncio.create_task(work) for work in (self.kubernetes.run(), self._live())]
+        works = (self.kubernetes.run(), self._live(), *self.disturbances)
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             yield
             for task in tasks:
@@ -162,7 +166,7 @@ class Simulation:
         self.journal.deleted_at[raw["metadata"]["uid"]] = asyncio.get_running_loop().time()
         self.cluster.remove(kind, "ml", name, cascade=False)
 
-    async def until(self, what: str, holds: Callable[[], bool], seconds: float = 9000.0) -> None:
+    async def until(self, what: str, holds: Callable[[], bool], seconds: float = 30_000.0) -> None:
         """Wait for it in virtual time."""
         end = asyncio.get_running_loop().time() + seconds
         while not holds():

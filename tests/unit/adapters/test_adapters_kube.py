@@ -100,12 +100,14 @@ async def test_one_object_is_found_by_the_right_to_list(server, kube):
     assert await kube.find(JOB, "ml", "sentiment-1") is None
 
 
-async def test_status_goes_to_its_subresource_with_the_uid(server, kube):
-    await kube.apply_status(FINETUNEJOB, "ml", "sentiment", "u1", {"phase": "Training"})
+async def test_status_goes_to_its_subresource_with_uid_and_version(server, kube):
+    await kube.apply_status(FINETUNEJOB, "ml", "sentiment", "u1", "7", {"phase": "Training"})
     method, path, query, _, _ = server.requests[-1]
     assert (method, path) == ("PATCH", "/apis/tunesmith.dev/v1alpha1/namespaces/ml/finetunejobs/sentiment/status")
     assert query["force"] == "true"
-    assert server.body()["metadata"] == {"name": "sentiment", "namespace": "ml", "uid": "u1"}
+    assert server.body()["metadata"] == {
+        "name": "sentiment", "namespace": "ml", "uid": "u1", "resourceVersion": "7",
+    }  # fmt: skip
     assert server.body()["status"] == {"phase": "Training"}
 
 

@@ -135,7 +135,12 @@ def test_a_cancellation_counts_though_a_key_comes_at_the_same_moment():
     async def scenario():
         work = queue()
         work.add_after("later", 100)
-        task = asyncio.create_task(work.get())
+
+        async def worker():
+            while True:
+                work.done(await work.get())
+
+        task = asyncio.create_task(worker())
         await asyncio.sleep(1)
         work.add("a")
         await asyncio.sleep(0)

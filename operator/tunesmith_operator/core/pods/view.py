@@ -121,9 +121,8 @@ class PodView(ChildView):
 
     @property
     def started(self) -> bool:
-        """Its container runs or has run."""
-        container = self.container
-        return self.finished or (container is not None and (container.running or container.exit_code is not None))
+        """Its container runs or has run. One that waits for no reason is just being started, or has just stopped."""
+        return self.finished or (self.container is not None and not self.container.waiting)
 
     @property
     def report(self) -> TerminationReport | None:
