@@ -19,13 +19,17 @@ demo: ## From nothing to an answer: local cluster, operator, fine-tuning, quanti
 demo-down: ## Remove what `make demo` left running
 	@$(PY) -m demo down
 
-.PHONY: test unit component contract integration e2e
+.PHONY: test unit component contract faults integration e2e
 test: ## All tests; the last line is a JSON summary
 	@requirements/apt.sh || true
-	@$(PY) -m suite unit component contract integration e2e
+	@$(PY) -m suite unit component contract faults integration e2e
 
-unit component contract integration e2e: ## Tests of one floor
+unit component contract faults integration e2e: ## Tests of one floor
 	@$(PY) -m suite $@
+
+.PHONY: faults-api
+faults-api: ## What can go wrong between operator and API server, in virtual time; the last line is a JSON object
+	@$(PY) -m suite.faults
 
 .PHONY: bench-trainer
 bench-trainer: ## Measure the trainer beside its peers; the last line is a JSON object (an hour on two quiet cores)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from suite.__main__ import FLOORS, read_counts
+from suite.faults import survival
 from suite.housemap.drawing import draw
 from suite.housemap.graph import Circle, floors_of, read_house, reduced, rooms_of
 from suite.housemap.layout import arrange
@@ -236,4 +237,22 @@ def test_the_summary_counts_what_pytest_reports(tmp_path):
     assert read_counts(tmp_path / "missing.xml", 0).failed == 1
     report.write_text('<testsuites><testsuite tests="2" failures="0" errors="0" skipped="0"/></testsuites>')
     assert read_counts(report, 3).failed == 1
-    assert FLOORS == ("unit", "component", "contract", "integration", "e2e")
+    assert FLOORS == ("unit", "component", "contract", "faults", "integration", "e2e")
+
+
+def test_the_survival_is_what_the_fault_tests_have_recorded(tmp_path):
+    report = tmp_path / "junit.xml"
+    assert survival(report) == {"crash_points": {"tried": 0, "survived": 0}, "kinds": {}, "generated": 0, "crashes": 0}
+    recorded = [
+        ("crash_points", "3/4"), ("crash_points", "2/2"), ("kind:gone_410", "5/5"), ("generated", "90"), ("crashes", "1"),
+    ]  # fmt: skip
+    properties = "".join(f'<property name="{name}" value="{value}"/>' for name, value in recorded)
+    report.write_text(
+        f"<testsuites><testsuite><testcase><properties>{properties}</properties></testcase></testsuite></testsuites>"
+    )
+    assert survival(report) == {
+        "crash_points": {"tried": 6, "survived": 5},
+        "kinds": {"gone_410": {"tried": 5, "survived": 5}},
+        "generated": 90,
+        "crashes": 1,
+    }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOORS = ("unit", "component", "contract", "integration", "e2e")
+FLOORS = ("unit", "component", "contract", "faults", "integration", "e2e")
 
 
 @dataclass(frozen=True)

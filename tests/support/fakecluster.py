@@ -11,11 +11,14 @@ from typing import Any
 
 from support.make import merged
 from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Rejected
+from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
 from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS
 from tunesmith_operator.core.status.transitions import EventNote
 
 Name = tuple[str, str, str]
+NEW_STATUS = {kind.resource.kind: kind.model.model_json_schema()["properties"]["status"]["default"] for kind in KINDS}
+"""What the CRDs make of an object without a status."""
 
 
 class Crash(BaseException):
@@ -31,6 +34,7 @@ class FakeCluster:
         self.events: list[tuple[str, str]] = []
         self.notes: list[EventNote] = []
         self.crash_after: int | None = None
+        self.cascade = True
         self.refuse: Callable[[str], str | None] = lambda write: None
         self.on_change: Callable[[str, dict[str, Any]], None] = lambda type_, raw: None
         self.admit: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda kind, body: body
@@ -68,6 +72,8 @@ class FakeCluster:
                 field: {**raw["spec"], **dict.fromkeys(JOB_FIELDS)} for field, raw in {"a": found, "b": changed}.items()
             }
             assert kept["a"] == kept["b"], "the rest of a Job can't be changed"
+        if changed.get("spec") != found.get("spec"):
+            changed["metadata"]["generation"] = found["metadata"]["generation"] + 1
         stored = self._store((resource.kind, namespace, name), changed)
         self._done(f"patch {resource.kind} {name}")
         return stored
@@ -76,7 +82,7 @@ class FakeCluster:
         self._check(f"delete {resource.kind} {name}")
         found = self.objects.get((resource.kind, namespace, name))
         if found is not None and found["metadata"]["uid"] == uid:
-            self.remove(resource.kind, namespace, name)
+            self.remove(resource.kind, namespace, name, self.cascade)
         self._done(f"delete {resource.kind} {name}")
 
     async def apply_status(
@@ -145,6 +151,8 @@ class FakeCluster:
         stored["metadata"]["uid"] = before["metadata"]["uid"] if before else f"uid-{self._version}"
         stored["metadata"]["resourceVersion"] = str(self._version)
         stored["metadata"].setdefault("generation", 1)
+        if name[0] in NEW_STATUS:
+            stored.setdefault("status", copy.deepcopy(NEW_STATUS[name[0]]))
         stored["metadata"].setdefault("creationTimestamp", "2026-11-24T12:00:00Z")
         self.objects[name] = stored
         self.on_change("MODIFIED" if before else "ADDED", copy.deepcopy(stored))

@@ -7,7 +7,7 @@ import copy
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from support.fakecluster import FakeCluster
+from support.fakecluster import FakeCluster, Name
 from tunesmith_operator.adapters.errors import ClusterError, Expired
 from tunesmith_operator.adapters.watch import Change, Page
 from tunesmith_operator.core.kubernetes.resources import Resource
@@ -19,7 +19,8 @@ class FakeSource:
     """Delivers every change of the cluster, in order and once, unless told otherwise.
 
     `fail` is asked before each list and watch and raises what goes wrong; `deliver` turns the changes at hand into
-    those that are sent; `cut` ends all streams; `compact` forgets what has happened, as etcd does.
+    those that are sent; `delay` says how long they wait; `cut` ends all streams; `compact` forgets what has happened,
+    as etcd does; with `until` set, nothing is known of what came after that version.
     """
 
     def __init__(self, cluster: FakeCluster, page_size: int = 2) -> None:
@@ -30,6 +31,9 @@ class FakeSource:
         self._changed = asyncio.Event()
         self.fail: Callable[[str, Resource, str | None], ClusterError | None] = lambda verb, resource, namespace: None
         self.deliver: Callable[[Log], Log] = lambda changes: changes
+        self.delay: Callable[[], float] = lambda: 0.0
+        self.until: int | None = None
+        self._base = dict(cluster.objects)
         self.lists = 0
         cluster.on_change = self._record
 
@@ -43,7 +47,12 @@ class FakeSource:
 
     def compact(self) -> None:
         """Watches can only begin from now on."""
-        self._compacted, self._log = self._cluster.version, []
+        self._compacted, self._log, self._base = self._cluster.version, [], dict(self._cluster.objects)
+
+    def catch_up(self) -> None:
+        """All that has happened is known again."""
+        self.until = None
+        self._wake()
 
     def cut(self) -> None:
         """All streams end."""
@@ -59,7 +68,8 @@ class FakeSource:
         found = [copy.deepcopy(raw) for raw in self._objects(resource, namespace)]
         page = found[begin : begin + self._page_size]
         more = begin + self._page_size < len(found)
-        return Page(list(page), str(self._cluster.version), str(begin + self._page_size) if more else "")
+        version = self._cluster.version if self.until is None else self.until
+        return Page(list(page), str(version), str(begin + self._page_size) if more else "")
 
     async def watch(self, resource: Resource, namespace: str | None, version: str) -> AsyncIterator[Change]:
         """Changes after that version."""
@@ -69,8 +79,12 @@ class FakeSource:
             if sent < self._compacted:
                 raise Expired("too old resource version")
             self._check("stream", resource, namespace)
-            news = [it for it in self._log if it[0] > sent and self._concerns(it[2], resource, namespace)]
             changed = self._changed
+            news = self._news(sent, resource, namespace)
+            pause = self.delay() if news else 0.0
+            if pause:
+                await asyncio.sleep(pause)
+                news = self._news(sent, resource, namespace)
             for _, type_, raw in self.deliver(news):
                 yield Change(type_, copy.deepcopy(raw))  # type: ignore[arg-type]
             if not news:
@@ -78,8 +92,30 @@ class FakeSource:
                 continue
             sent = news[-1][0]
 
+    def _news(self, sent: int, resource: Resource, namespace: str | None) -> Log:
+        found = []
+        for entry in reversed(self._log):
+            if entry[0] <= sent:
+                break
+            if (self.until is None or entry[0] <= self.until) and self._concerns(entry[2], resource, namespace):
+                found.append(entry)
+        return found[::-1]
+
     def _objects(self, resource: Resource, namespace: str | None) -> list[dict[str, Any]]:
-        return [raw for raw in self._cluster.of_kind(resource.kind) if self._concerns(raw, resource, namespace)]
+        known = self._cluster.objects if self.until is None else self._as_of(self.until)
+        return [raw for raw in known.values() if self._concerns(raw, resource, namespace)]
+
+    def _as_of(self, until: int) -> dict[Name, dict[str, Any]]:
+        known = dict(self._base)
+        for version, type_, raw in self._log:
+            if version > until:
+                break
+            name = (raw["kind"], raw["metadata"]["namespace"], raw["metadata"]["name"])
+            if type_ == "DELETED":
+                known.pop(name, None)
+            else:
+                known[name] = raw
+        return known
 
     @staticmethod
     def _concerns(raw: dict[str, Any], resource: Resource, namespace: str | None) -> bool:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from tunesmith_operator.core.kinds import KINDS, kind_of, owner_key
-from tunesmith_operator.core.kubernetes.drift import correction, fingerprint
-from tunesmith_operator.core.kubernetes.manifest import Manifest
+from tunesmith_operator.core.kubernetes.drift import correction, fingerprint, was_written
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import (
     CONFIG_MAP,
@@ -28,7 +28,7 @@ from tunesmith_operator.core.kubernetes.resources import (
 )
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
-from tunesmith_operator.core.reconcile.observed import ObservedObjects
+from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
 from tunesmith_operator.core.reconcile.progress import ProgressSample
 from tunesmith_operator.core.reconcile.unreadable import Unreadable, read
 from tunesmith_operator.engine.cache import Cache, Entry, Name
@@ -135,10 +135,11 @@ class Store:
             self._cache(resource).drop(Name(namespace, name), uid, known.version)
             self._left(resource, known)
 
-    def answered(self, key: Key, manifest: Manifest, child: ChildView) -> None:
+    def answered(self, key: Key, manifest: Manifest, written: JSON, child: ChildView) -> None:
         """Remember what became of the operator's own write of a child: where it isn't what was written, it stays so."""
         answers = self._answers.setdefault(key, {})
-        if correction(manifest, child):
+        difference = correction(manifest, child)
+        if difference and was_written(difference, written):
             answers[str(manifest)] = fingerprint(manifest, child)
         else:
             answers.pop(str(manifest), None)
@@ -157,7 +158,12 @@ class Store:
         """The custom resource in its kind's model, or `Unreadable`; None where there is none."""
         kind = kind_of(key)
         entry = self._custom[kind.resource].get(Name(key.namespace, key.name))
-        return read(kind, json.loads(entry.value.body)) if entry is not None else None
+        if entry is None:
+            return None
+        found = read(kind, json.loads(entry.value.body))
+        if isinstance(found, Unreadable):
+            return replace(found, has_jobs=bool(owned_by(found.meta.uid, self._children(JOB, JobView, key))))
+        return found
 
     def observe(self, key: Key, resource: Any) -> Any:
         """All that its kind needs to know to decide about the custom resource."""

@@ -96,7 +96,9 @@ class WorkQueue(Generic[K]):
             self._changed.clear()
             soonest = min(self._due.values(), default=None)
             try:
-                await asyncio.wait_for(self._changed.wait(), None if soonest is None else soonest - now)
+                # not wait_for: in Python 3.11 it forgets to be cancelled where a key comes at the same moment
+                async with asyncio.timeout(None if soonest is None else soonest - now):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
         key = next(iter(self._ready))

@@ -148,6 +148,21 @@ def test_a_cancelled_worker_loses_no_key():
     assert virtually(scenario()) == "b"
 
 
+def test_a_cancellation_counts_though_a_key_comes_at_the_same_moment():
+    async def scenario():
+        work = queue()
+        work.add_after("later", 100)
+        task = asyncio.create_task(work.get())
+        await asyncio.sleep(1)
+        work.add("a")
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=5)
+        return task.cancelled()
+
+    assert virtually(scenario())
+
+
 def test_the_longest_work_under_way_is_known():
     async def scenario():
         work = queue()

@@ -79,12 +79,14 @@ def refused_status(
     return with_findings(before, findings, now, generation, observed_generation=generation, phase=JobPhase.FAILED)
 
 
-def unreadable_status(meta: ObjectMeta, before: FineTuneJobStatus, message: str, now: datetime) -> FineTuneJobStatus:
+def unreadable_status(
+    meta: ObjectMeta, before: FineTuneJobStatus, message: str, has_jobs: bool, now: datetime
+) -> FineTuneJobStatus:
     """The spec can't be read. What has ended stays ended; what has started may still succeed."""
     if has_ended(before):
         return seen_after_end(before, meta.generation)
     violation = Violation(message)
-    if before.start_time is None:
+    if before.start_time is None and not has_jobs:
         return refused_status(meta, before, violation, now)
     findings = (
         refused(violation.reason, message),

@@ -76,6 +76,7 @@ class PodView(ChildView):
     ip: str = ""
     index: int = 0
     ready: bool = False
+    ready_since: datetime | None = None
     scheduled_at: datetime | None = None
     unschedulable: str = ""
     container: ContainerView | None = None
@@ -88,6 +89,7 @@ class PodView(ChildView):
         scheduled = next((entry for entry in conditions if entry.type == "PodScheduled"), None)
         containers = [ContainerView.of(entry) for entry in status.get("containerStatuses") or ()]
         known = [container for container in containers if container.name in _CONTAINERS] or containers
+        ready = true_condition(conditions, "Ready")
         blocked = scheduled is not None and scheduled.status == "False"
         return {
             "phase": status.get("phase", "Pending"),
@@ -95,7 +97,8 @@ class PodView(ChildView):
             "message": status.get("message", ""),
             "ip": status.get("podIP", ""),
             "index": int(annotations.get(_COMPLETION_INDEX) or labels.get(_COMPLETION_INDEX) or 0),
-            "ready": true_condition(conditions, "Ready") is not None,
+            "ready": ready is not None,
+            "ready_since": ready.since if ready is not None else None,
             "scheduled_at": scheduled.since if scheduled and scheduled.status == "True" else None,
             "unschedulable": (scheduled.message or scheduled.reason) if scheduled is not None and blocked else "",
             "container": known[0] if known else None,
