@@ -155,7 +155,7 @@ class Life:
         }  # fmt: skip
 
     def restart(self) -> None:
-        """`restart_seconds`: from the start after a SIGKILL until the queue is empty and what came meanwhile is told.
+        """`restart_seconds`: from the start after a SIGKILL until all jobs were looked at and what came meanwhile is told.
 
         20 jobs have ended meanwhile. `restart_shown_seconds` until that stands in their status; `restart_cpu_seconds`
         and, at most, `restart_rss_mib` by then, where the first process had needed `first_rss_mib`.
@@ -169,7 +169,8 @@ class Life:
         self.observer.wait("job-succeeding", {f"{name}-1" for name in chosen}, self.patience)
         self.operator = self.settings.operator(self.stage)
         shown = self.observer.wait("good", chosen, self.patience, say)
-        while self.operator.metrics().get("tunesmith_queue_depth", 1.0) > 0:
+        # signs of life of so many jobs keep a few in the queue at all times
+        while self.operator.reconciles() < len(self.names) or self.operator.depth() > len(self.names) / 20:
             time.sleep(0.1)
         used = self.operator.usage()
         self.figures |= {

@@ -120,6 +120,10 @@ class Tunesmith(Program):
         """How many it has done."""
         return counter(self.metrics(), "tunesmith_reconciles_total")
 
+    def depth(self) -> float:
+        """How many objects wait to be reconciled."""
+        return self.metrics().get("tunesmith_queue_depth", float("inf"))
+
     def settle(self, seconds: float, quiet: float = 2.0) -> float:
         """Wait until it is at rest: the queue is empty, no reconcile ran and hardly any CPU was used for `quiet` seconds.
 

@@ -25,7 +25,8 @@ from tunesmith_operator.core.kubernetes.resources import Resource
 __all__ = ["ApiServerSource", "Change", "Page", "Selectors"]
 
 Raw = Mapping[str, Any]
-PAGE_SIZE: Final = 500
+PAGE_SIZE: Final = 100
+"""All kinds are listed side by side when the operator starts: parsed pages are most of the memory that takes."""
 WATCH_SECONDS: Final = 300
 """A watch is ended by the API server after about so long, and begun again where it ended."""
 INACTIVE_SECONDS: Final = 150.0
