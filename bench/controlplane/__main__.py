@@ -56,7 +56,7 @@ def jobs(counts: list[int], settings: Settings) -> Figures:
     results: Figures = {}
     for count in counts:
         say(f"{count} FineTuneJobs")
-        found = _numbered(figures.lifecycle(count, settings, latency=count == 1000, restart=count >= 5000), count)
+        found = _numbered(figures.lifecycle(count, settings, latency=count == 1000, restart=count >= 500), count)
         if 500 <= count <= 1000:
             say(f"{count} jobs by a plain client")
             for suffix, policy in (("", True), ("_4_objects", False)):
@@ -64,8 +64,8 @@ def jobs(counts: list[int], settings: Settings) -> Figures:
                 found[f"create_vs_plain_{count}{suffix}"] = found[f"jobs_seconds_{count}"] / plain["jobs_seconds"]
                 found[f"plain_jobs_seconds_{count}{suffix}"] = plain["jobs_seconds"]
                 found[f"plain_pods_seconds_{count}{suffix}"] = plain["pods_seconds"]
-        # writes are counted where nothing but a job's life happens: not where latency or a restart is measured
-        kept = {} if count == 1000 or count >= 5000 else {it: found[it] for it in ("writes_per_job", "writes")}
+        # writes are counted where nothing but a job's life happens: not where progress moves
+        kept = {} if count == 1000 else {it: found[it] for it in ("writes_per_job", "writes")}
         results |= {name: value for name, value in found.items() if name not in ("writes_per_job", "writes")} | kept
         print(*(verdict(name, value) for name, value in found.items()), sep="\n", file=sys.stderr)
     return results
@@ -97,8 +97,16 @@ def main() -> int:
         help="checkout whose operator is measured (default this one)",
     )
     parser.add_argument("--before", default=BEFORE, help=f"commit to compare start-up with (default {BEFORE})")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="TUNESMITH_NAME of the operator, e.g. WORKERS=8",
+    )
     chosen = parser.parse_args()
-    settings = Settings(chosen.qps, chosen.operator_from.resolve(), chosen.before, chosen.runs)
+    more = {f"TUNESMITH_{name}": value for name, _, value in (it.partition("=") for it in chosen.set)}
+    settings = Settings(chosen.qps, chosen.operator_from.resolve(), chosen.before, chosen.runs, more)
     counts = [int(it) for it in chosen.jobs.split(",")]
     known: dict[str, Callable[[], Figures]] = {
         "jobs": lambda: jobs(counts, settings),

@@ -7,8 +7,8 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.controlplane.load import create_all, deployment, job, plain_objects
@@ -18,7 +18,19 @@ from bench.controlplane.stage import NAMESPACE, OPERATOR, ROOT, Stage, Tunesmith
 from bench.runs import Figures, median, say
 from tunesmith_api import keys
 
-__all__ = ["Settings", "checkout", "created", "deployments", "idle", "lifecycle", "plain", "startup", "until_pods"]
+__all__ = [
+    "Settings",
+    "checkout",
+    "created",
+    "deployments",
+    "idle",
+    "lifecycle",
+    "plain",
+    "quiet_requests",
+    "start_cpu",
+    "startup",
+    "until_pods",
+]
 
 JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
 FINETUNEJOBS = f"/apis/{keys.API_VERSION}/namespaces/{NAMESPACE}/finetunejobs"
@@ -40,6 +52,12 @@ class Settings:
     before: str = ""
     """The commit to compare start-up with."""
     runs: int = 3
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """More settings of the operator."""
+
+    def operator(self, stage: Stage) -> Tunesmith:
+        """Start the operator."""
+        return stage.operator(self.code, self.qps, **self.environment)
 
 
 def _names(count: int) -> list[str]:
@@ -89,7 +107,7 @@ class Life:
         self.names = _names(count)
         self.patience = 120.0 + 20 * count / settings.qps
         stage.simulator.order(run_seconds=-1)
-        self.operator: Tunesmith = stage.operator(settings.code, settings.qps)
+        self.operator: Tunesmith = settings.operator(stage)
         self.observer: Observer = stage.observer({FINETUNEJOBS: status_marks, JOBS: job_marks})
         self.figures: Figures = {}
         self.writes: Counter[str] = Counter()
@@ -139,21 +157,24 @@ class Life:
     def restart(self) -> None:
         """`restart_seconds`: from the start after a SIGKILL until the queue is empty and what came meanwhile is told.
 
-        20 jobs have ended meanwhile. `restart_shown_seconds` until that stands in their status; `restart_rss_mib`,
-        `restart_cpu_seconds` by then.
+        20 jobs have ended meanwhile. `restart_shown_seconds` until that stands in their status; `restart_cpu_seconds`
+        and, at most, `restart_rss_mib` by then, where the first process had needed `first_rss_mib`.
         """
-        chosen = set(self.names[:: max(1, len(self.names) // 20)])
-        self.cpu += self.operator.kill().cpu_seconds
+        running = sorted(set(self.names) - self.observer.first("good").keys())
+        chosen = set(running[:: max(1, len(running) // 20)][:20])
+        ended = self.operator.kill()
+        self.cpu += ended.cpu_seconds
+        self.figures["first_rss_mib"] = ended.peak_mib
         self.stage.simulator.order(finish=sorted(chosen))
         self.observer.wait("job-succeeding", {f"{name}-1" for name in chosen}, self.patience)
-        self.operator = self.stage.operator(self.settings.code, self.settings.qps)
+        self.operator = self.settings.operator(self.stage)
         shown = self.observer.wait("good", chosen, self.patience, say)
         while self.operator.metrics().get("tunesmith_queue_depth", 1.0) > 0:
             time.sleep(0.1)
         used = self.operator.usage()
         self.figures |= {
             "restart_seconds": max(shown, time.time()) - self.operator.begun, "restart_shown_seconds": shown - self.operator.begun,
-            "restart_rss_mib": used.rss_mib, "restart_cpu_seconds": used.cpu_seconds,
+            "restart_rss_mib": used.peak_mib, "restart_cpu_seconds": used.cpu_seconds,
         }  # fmt: skip
 
     def finish(self) -> None:
@@ -168,7 +189,7 @@ class Life:
             "writes_per_job": self.writes.total() / len(self.names),
             "writes": {what: round(number / len(self.names), 3) for what, number in self.writes.most_common()},
             "seconds": ended - begun,
-            "rss_mib": used.peak_mib,
+            "rss_mib": max(used.peak_mib, self.figures.get("first_rss_mib", 0.0)),
             "cpu_seconds": self.cpu + used.cpu_seconds,
         }
 
@@ -186,11 +207,18 @@ def lifecycle(count: int, settings: Settings, latency: bool = False, restart: bo
         return life.figures
 
 
+def quiet_requests(stage: Stage, seconds: float) -> list[Request]:
+    """What the operator asks in so many seconds, but for watches, which wait, and the Lease, which is a sign of life."""
+    list(stage.audit.read())
+    time.sleep(seconds)
+    return [it for it in stage.audit.read() if it.user == OPERATOR and it.verb != "watch" and it.what != "leases"]
+
+
 def idle(count: int, settings: Settings, seconds: float = 60.0) -> Figures:
     """So many running jobs, first with a new step each second, then with nothing new but signs of life.
 
     `progress_seconds`: between two status writes of a running job, by its number of writes in a minute; `reads_per_reconcile` in that
-    minute; `idle_requests`: of the minute without news, but for watches, which wait, and the Lease, which is a sign of life.
+    minute; `idle_requests` of the minute without news, as `quiet_requests` counts; `idle_cpu_percent` of one core.
     """
     with opened(settings.code) as stage:
         life = Life(stage, count, settings)
@@ -206,10 +234,8 @@ def idle(count: int, settings: Settings, seconds: float = 60.0) -> Figures:
         reads = sum(it.verb in ("get", "list") for it in requests)
         stage.simulator.order(moving=False)
         time.sleep(15)
-        list(stage.audit.read())
         used = life.operator.usage().cpu_seconds
-        time.sleep(seconds)
-        quiet = [it for it in stage.audit.read() if it.user == OPERATOR and it.verb != "watch" and it.what != "leases"]
+        quiet = quiet_requests(stage, seconds)
         return {
             "progress_seconds": seconds * count / progress if progress else 0.0,
             "reads_per_reconcile": reads / max(1.0, reconciles),
@@ -221,7 +247,7 @@ def idle(count: int, settings: Settings, seconds: float = 60.0) -> Figures:
 def deployments(count: int, settings: Settings) -> Figures:
     """`writes_per_deployment`, `seconds` until all are Ready, `rss_mib`, `cpu_seconds`: ModelDeployments of one replica."""
     with opened(settings.code) as stage:
-        operator = stage.operator(settings.code, settings.qps)
+        operator = settings.operator(stage)
         observer = stage.observer({MODELDEPLOYMENTS: status_marks})
         stage.audit.skip()
         names = [f"model-{number:05d}" for number in range(count)]
@@ -258,9 +284,8 @@ def checkout(commit: str) -> Iterator[Path]:
 
 def start_cpu(stage: Stage, code: Path, runs: int) -> Figures:
     """`cpu` seconds that a start takes until all that is there is reconciled and nothing happens any more; `rss` by then."""
-    # what the first start finds differs from what a settled operator has left; nobody is polled meanwhile
+    # nobody is polled meanwhile
     settings = {"TUNESMITH_POLL_INTERVAL_SECONDS": "3600"}
-    stage.operator(code, 1000.0, **settings).kill()
     found = []
     for _ in range(runs):
         operator = stage.operator(code, 1000.0, **settings)

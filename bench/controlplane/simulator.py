@@ -32,7 +32,8 @@ STEPS = 1_000_000
 INDEX = "batch.kubernetes.io/job-completion-index"
 # pods of Ray and of a model server run until they are deleted
 STAY = (keys.SERVER_CONTAINER, "ray-head", "ray-worker")
-RAY_JOB, PORT_RAY_DASHBOARD = "ray.io/originated-from-cr-name", 8265
+# the submitter of a RayJob is a Job of its name
+JOB_NAME, PORT_RAY_DASHBOARD = "batch.kubernetes.io/job-name", 8265
 ARTIFACT = ModelRef(uri="s3://models/base/quantized/q8_0-abc", digest="a" * 64, size_bytes=7)
 QUANTIZED = TerminationReport(outcome=Outcome.SUCCEEDED, reason=Reason.QUANTIZED, model=ARTIFACT)
 
@@ -84,7 +85,7 @@ class Pod:
         self.image = box["image"]
         labels = meta.get("labels", {})
         self.ours = keys.LABEL_FINETUNEJOB in labels
-        self.name = labels.get(keys.LABEL_FINETUNEJOB) or labels.get(RAY_JOB) or meta["name"]
+        self.name = labels.get(keys.LABEL_FINETUNEJOB) or labels.get(JOB_NAME) or meta["name"]
         self.index = int(meta.get("annotations", {}).get(INDEX, 0))
         self.started = body["metadata"]["creationTimestamp"]
         self.ip = address(number)

@@ -152,6 +152,7 @@ class Reason(StrEnum):
     MODEL_NOT_FOUND = "ModelNotFound"
     STORAGE_UNREADABLE = "StorageUnreadable"
     STORAGE_UNWRITABLE = "StorageUnwritable"
+    STORAGE_UNREACHABLE = "StorageUnreachable"
     OUT_OF_MEMORY = "OutOfMemory"
     DIVERGED = "Diverged"
     COLLECTIVE_TIMEOUT = "CollectiveTimeout"

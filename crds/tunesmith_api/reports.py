@@ -80,6 +80,7 @@ class ProgressReport(Contract):
     attempt: int = 1
     state: TrainerState = TrainerState.STARTING
     message: str = ""
+    reason: str = Field(default="", description="What keeps the trainer from getting on, a `Reason`; mostly empty.")
     global_step: int = 0
     max_steps: int = 0
     epoch: float = 0.0

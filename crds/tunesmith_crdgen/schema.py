@@ -19,7 +19,9 @@ _NULLABLE = "x-tunesmith-nullable"  # marks an object that stays absent unless g
 
 
 def structural_schema(model: type[BaseModel]) -> Schema:
-    """Return the structural schema of a kind: `spec` with defaults, `status` without, metadata left to Kubernetes.
+    """Return the structural schema of a kind: `spec` with defaults, `status` with one for an object that is new.
+
+    Metadata is left to Kubernetes.
 
     Raises:
         ValueError: the model uses a construct that has no structural form.
@@ -31,7 +33,9 @@ def structural_schema(model: type[BaseModel]) -> Schema:
     properties["kind"] = {"type": "string", "description": "Kind of this object."}
     properties["metadata"] = {"type": "object"}
     _fill_object_defaults(properties["spec"])
-    properties["status"] = _without_defaults(properties["status"])
+    status = properties["status"]
+    new = {name: value for name, value in status.items() if name == "default"}
+    properties["status"] = _without_defaults(status) | new
     root["required"] = ["metadata", "spec"]
     return root
 

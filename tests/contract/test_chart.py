@@ -198,7 +198,7 @@ def test_the_documents_install_the_images_that_they_build(programs, page):
 
 def test_a_list_of_namespaces_replaces_the_rights_everywhere(programs):
     rendered = programs.render("--set", "watchNamespaces={ml,research}")
-    bindings = {key: o for key, o in rendered.items() if key[0].endswith("Binding")}
+    bindings = {key: o for key, o in rendered.items() if key[0].endswith("RoleBinding")}
     lease = ("RoleBinding", NAMESPACE, f"{OPERATOR}-lease")
     assert set(bindings) == {lease, ("RoleBinding", "ml", OPERATOR), ("RoleBinding", "research", OPERATOR)}
     for binding in bindings.values():
@@ -229,6 +229,7 @@ def test_replicas_agree_by_a_lease_that_only_they_may_renew(default):
 def test_switches_remove_what_they_name_and_nothing_else(programs, default):
     gone = {
         "networkPolicy.enabled=false": {"NetworkPolicy"},
+        "admissionPolicy.enabled=false": {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"},
         "rbac.aggregateToUserRoles=false": {"ClusterRole"},
         "rbac.create=false": {"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"},
         "replicas=1": {"PodDisruptionBudget"},

@@ -26,6 +26,16 @@ def test_every_reason_has_one_entry_and_no_entry_is_of_no_reason():
     assert sorted(documented) == sorted(reason.value for reason in Reason)
 
 
+def sources():
+    for folder in ("operator", "trainer_image"):
+        yield from (path.read_text() for path in (ROOT / folder).rglob("*.py"))
+
+
+def test_none_is_promised_that_nothing_ever_says():
+    code = "\n".join(sources())
+    assert [reason for reason in Reason if not re.search(rf"\bReason\.{reason.name}\b", code)] == []
+
+
 @pytest.mark.parametrize("reason", [reason.value for reason in Reason])
 def test_the_entry_says_what_it_means_how_to_see_it_and_what_to_do(reason):
     (text,) = [text for _, name, text in entries() if name == reason]

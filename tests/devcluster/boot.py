@@ -11,7 +11,7 @@ from devcluster.binaries import Binaries
 from devcluster.controlplane import IN_CLUSTER_SERVER, Api, ControlPlane, Credentials
 from devcluster.nodes import Node
 from devcluster.progress import Progress
-from devcluster.sandbox import Sandbox
+from devcluster.sandbox import Process, Sandbox
 from devcluster.state import NodeState, State
 
 
@@ -22,6 +22,8 @@ class Booted:
     sandbox: Sandbox
     api: Api
     nodes: list[Node]
+    server: Process | None
+    """The API server; None where another process started it."""
     lifeline: int | None
     """Write end of the pipe whose closing ends the cluster; None for a kept one."""
 
@@ -56,7 +58,7 @@ def boot(made: State, binaries: Binaries, progress: Progress) -> Booted:
         _join(box, binaries, folder, credentials, members, progress)
     made.ready = True
     made.write()
-    return Booted(box, api, members, lifeline)
+    return Booted(box, api, members, server, lifeline)
 
 
 def _make_box(made: State, binaries: Binaries) -> tuple[Sandbox, int | None]:

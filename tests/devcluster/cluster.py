@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import itertools
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import kubernetes
 from devcluster import audit, binaries, machine, network, paths, progress, reaper, state
 from devcluster.binaries import Binaries
 from devcluster.boot import Booted, boot
-from devcluster.controlplane import Api
+from devcluster.controlplane import READY_SECONDS, Api
 from devcluster.errors import ClusterFailed, CommandFailed
 from devcluster.nodes import Node
 from devcluster.processes import command_line
@@ -82,7 +83,7 @@ class Cluster:
         sandbox = Sandbox(made.id, made.init)
         api = Api(made.api_port, made.folder / "pki")
         members = [Node(sandbox, programs, made, api, entry) for entry in made.nodes]
-        return cls(made, programs, Booted(sandbox, api, members, None))
+        return cls(made, programs, Booted(sandbox, api, members, None, None))
 
     def stop(self) -> None:
         """Remove the cluster without a trace; a second call does nothing."""
@@ -92,6 +93,16 @@ class Cluster:
         with contextlib.suppress(ClusterFailed):
             self._up.sandbox.destroy()
         reaper.remove_cluster(self._state.id)
+
+    def restart_api_server(self) -> None:
+        """Kill the API server and start it anew: it has forgotten what happened, and old watches have expired."""
+        server = self._up.server
+        if server is None:
+            raise LookupError("the API server was started by another process")
+        server.stop(signal.SIGKILL)
+        again = self._up.sandbox.spawn(server.name, server.argv, server.log)
+        self._up = replace(self._up, server=again)
+        again.wait_ready(lambda: self._up.api.text("/readyz") == "ok", READY_SECONDS)
 
     def __enter__(self) -> "Cluster":
         return self

@@ -39,6 +39,7 @@ class Process:
     inner: ProcessId
     """The program itself."""
     popen: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    argv: tuple[str, ...] = ()
 
     @property
     def alive(self) -> bool:
@@ -98,7 +99,7 @@ class Sandbox:
                 pass_fds=fds,
                 start_new_session=True,
             )
-        return Process(name, log, ProcessId.of(popen.pid), _settled(popen, 1, name, log), popen)
+        return Process(name, log, ProcessId.of(popen.pid), _settled(popen, 1, name, log), popen, tuple(argv))
 
     def run(self, argv: Sequence[str], *, stdin: str | None = None, mount: bool = True) -> str:
         """Run a short command inside and return its output; ``ClusterFailed`` where it fails."""

@@ -2,77 +2,44 @@
 
 from __future__ import annotations
 
-import json
-import time
+import contextlib
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from devcluster import Cluster, ClusterSpec, UnsupportedMachine
 from support.fakekubelet import FakeKubelet, running
 from support.operatorprocess import OperatorProcess
+from support.stage import RESTRICTED, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
-RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
 
-class Stage:
-    """A namespace, the operator at work in it, and a kubelet that does as it is told."""
-
-    def __init__(self, cluster: Cluster, operator: OperatorProcess, kubelet: FakeKubelet, namespace: str) -> None:
-        self.cluster, self.operator, self.kubelet, self.namespace = cluster, operator, kubelet, namespace
-
-    def kubectl(self, *arguments: str, **more: Any) -> str:
-        return self.cluster.kubectl("-n", self.namespace, *arguments, **more)
-
-    def apply(self, *objects: dict[str, Any]) -> None:
-        for body in objects:
-            self.kubectl("apply", "-f", "-", stdin=json.dumps(body))
-
-    def get(self, *arguments: str) -> dict[str, Any]:
-        text = self.kubectl("get", *arguments, "-o", "json", "--ignore-not-found")
-        found: dict[str, Any] = json.loads(text) if text.strip() else {}
-        return found
-
-    def items(self, *arguments: str) -> list[dict[str, Any]]:
-        return list(self.get(*arguments).get("items", []))
-
-    def condition(self, kind: str, name: str, type_: str) -> tuple[str, str, str]:
-        conditions = self.get(kind, name).get("status", {}).get("conditions", ())
-        found = [(it["status"], it["reason"], it["message"]) for it in conditions if it["type"] == type_]
-        return found[0] if found else ("", "", "")
-
-    def wait(self, what: str, check: Callable[[], Any], seconds: float = 30) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (result := check()):
-            if time.monotonic() > deadline:
-                objects = self.kubectl("get", "ftj,mdep,jobs,pods,deploy", "-o", "wide")
-                raise AssertionError(f"not within {seconds} s: {what}\n{objects}\n{self.operator.log()}")
-            time.sleep(0.2)
-        return result
-
-    def wait_condition(self, kind: str, name: str, type_: str, status: str, reason: str, seconds: float = 30) -> str:
-        def check() -> str:
-            found = self.condition(kind, name, type_)
-            return found[2] if found[:2] == (status, reason) else ""
-
-        message: str = self.wait(f"{kind} {name}: {type_}={status} ({reason})", check, seconds)
-        return message
-
-
-@pytest.fixture(scope="session")
-def operator_plane() -> Iterator[Cluster]:
-    """A control plane with our CRDs."""
+@contextlib.contextmanager
+def plane(name: str) -> Iterator[Cluster]:
     try:
-        cluster = Cluster.start(ClusterSpec(name="operator", nodes=0, audit=True))
+        cluster = Cluster.start(ClusterSpec(name=name, nodes=0, audit=True))
     except UnsupportedMachine as reason:
         pytest.skip(f"no local cluster: this machine {reason}")
     with cluster:
         for plural in ("finetunejobs", "modeldeployments"):
             cluster.kubectl("apply", "-f", str(ROOT / f"crds/tunesmith.dev_{plural}.yaml"))
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def operator_plane() -> Iterator[Cluster]:
+    """A control plane with our CRDs."""
+    with plane("operator") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def own_plane() -> Iterator[Cluster]:
+    """Another one, for a test that does to it what others couldn't bear."""
+    with plane("outage") as cluster:
         yield cluster
 
 

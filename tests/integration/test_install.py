@@ -197,6 +197,61 @@ def test_the_operator_may_do_what_it_must_and_no_more(home):
         assert not allowed(home, verb, resource), f"{verb} {resource}"
 
 
+TEMPLATE = {
+    "automountServiceAccountToken": False,
+    "restartPolicy": "Never",
+    "containers": [{"name": "x", "image": "x", "securityContext": {"allowPrivilegeEscalation": False}}],
+    "volumes": [{"name": "plan", "configMap": {"name": "plan"}}, {"name": "scratch", "emptyDir": {}}],
+}
+OWNED = [{"apiVersion": "tunesmith.dev/v1alpha1", "kind": "FineTuneJob", "name": "a", "uid": "u", "controller": True}]
+
+
+def child(kind, api_version, owners=OWNED, **fields):
+    account = {"kubernetes.io/service-account.name": "default"}
+    metadata = {"name": "stolen", "namespace": "default", "ownerReferences": owners, "annotations": account}
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **fields}
+
+
+def job_of(**pod):
+    return child("Job", "batch/v1", spec={"template": {"spec": TEMPLATE | pod}})
+
+
+def test_who_has_the_operators_token_may_write_no_more_than_the_operator_does(home):
+    """Its rights alone would let it run any pod as any ServiceAccount: the API server's admission policy doesn't."""
+    install(home)
+
+    def said(body, *command):
+        """What the API server says when the operator's account creates it, or does something else with it."""
+        command = command or ("create", "--dry-run=server")
+        try:
+            return home.kubectl(*command, "-f", "-", "--as", ACCOUNT, stdin=json.dumps(body))
+        except CommandFailed as refused:
+            return str(refused)
+
+    assert eventually(lambda: "no Kubernetes token" in said(job_of(automountServiceAccountToken=True)))
+    assert "created" in said(job_of())
+    for body, complaint in (
+        (job_of(serviceAccountName="admin"), "no Kubernetes token"),
+        (job_of(volumes=[{"name": "node", "hostPath": {"path": "/"}}]), "mount ConfigMaps"),
+        (job_of(volumes=[{"name": "all", "secret": {"secretName": "x"}}]), "mount ConfigMaps"),
+        (job_of(hostNetwork=True), "no rights on the node"),
+        (job_of(initContainers=[{"name": "first", "image": "x"}]), "no rights on the node"),
+        (child("Job", "batch/v1", [], spec={"template": {"spec": TEMPLATE}}), "belongs to a FineTuneJob"),
+        (child("ConfigMap", "v1", []), "belongs to a FineTuneJob"),
+        (child("Secret", "v1", type="kubernetes.io/service-account-token"), "no tokens of ServiceAccounts"),
+    ):
+        assert complaint in said(body), body
+    home.kubectl("create", "configmap", "theirs", "--from-literal=a=b")
+    theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs", "namespace": "default"}}
+    stolen = theirs | {"metadata": theirs["metadata"] | {"ownerReferences": OWNED}}
+    assert "belongs to a FineTuneJob" in said(stolen, "apply", "--server-side", "--dry-run=server")
+    assert "belongs to a FineTuneJob" in said(theirs, "delete", "--dry-run=server")
+    home.kubectl("delete", "configmap", "theirs")
+    assert "created" in home.kubectl(
+        "create", "--dry-run=server", "-f", "-", stdin=json.dumps(child("ConfigMap", "v1", []))
+    )
+
+
 def test_the_operator_may_renew_its_own_lease_and_no_other(home):
     install(home)
     leases = "leases.coordination.k8s.io"

@@ -11,11 +11,14 @@ from typing import Any
 
 from support.make import merged
 from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Rejected, Transient
+from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
 from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS
 from tunesmith_operator.core.status.transitions import EventNote
 
 Name = tuple[str, str, str]
+NEW_STATUS = {kind.resource.kind: kind.model.model_json_schema()["properties"]["status"]["default"] for kind in KINDS}
+"""What the CRDs make of an object without a status."""
 
 
 class Crash(BaseException):
@@ -150,6 +153,8 @@ class FakeCluster:
         stored["metadata"]["uid"] = before["metadata"]["uid"] if before else f"uid-{self._version}"
         stored["metadata"]["resourceVersion"] = str(self._version)
         stored["metadata"].setdefault("generation", 1)
+        if name[0] in NEW_STATUS:
+            stored.setdefault("status", copy.deepcopy(NEW_STATUS[name[0]]))
         stored["metadata"].setdefault("creationTimestamp", "2026-11-24T12:00:00Z")
         self.objects[name] = stored
         self.on_change("MODIFIED" if before else "ADDED", copy.deepcopy(stored))

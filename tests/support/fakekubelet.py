@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import kubernetes
+import urllib3
 
 from devcluster import Cluster
 from tunesmith_api.reports import TerminationReport
@@ -133,7 +134,7 @@ class FakeKubelet:
     def _run(self) -> None:
         beat = 0
         while not self._stop.wait(0.2):
-            with contextlib.suppress(kubernetes.client.ApiException, OSError):
+            with contextlib.suppress(kubernetes.client.ApiException, urllib3.exceptions.HTTPError, OSError):
                 beat += 1
                 if beat % 10 == 0:
                     path = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{NODE}"

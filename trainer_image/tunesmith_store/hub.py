@@ -78,7 +78,8 @@ def _translated(uri: str, revision: str | None) -> Iterator[None]:
         field = "the data set's revision" if place.kind == "dataset" else "spec.model.revision"
         _refuse(place, f"there is no revision {revision!r}; correct {field}")
     except errors.LocalEntryNotFoundError as error:  # huggingface_hub's word for: not cached, and not to be reached
-        raise Retryable(f"can't read {uri}: {error}; check the network", Reason.STORAGE_UNREADABLE) from error
+        message = f"can't read {uri}: {error}; check spec.huggingFace.endpointURL and the network"
+        raise Retryable(message, Reason.STORAGE_UNREACHABLE) from error
     except errors.EntryNotFoundError as error:
         raise NotFound(uri) from error
     except (errors.FileMetadataError, errors.OfflineModeIsEnabled) as error:
@@ -93,7 +94,7 @@ def _translated(uri: str, revision: str | None) -> Iterator[None]:
             raise
         what = f"{type(error).__name__} {error}"
         message = f"can't read {uri}: {what}; check spec.huggingFace.endpointURL and the network"
-        raise Retryable(message, Reason.STORAGE_UNREADABLE) from error
+        raise Retryable(message, Reason.STORAGE_UNREACHABLE) from error
 
 
 def _raise_for_answer(uri: str, place: RepoPath, error: Any) -> NoReturn:
@@ -106,7 +107,7 @@ def _raise_for_answer(uri: str, place: RepoPath, error: Any) -> NoReturn:
         raise UserError(Reason.STORAGE_UNREADABLE, message, ExitCode.STORAGE_DENIED) from error
     if status == 404:
         raise NotFound(uri) from error
-    raise Retryable(f"can't read {uri}: the Hub answered {status}", Reason.STORAGE_UNREADABLE) from error
+    raise Retryable(f"can't read {uri}: the Hub answered {status}", Reason.STORAGE_UNREACHABLE) from error
 
 
 def is_network_error(error: BaseException) -> bool:

@@ -120,10 +120,11 @@ def _translated(uri: str, verb: str) -> Iterator[None]:
                 f"spec.storage.secretRef and that they may {verb} in bucket {bucket!r}"
             )
             raise UserError(reason, message, ExitCode.STORAGE_DENIED) from error
-        raise Retryable(f"can't {verb} {uri}: {code} {text}", reason) from error
+        message = f"can't {verb} {uri}: {f'{code} {text}'.strip()}; check the store behind spec.storage.endpointURL"
+        raise Retryable(message, Reason.STORAGE_UNREACHABLE) from error
     except BotoCoreError as error:
         message = f"can't {verb} {uri}: {error}; check spec.storage.endpointURL and the network"
-        raise Retryable(message, reason) from error
+        raise Retryable(message, Reason.STORAGE_UNREACHABLE) from error
 
 
 class S3Store:

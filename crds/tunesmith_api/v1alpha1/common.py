@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from tunesmith_api.keys import Reason
 from tunesmith_api.model import EndpointURL, Quantity, SpecModel, StatusModel, cel
 
 __all__ = [
     "MAX_NAME_LENGTH",
+    "NEVER",
     "Condition",
     "ConditionStatus",
     "ObjectMeta",
@@ -19,6 +21,7 @@ __all__ = [
     "Storage",
     "Toleration",
     "name_rule",
+    "unseen",
 ]
 
 MAX_NAME_LENGTH = 40
@@ -77,6 +80,23 @@ class Condition(StatusModel):
     observed_generation: int = Field(
         default=0, ge=0, description="The metadata.generation that this observation is about."
     )
+
+
+NEVER = "1970-01-01T00:00:00Z"
+"""When a condition last changed that only the API server has set."""
+
+
+def unseen(summary: str) -> dict[str, Any]:
+    """`json_schema_extra` of a status: what the API server says of an object before the operator has said anything."""
+    condition = Condition(
+        type=summary,
+        status=ConditionStatus.UNKNOWN,
+        reason=Reason.PENDING,
+        message="Waiting for the operator.",
+        last_transition_time=NEVER,
+    )
+    known = condition.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return {"default": {"phase": Reason.PENDING.value, "conditions": [known]}}
 
 
 OptionalTime = Annotated[str | None, Field(json_schema_extra={"format": "date-time"})]

@@ -27,6 +27,7 @@ from tunesmith_api.v1alpha1.common import (
     Storage,
     Tolerations,
     name_rule,
+    unseen,
 )
 from tunesmith_api.v1alpha1.dataset import Dataset
 from tunesmith_api.v1alpha1.jobstatus import FineTuneJobStatus
@@ -385,7 +386,11 @@ class FineTuneJob(StatusModel):
     kind: str = keys.FINETUNEJOB_KIND
     metadata: ObjectMeta
     spec: FineTuneJobSpec = Field(description="What to train.")
-    status: FineTuneJobStatus = Field(default_factory=FineTuneJobStatus, description="What the operator has observed.")
+    status: FineTuneJobStatus = Field(
+        default_factory=FineTuneJobStatus,
+        description="What the operator has observed.",
+        json_schema_extra=unseen(keys.JobCondition.SUCCEEDED),
+    )
 
     model_config = ConfigDict(
         json_schema_extra={"x-kubernetes-validations": [name_rule(keys.FINETUNEJOB_KIND), *_immutable_rules()]},

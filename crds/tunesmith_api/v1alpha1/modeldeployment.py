@@ -20,6 +20,7 @@ from tunesmith_api.v1alpha1.common import (
     Tolerations,
     keyed_by,
     name_rule,
+    unseen,
 )
 
 __all__ = [
@@ -227,7 +228,9 @@ class ModelDeployment(StatusModel):
     metadata: ObjectMeta
     spec: ModelDeploymentSpec = Field(description="Which model to serve, and how.")
     status: ModelDeploymentStatus = Field(
-        default_factory=ModelDeploymentStatus, description="What the operator has observed."
+        default_factory=ModelDeploymentStatus,
+        description="What the operator has observed.",
+        json_schema_extra=unseen(keys.DeploymentCondition.READY),
     )
 
     model_config = ConfigDict(

@@ -31,6 +31,7 @@ from tunesmith_operator.core.status.transitions import (
     status_document,
     with_apply_failure,
 )
+from tunesmith_operator.engine.contest import Contests
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.store import VIEWS, Store
 from tunesmith_operator.engine.workqueue import WorkQueue
@@ -39,6 +40,12 @@ __all__ = ["Cluster", "Controller", "Recorder", "Stuck"]
 
 log = logging.getLogger(__name__)
 MAX_WORK_SECONDS = 120.0
+CONTESTED = (
+    "somebody else changes it back each time, so it is put right at growing intervals. Another controller or policy "
+    "writes the same fields: kubectl get -o yaml --show-managed-fields says which"
+)
+FIRST_STATUS_SECONDS = 5.0
+"""How long the first status waits for more to say where all is well: the API server says Pending meanwhile."""
 
 
 class Cluster(Protocol):
@@ -104,6 +111,8 @@ class Controller:
         self._queue, self._poller, self._metrics = queue, poller, metrics
         self._config, self._now, self._new_token = config, now, new_token
         self._wrote_at: dict[Key, datetime] = {}
+        self._contests = Contests()
+        self._first_at: dict[Key, datetime] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life ---
@@ -174,12 +183,15 @@ class Controller:
             ClusterError: something could not be written. The status says so already, where it could be.
         """
         if not self._store.ready(key.namespace):
-            return "early"  # the store wakes it once everything is listed
+            self._store.defer(key)
+            return "early"
         now = self._now()
         case = self._case(key, now)
         if case is None:
             self._poller.follow(key, None)
             self._wrote_at.pop(key, None)
+            self._contests.forget(key)
+            self._first_at.pop(key, None)
             return "absent"
         decision = case.decision
         failure = await self._act(key, case, now)
@@ -208,32 +220,61 @@ class Controller:
         return Case(kind, found.metadata, version, found.status, kind.decide(observed, now, self._config))
 
     async def _act(self, key: Key, case: Case, now: datetime) -> ClusterError | None:
-        """Carry the actions out in order; return what stopped them, with the name of the object."""
+        """Carry the actions out in order; return what stopped them or one of them, with the name of the object."""
+        try:
+            await self._confirm_owner(key, case)
+        except ClusterError as error:
+            return error
+        contested: ClusterError | None = None
         for action in case.decision.actions:
+            wanted = action.manifest if isinstance(action, Patch) else None
+            if wanted is not None and (wait := self._contests.wait(key, wanted, now)) > 0:
+                contested = Transient(f"{wanted}: {CONTESTED}", wait)
+                continue
             try:
                 await self._do(key, action)
             except ClusterError as error:
                 error.args = (f"{_name(action)}: {error}",)
                 return error
+            if wanted is not None:
+                self._contests.corrected(key, wanted, now)
             if isinstance(action, Patch) and action.undone:
                 await self._record(key, case, EventNote("Warning", Reason.REPAIRED, action.undone), now)
-        return None
+        return contested
+
+    async def _confirm_owner(self, key: Key, case: Case) -> None:
+        """Ask whether the owner is still there, before anything that it had before is made again.
+
+        Watches of different kinds don't keep step: children can be known to be gone before their owner is.
+
+        Raises:
+            Gone: it isn't.
+        """
+        again = case.before.observed_generation > 0
+        if not again or not any(isinstance(action, Create) for action in case.decision.actions):
+            return
+        found = await self._cluster.find(case.kind.resource, key.namespace, key.name)
+        if found is None or found["metadata"].get("uid") != case.meta.uid:
+            self._store.deleted(case.kind.resource, key.namespace, key.name, case.meta.uid)
+            raise Gone(f"{key} is gone")
 
     async def _do(self, key: Key, action: Action) -> None:
         match action:
-            case Create(manifest, random_key) if random_key:
+            case Create(manifest, random_key, where_new) if random_key:
                 body: dict[str, Any] = manifest.body | {"stringData": {random_key: self._new_token()}}
                 with contextlib.suppress(AlreadyExists):
                     await self._cluster.create(manifest.resource, manifest.namespace, body)
+                    if where_new is not None:
+                        await self._do(key, where_new)
             case Create(manifest):
-                self._remember(key, manifest.resource, await self._made(manifest), manifest)
+                self._remember(key, manifest.resource, await self._made(manifest), manifest, manifest.body)
             case Patch(resource, namespace, name, uid, body, wanted):
                 try:
                     raw = await self._cluster.patch(resource, namespace, name, uid, body)
                 except Gone as error:
                     self._store.deleted(resource, namespace, name, uid)
                     raise Transient(f"it is gone: {error}") from error
-                self._remember(key, resource, raw, wanted)
+                self._remember(key, resource, raw, wanted, body)
             case Delete(resource, namespace, name, uid):
                 await self._cluster.delete(resource, namespace, name, uid)
                 self._store.deleted(resource, namespace, name, uid)
@@ -254,19 +295,21 @@ class Controller:
             labels = {"metadata": {"labels": manifest.body["metadata"]["labels"]}}
             return await self._cluster.patch(resource, namespace, name, found["metadata"]["uid"], labels | body)
 
-    def _remember(self, key: Key, resource: Resource, raw: JSON, manifest: Manifest | None) -> None:
+    def _remember(self, key: Key, resource: Resource, raw: JSON, manifest: Manifest | None, written: JSON) -> None:
         self._store.wrote(resource, raw)
         if manifest is not None:
-            self._store.answered(key, manifest, VIEWS[resource].of(raw))
+            self._store.answered(key, manifest, written, VIEWS[resource].of(raw))
 
     async def _report(self, key: Key, case: Case, status: Status, events: tuple[EventNote, ...], now: datetime) -> None:
         """Write the status if people would see a difference; running numbers no oftener than they are polled."""
         if not differs(case.before, status):
             return
-        wrote = self._wrote_at.get(key)
-        if wrote is not None and not is_urgent(case.before, status):
-            wait = self._config.poll_interval_seconds * 0.8 - (now - wrote).total_seconds()
-            if 0 < wait <= self._config.poll_interval_seconds:  # the clock may have been set back
+        if not is_urgent(case.before, status):
+            wrote, pause = self._wrote_at.get(key), self._config.poll_interval_seconds * 0.8
+            if wrote is None:
+                wrote, pause = self._first_at.setdefault(key, now), FIRST_STATUS_SECONDS
+            wait = pause - (now - wrote).total_seconds()
+            if 0 < wait <= pause:  # the clock may have been set back
                 self._queue.add_after(key, wait)
                 return
         meta = case.meta
@@ -275,6 +318,7 @@ class Controller:
         )
         self._store.wrote(case.kind.resource, raw)
         self._wrote_at[key] = now
+        self._first_at.pop(key, None)
         for note in events:
             await self._record(key, case, note, now)
 

@@ -21,7 +21,7 @@ __all__ = ["SILENT_SECONDS", "Informer", "Sink", "Source"]
 
 log = logging.getLogger(__name__)
 Raw = Mapping[str, Any]
-LONGEST_PAUSE: Final = 30.0
+LONGEST_PAUSE: Final = 10.0
 RELIST_SECONDS: Final = 1800.0
 """A watch that has lasted this long is begun anew with a list: an event that never came is made up for."""
 UNSERVED_SECONDS: Final = 3.0
@@ -62,6 +62,9 @@ class Sink(Protocol):
     def listed(self, resource: Resource, namespace: str | None, seen: set[Name], version: int) -> None:
         """These are all there are; what else is known is gone."""
 
+    def lost(self, resource: Resource, namespace: str | None) -> None:
+        """What is known may be old, until the next list."""
+
 
 class Informer:
     """List and watch of one kind, in one namespace or (None) in all."""
@@ -100,7 +103,8 @@ class Informer:
                 version = await self._watch(version) if version else await self._list()
             except Expired:
                 log.info("watch of %s has expired: listing anew", self)
-                version = ""
+                version, self._failures = "", 0
+                self._sink.lost(self.resource, self.namespace)
                 await self._pause(0.0)
             except Gone:
                 # the kind itself isn't served, and so there are no objects of it
@@ -112,6 +116,10 @@ class Informer:
                 await asyncio.sleep(UNSERVED_SECONDS)
             except ClusterError as error:
                 self._complain(f"can't watch {self}: {error}")
+                if self._failures:
+                    # more than a broken connection: only a new list says what has happened meanwhile
+                    version = ""
+                    self._sink.lost(self.resource, self.namespace)
                 await self._pause(error.retry_after or 0.0 if isinstance(error, Transient) else 0.0)
             except Exception:
                 log.exception("a bug: the watch of %s failed", self)
@@ -148,7 +156,7 @@ class Informer:
                 version = change.object["metadata"]["resourceVersion"]
             self._hear()
             if asyncio.get_running_loop().time() - began < 1.0:
-                await self._pause(0.0)  # a stream that ends at once is no stream
+                await asyncio.sleep(1.0)  # a server that ends each stream at once isn't to be asked without a pause
         return ""
 
     def _hear(self) -> None:

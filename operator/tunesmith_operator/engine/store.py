@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from tunesmith_operator.core.kinds import KINDS, kind_of, owner_key
-from tunesmith_operator.core.kubernetes.drift import correction, fingerprint
-from tunesmith_operator.core.kubernetes.manifest import Manifest
+from tunesmith_operator.core.kubernetes.drift import correction, fingerprint, was_written
+from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import (
     CONFIG_MAP,
@@ -28,7 +28,7 @@ from tunesmith_operator.core.kubernetes.resources import (
 )
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
-from tunesmith_operator.core.reconcile.observed import ObservedObjects
+from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
 from tunesmith_operator.core.reconcile.progress import ProgressSample
 from tunesmith_operator.core.reconcile.unreadable import Unreadable, read
 from tunesmith_operator.engine.cache import Cache, Entry, Name
@@ -77,6 +77,7 @@ class Store:
         self._job_owners: dict[str, Key] = {}
         self._answers: dict[Key, dict[str, str]] = {}
         self._unlisted = {scope: set(WATCHED) for scope in scopes}
+        self._deferred: set[Key] = set()
 
     # --- what the informers deliver ---
 
@@ -106,11 +107,19 @@ class Store:
         cache = self._cache(resource)
         for entry in cache.prune(cache.names(namespace) - seen, version):
             self._left(resource, entry)
-        missing = self._unlisted.get(namespace)
-        if missing:
-            missing.discard(resource)
-            if not missing:
-                self._wake_all(namespace)
+        self._unlisted[namespace].discard(resource)
+        if not self._unlisted[namespace]:
+            ready = {key for key in self._deferred if self.ready(key.namespace)}
+            self._deferred -= ready
+            for key in ready:
+                self._wake_key(key)
+
+    def lost(self, resource: Resource, namespace: str | None) -> None:
+        """What is known may be old, until the next list: nothing is decided there meanwhile.
+
+        Kinds come back one by one. Were children known to be gone before their owner is, they would be made again.
+        """
+        self._unlisted[namespace].add(resource)
 
     # --- what the operator wrote ---
 
@@ -126,25 +135,35 @@ class Store:
             self._cache(resource).drop(Name(namespace, name), uid, known.version)
             self._left(resource, known)
 
-    def answered(self, key: Key, manifest: Manifest, child: ChildView) -> None:
+    def answered(self, key: Key, manifest: Manifest, written: JSON, child: ChildView) -> None:
         """Remember what became of the operator's own write of a child: where it isn't what was written, it stays so."""
         answers = self._answers.setdefault(key, {})
-        if correction(manifest, child):
+        difference = correction(manifest, child)
+        if difference and was_written(difference, written):
             answers[str(manifest)] = fingerprint(manifest, child)
         else:
             answers.pop(str(manifest), None)
 
     # --- snapshots ---
 
+    def defer(self, key: Key) -> None:
+        """Wake that key once its namespace is ready."""
+        self._deferred.add(key)
+
     def ready(self, namespace: str) -> bool:
-        """Whether everything in that namespace has been listed at least once: before that, nothing is decided."""
+        """Whether all that is known of that namespace is true to the API server: else, nothing is decided."""
         return any(not missing for scope, missing in self._unlisted.items() if scope in (None, namespace))
 
     def custom_resource(self, key: Key) -> Any:
         """The custom resource in its kind's model, or `Unreadable`; None where there is none."""
         kind = kind_of(key)
         entry = self._custom[kind.resource].get(Name(key.namespace, key.name))
-        return read(kind, json.loads(entry.value.body)) if entry is not None else None
+        if entry is None:
+            return None
+        found = read(kind, json.loads(entry.value.body))
+        if isinstance(found, Unreadable):
+            return replace(found, has_jobs=bool(owned_by(found.meta.uid, self._children(JOB, JobView, key))))
+        return found
 
     def version(self, key: Key) -> str:
         """Of the custom resource, as it is known."""
@@ -239,15 +258,12 @@ class Store:
             self._wake(referring)
 
     def _wake(self, key: Hashable | None) -> None:
-        if isinstance(key, Key) and self.ready(key.namespace):
+        if not isinstance(key, Key):
+            return
+        if self.ready(key.namespace):
             self._wake_key(key)
-
-    def _wake_all(self, scope: str | None) -> None:
-        for cache in self._custom.values():
-            for name in cache.names(scope):
-                entry = cache.get(name)
-                if entry is not None:
-                    self._wake(entry.group)
+        else:
+            self.defer(key)
 
 
 def _version(raw: Raw) -> int:

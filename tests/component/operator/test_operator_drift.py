@@ -1,60 +1,16 @@
 """Children are what their manifests say, whoever has changed them; and what is somebody else's is never written."""
 
+import logging
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from support import make
+from support.begun import REPAIRED, edit, own_fields, quantize, quantizing, serving, training
 from support.world import World
-from tunesmith_api.keys import FINETUNEJOB_KIND, MODELDEPLOYMENT_KIND, Reason
-from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
+from tunesmith_api.keys import MODELDEPLOYMENT_KIND
 from tunesmith_operator.adapters.errors import Transient
-from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS
-
-REPAIRED = ("Warning", "Repaired")
-
-
-def training() -> World:
-    world = World()
-    world.cluster.put(make.finetunejob())
-    world.reconcile()
-    world.pod("sentiment-1", 0, ready=True)
-    world.pod("sentiment-1", 1, ready=True)
-    world.wait(5)
-    return world
-
-
-def quantizing(**spec) -> World:
-    world = World()
-    world.cluster.put(make.modeldeployment(**spec))
-    world.reconcile()
-    return world
-
-
-def quantize(world: World, revision: str = "r1") -> None:
-    model = ModelRef(uri="s3://models/sentiment/quantized/q8_0-abc", digest="a" * 64, size_bytes=7)
-    report = TerminationReport(outcome=Outcome.SUCCEEDED, reason=Reason.QUANTIZED, model=model)
-    world.ends(world.pod(f"sentiment-{revision}-quantize"), 0, report)
-    world.job_is(f"sentiment-{revision}-quantize", "Complete")
-    world.reconcile()
-
-
-def serving(**spec) -> World:
-    world = quantizing(**spec)
-    quantize(world)
-    world.rolls_out("sentiment-r1")
-    world.wait(5)
-    return world
-
-
-def edit(world: World, kind: str = MODELDEPLOYMENT_KIND, **spec) -> None:
-    world.cluster.change(kind, "sentiment", {"spec": spec})
-    world.reconcile()
-
-
-def own_fields(world: World, kind: str, name: str) -> dict:
-    raw = world.cluster.get(kind, name)
-    defaults = JOB_FIELDS if kind == "Job" else {}
-    return {field: {**defaults, **raw[field]} for field in ("spec", "data") if field in raw}
-
 
 OTHER_PORTS = [
     {"name": "gcs", "port": 6379, "targetPort": 6379, "protocol": "TCP"},
@@ -118,6 +74,38 @@ def test_what_the_operator_does_not_set_stays_as_others_set_it(begin, kind, name
     assert (world.cluster.get(kind, name), world.cluster.writes[writes:]) == (changed, [])
 
 
+SERVING_EDITS = [(kind, name, change) for begin, kind, name, change in HAND_EDITS if begin is serving]
+HAPPENINGS = [*SERVING_EDITS, *((kind, name, None) for kind, name, _ in SERVING_EDITS), "crash", "look"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(HAPPENINGS), max_size=8))
+def test_whatever_is_done_to_children_by_hand_they_become_what_they_were(happenings):
+    logging.disable(logging.CRITICAL)
+    try:
+        world = serving()
+        children = {(kind, name): own_fields(world, kind, name) for kind, name, _ in SERVING_EDITS}
+        for happening in happenings:
+            if happening == "crash":
+                world.cluster.crash_after = len(world.cluster.writes) + 1
+            elif happening == "look":
+                world.wait(1)
+            elif world.cluster.get(*happening[:2]) is not None:
+                kind, name, change = happening
+                if change is None:
+                    world.cluster.remove(kind, "ml", name)
+                else:
+                    world.cluster.change(kind, name, change)
+        for _ in range(3):
+            world.wait(300)
+        assert {child: own_fields(world, *child) for child in children} == children
+        writes = len(world.cluster.writes)
+        world.wait(1000)
+        assert len(world.cluster.writes) == writes
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def mirrored(kind, body):
     """An admission webhook that takes images from a mirror and adds a container."""
     if kind == "Deployment":
@@ -143,6 +131,48 @@ def test_what_the_api_server_makes_of_a_write_is_not_undone_again_and_again():
     world.controller._store._answers.clear()
     world.wait(600)
     assert world.cluster.writes.count("patch Deployment sentiment-r1") == 2, "one write after a restart of the operator"
+
+
+def test_what_is_changed_while_another_change_is_put_right_is_put_right_too():
+    world = serving()
+    before, patch = own_fields(world, "Service", "sentiment"), world.cluster.patch
+
+    async def changed_meanwhile(resource, namespace, name, uid, body):
+        world.cluster.patch = patch
+        world.cluster.change("Service", name, {"spec": {"ports": []}})
+        return await patch(resource, namespace, name, uid, body)
+
+    world.cluster.patch = changed_meanwhile
+    world.cluster.change("Service", "sentiment", {"spec": {"selector": {"app": "mine"}}})
+    world.reconcile()
+    assert own_fields(world, "Service", "sentiment") == before
+
+
+def contested(world: World) -> None:
+    """Another controller sets the Service's selector as soon as it sees it otherwise."""
+    patch = world.cluster.patch
+
+    async def changed_back(resource, namespace, name, uid, body):
+        answer = await patch(resource, namespace, name, uid, body)
+        if resource.kind == "Service":
+            world.cluster.change("Service", name, {"spec": {"selector": {"app": "mine"}}})
+        return answer
+
+    world.cluster.patch = changed_back
+    world.cluster.change("Service", "sentiment", {"spec": {"selector": {"app": "mine"}}})
+
+
+def test_two_loops_do_not_chase_each_other_and_the_rest_goes_on():
+    world = serving()
+    contested(world)
+    for _ in range(720):
+        world.wait(5)
+    assert 10 < world.cluster.writes.count("patch Service sentiment") < 25
+    status, reason, message = world.condition("ChildrenApplied", MODELDEPLOYMENT_KIND)
+    assert (status, reason) == ("False", "ApplyFailed")
+    assert "Service sentiment: somebody else changes it back each time" in message
+    edit(world, replicas=3)
+    assert world.cluster.get("Deployment", "sentiment-r1")["spec"]["replicas"] == 3
 
 
 def test_a_repair_that_is_refused_is_told_until_it_is_made():
@@ -301,6 +331,15 @@ def test_a_secret_that_is_lost_before_the_pods_start_is_made_again():
     assert "the operator makes it again" in world.condition("Succeeded")[2]
 
 
+def test_a_kubelet_that_has_not_heard_of_the_secret_yet_costs_no_restart():
+    world = training()
+    job = world.cluster.get("Job", "sentiment-1")
+    world.cluster.remove("Pod", "ml", "sentiment-1-1-x")
+    lacks_secret(world, 1, "b")
+    world.wait(5)
+    assert world.cluster.get("Job", "sentiment-1")["metadata"]["uid"] == job["metadata"]["uid"]
+
+
 def test_a_secret_that_is_lost_while_pods_run_with_it_is_made_again_for_all_of_them():
     world = training()
     job = world.cluster.get("Job", "sentiment-1")
@@ -312,115 +351,3 @@ def test_a_secret_that_is_lost_while_pods_run_with_it_is_made_again_for_all_of_t
     again = world.cluster.get("Job", "sentiment-1")
     assert again["metadata"]["uid"] != job["metadata"]["uid"]
     assert world.status()["restarts"] == 1
-
-
-# --- edits of the spec ---
-
-
-def test_bounds_that_are_changed_after_the_start_are_carried_out_on_the_job():
-    world = training()
-    edit(world, FINETUNEJOB_KIND, activeDeadlineSeconds=3600, failurePolicy={"backoffLimit": 9})
-    spec = world.cluster.get("Job", "sentiment-1")["spec"]
-    assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (3600, 9)
-    assert world.status()["observedGeneration"] == 2
-    assert REPAIRED not in world.cluster.events, "nobody else has changed anything"
-    edit(world, FINETUNEJOB_KIND, activeDeadlineSeconds=None)
-    assert "activeDeadlineSeconds" not in world.cluster.get("Job", "sentiment-1")["spec"]
-
-
-def test_the_verdict_quotes_the_bounds_that_the_job_had():
-    for change, reason, quoted in (
-        ({"activeDeadlineSeconds": 3600}, "DeadlineExceeded", "activeDeadlineSeconds (1m)"),
-        ({"failurePolicy": {"backoffLimit": 50}}, "BackoffLimitExceeded", "gave up after 3 retries"),
-    ):
-        world = World()
-        world.cluster.put(make.finetunejob(activeDeadlineSeconds=60))
-        world.reconcile()
-        world.ends(world.pod("sentiment-1", 0), 1)
-        world.job_is("sentiment-1", "Failed", reason)
-        edit(world, FINETUNEJOB_KIND, **change)
-        assert quoted in world.condition("Succeeded")[2]
-
-
-INVALID = {"engine": {"contextLength": 1_048_576, "parallelRequests": 64}}
-
-
-def test_an_edit_that_is_refused_leaves_what_serves_true_and_in_repair():
-    world = serving(replicas=2)
-    edit(world, **INVALID)
-    assert world.condition("Accepted", MODELDEPLOYMENT_KIND)[:2] == ("False", "InvalidSpec")
-    assert world.condition("Ready", MODELDEPLOYMENT_KIND)[:2] == ("True", "ReplicasAvailable")
-    assert world.status(MODELDEPLOYMENT_KIND)["observedGeneration"] == 1
-    before = own_fields(world, "Deployment", "sentiment-r1")
-    world.cluster.remove("Deployment", "ml", "sentiment-r1")
-    world.wait(5)
-    assert world.condition("Ready", MODELDEPLOYMENT_KIND)[:2] == ("False", "ReplicasUnavailable")
-    assert own_fields(world, "Deployment", "sentiment-r1") == before
-    world.rolls_out("sentiment-r1", available=1)
-    world.wait(5)
-    assert world.condition("Ready", MODELDEPLOYMENT_KIND)[0] == "Unknown"
-    assert world.status(MODELDEPLOYMENT_KIND)["display"]["ready"] == "1/2"
-    edit(world, replicas=3)
-    assert world.cluster.get("Deployment", "sentiment-r1")["spec"]["replicas"] == 3
-    world.cluster.change("Service", "sentiment", {"spec": {"selector": {"app": "mine"}}})
-    world.reconcile()
-    assert "app" not in world.cluster.get("Service", "sentiment")["spec"]["selector"]
-    assert REPAIRED in world.cluster.events
-    assert len(world.status(MODELDEPLOYMENT_KIND)["revisions"]) == 1
-    edit(world, engine={"contextLength": 4096, "parallelRequests": 1})
-    assert world.condition("Accepted", MODELDEPLOYMENT_KIND)[0] == "True"
-    assert world.status(MODELDEPLOYMENT_KIND)["latestRevision"] == "sentiment-r2"
-
-
-def test_a_rollout_under_way_goes_on_when_the_next_edit_is_refused():
-    world = quantizing()
-    edit(world, **INVALID)
-    quantize(world)
-    assert world.cluster.get("Deployment", "sentiment-r1")
-    world.rolls_out("sentiment-r1")
-    world.wait(5)
-    assert world.condition("Ready", MODELDEPLOYMENT_KIND)[:2] == ("True", "ReplicasAvailable")
-    assert world.condition("Accepted", MODELDEPLOYMENT_KIND)[0] == "False"
-
-
-def test_what_serves_is_repaired_though_its_source_is_gone():
-    world = World()
-    world.cluster.put(make.finetunejob(name="tune"))
-    world.cluster.put(make.modeldeployment(source={"uri": None, "fineTuneJobRef": {"name": "tune"}}, storage=None))
-    world.reconcile()
-    world.ends(world.pod("tune-1", 0), 0, make.succeeded())
-    world.job_is("tune-1", "Complete")
-    world.reconcile()
-    quantize(world)
-    world.rolls_out("sentiment-r1")
-    world.wait(5)
-    before = own_fields(world, "Deployment", "sentiment-r1")
-    world.cluster.remove(FINETUNEJOB_KIND, "ml", "tune")
-    world.cluster.remove("Deployment", "ml", "sentiment-r1")
-    world.wait(5)
-    assert own_fields(world, "Deployment", "sentiment-r1") == before
-
-
-def test_the_revision_that_answers_is_repaired_while_a_newer_one_is_on_its_way():
-    world = serving()
-    before = own_fields(world, "Deployment", "sentiment-r1")
-    edit(world, resources={"memory": "8Gi"})
-    world.cluster.change("Deployment", "sentiment-r1", {"spec": {"template": {"spec": {"containers": []}}}})
-    world.reconcile()
-    assert own_fields(world, "Deployment", "sentiment-r1") == before
-    world.cluster.remove("Deployment", "ml", "sentiment-r1")
-    world.wait(5)
-    assert own_fields(world, "Deployment", "sentiment-r1") == before
-
-
-def test_a_revision_of_an_older_operator_without_a_template_is_left_as_it_is_but_scaled():
-    world = serving()
-    config_map = world.cluster.get("ConfigMap", "sentiment-r1")
-    del config_map["data"]["template.json"]
-    config_map["metadata"]["annotations"]["tunesmith.dev/spec-hash"] = "older"
-    world.cluster.put(config_map)
-    edit(world, **INVALID)
-    world.cluster.change("Deployment", "sentiment-r1", {"spec": {"strategy": {"type": "Recreate"}, "replicas": 5}})
-    world.reconcile()
-    spec = world.cluster.get("Deployment", "sentiment-r1")["spec"]
-    assert (spec["strategy"]["type"], spec["replicas"]) == ("Recreate", 1)

@@ -95,6 +95,16 @@ def test_an_unreadable_job_that_trains_may_still_succeed_and_does():
     assert world.cluster.writes.count("create Job sentiment-1") == 1
 
 
+def test_a_job_that_becomes_unreadable_before_its_first_status_is_known_to_have_started():
+    world = World()
+    world.cluster.put(make.finetunejob())
+    world.reconcile()
+    world.cluster.change(FINETUNEJOB_KIND, "sentiment", NEWER)
+    world.wait(10)
+    assert world.condition("Succeeded")[:2] == ("Unknown", "InvalidSpec")
+    assert world.cluster.get("Job", "sentiment-1") is not None
+
+
 # --- statuses that can't be read, or were lost
 
 

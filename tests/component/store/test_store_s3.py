@@ -128,5 +128,7 @@ def test_a_missing_bucket_is_named(connect, tmp_path):
 
 
 def test_a_store_that_is_not_there_is_worth_another_try(connect, tmp_path):
-    with pytest.raises(Retryable, match=r"spec\.storage\.endpointURL"):
+    with pytest.raises(Retryable, match=r"spec\.storage\.endpointURL") as caught:
         connect(endpoint="http://127.0.0.1:9").get_bytes("s3://b/x")
+    assert caught.value.reason is Reason.STORAGE_UNREACHABLE
+    assert "http://127.0.0.1:9" in caught.value.message

@@ -158,5 +158,7 @@ def test_an_unreachable_store_is_tried_again_and_then_given_up(pods, job, make_p
         pods.store.endpoint_url = right
     assert plan.storage == StoragePlan()
     assert pod.wait(90) == ExitCode.CRASHED, pod.output()
-    assert pod.report().reason is Reason.WORKER_CRASHED
-    assert "endpointURL" in pod.output()
+    report = pod.report()
+    assert report.reason is Reason.STORAGE_UNREACHABLE
+    for words in ("http://10.77.0.1:9", "spec.storage.endpointURL", "gave up after maxRestarts (1)"):
+        assert words in report.message

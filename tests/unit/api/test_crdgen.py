@@ -64,7 +64,11 @@ def test_no_spec_field_is_a_float_or_a_boolean_beside_plain_switches(schema):
 
 def test_status_has_no_defaults_and_conditions_are_a_map(schema):
     status = schema["properties"]["status"]
-    assert not [path for path, node in walk(status) if "default" in node]
+    assert not [path for path, node in walk(status) if path and "default" in node]
+    (condition,) = status["default"]["conditions"]
+    assert condition["type"] in ("Succeeded", "Ready")
+    assert (condition["status"], condition["message"]) == ("Unknown", "Waiting for the operator.")
+    assert status["default"]["phase"] == "Pending"
     assert status["properties"]["conditions"]["x-kubernetes-list-map-keys"] == ["type"]
 
 

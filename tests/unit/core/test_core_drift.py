@@ -5,7 +5,7 @@ import pytest
 from support import make
 from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment
 from tunesmith_operator.core.finetunejob.children import build
-from tunesmith_operator.core.kubernetes.drift import correction, fields_of, fingerprint
+from tunesmith_operator.core.kubernetes.drift import correction, fields_of, fingerprint, was_written
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.modeldeployment.children import server_deployment
@@ -113,3 +113,17 @@ def test_an_answer_is_known_again_until_it_changes():
     again = live(CHILDREN.service, ServiceView, spec={"selector": {"app": "mine"}})
     other = live(CHILDREN.service, ServiceView, spec={"selector": {"app": "yours"}})
     assert fingerprint(CHILDREN.service, again) == known != fingerprint(CHILDREN.service, other)
+
+
+@pytest.mark.parametrize(
+    ("difference", "written", "same"),
+    [
+        ({"spec": {"a": 1}}, {"spec": {"a": 2, "b": 3}}, True),
+        ({"spec": {"a": 1}}, {"spec": {"b": 3}}, False),
+        ({"spec": {"a": {"x": None}}}, {"spec": {"a": {"y": 1}}}, False),
+        ({"spec": {"a": [1]}}, {"spec": {"a": [2]}}, True),
+        ({"metadata": {"labels": {}}}, {"spec": {}}, False),
+    ],
+)
+def test_only_what_was_written_can_be_the_api_servers_doing(difference, written, same):
+    assert was_written(difference, written) is same

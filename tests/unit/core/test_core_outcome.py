@@ -24,7 +24,7 @@ def job(*conditions):
     return JobView.of({"metadata": meta, "status": {"conditions": entries}})
 
 
-def pod(index, code=None, message="", reason="Error", ended=5.0, phase=None):
+def pod(index, code=None, message="", reason="Error", ended=5.0, phase=None, created=0.0, ready=None):
     state = {"running": {}} if code is None else {
         "terminated": {"exitCode": code, "message": message, "reason": reason, "finishedAt": make.stamp(ended)}
     }  # fmt: skip
@@ -32,10 +32,12 @@ def pod(index, code=None, message="", reason="Error", ended=5.0, phase=None):
     meta = {
         "name": f"sentiment-1-{index}-x", "namespace": "ml", "uid": f"p{index}",
         "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
-        "ownerReferences": [{"uid": "j", "controller": True}],
+        "ownerReferences": [{"uid": "j", "controller": True}], "creationTimestamp": make.stamp(created),
     }  # fmt: skip
+    conditions = [{"type": "Ready", "status": "True", "lastTransitionTime": make.stamp(ready)}] if ready else []
+    containers = [{"name": "trainer", "state": state}]
     return PodView.of(
-        {"metadata": meta, "status": {"phase": phase, "containerStatuses": [{"name": "trainer", "state": state}]}}
+        {"metadata": meta, "status": {"phase": phase, "containerStatuses": containers, "conditions": conditions}}
     )
 
 
@@ -115,11 +117,38 @@ def test_failure_without_an_explanation_waits_until_the_pods_have_ended():
     assert judged(job(("FailureTarget", "BackoffLimitExceeded", "")), pod(0)) is None
 
 
-def test_crashes_beyond_the_limit_name_the_last_one_its_code_and_its_log():
-    found = judged(job(BACKOFF), pod(0, 1, "starting\nSegmentation fault", ended=8), pod(1, 137, "", ended=3))
+def test_crashes_beyond_the_limit_name_the_first_of_those_that_came_together_its_code_and_its_log():
+    found = judged(
+        job(BACKOFF),
+        pod(0, 1, "connection reset by peer", ended=8),
+        pod(1, 139, "starting\nSegmentation fault", ended=3),
+        pod(2, 1, "connection reset by peer", ended=9),
+    )
     assert found.reason == Reason.BACKOFF_LIMIT_EXCEEDED
-    for word in ("3 retries", "exit code 1", "Segmentation fault", "kubectl logs -n ml sentiment-1-0-x"):
+    first = "pod sentiment-1-1-x failed first, 2 more after it: exit code 139"
+    for word in ("3 retries", first, "Segmentation fault", "kubectl logs -n ml sentiment-1-1-x"):
         assert word in found.message
+
+
+APART = {
+    "it had not been made when the other failed": (pod(1, 139, ended=3), pod(0, 1, ended=8, created=4)),
+    "the same worker failed again": (pod(0, 139, ended=3), pod(0, 1, ended=8)),
+    "the other had been replaced, and all were ready again": (pod(1, 139, ended=3), pod(1, ready=5, created=4), pod(0, 1, ended=8)),
+    "much later": (pod(1, 139, ended=3), pod(0, 1, ended=1000)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", APART)
+def test_a_failure_with_a_cause_of_its_own_is_told_though_another_failed_before(case):
+    found = judged(job(BACKOFF), *APART[case])
+    assert "pod sentiment-1-0-x failed: exit code 1." in found.message
+
+
+def test_a_store_that_was_never_reached_is_the_reason_that_a_job_was_given_up_for():
+    left = make.failed(Reason.STORAGE_UNREACHABLE, message="can't list s3://data: no route to http://s3:1")
+    found = judged(job(BACKOFF), pod(0, 1, left.to_json(), ended=8), failurePolicy={"backoffLimit": 0})
+    assert found.reason == Reason.STORAGE_UNREACHABLE
+    assert "no route to http://s3:1" in found.message
 
 
 def test_a_pod_killed_for_memory_is_told_so_with_the_remedy():

@@ -100,6 +100,35 @@ def test_a_heartbeat_is_no_difference_and_a_step_is_one_that_can_wait():
     assert is_urgent(before, after(Finding("Succeeded", UNKNOWN, Reason.TRAINING)))
 
 
+def test_that_all_is_well_at_the_beginning_is_not_urgent():
+    before = FineTuneJobStatus.model_validate(FineTuneJob.model_json_schema()["properties"]["status"]["default"])
+    well = [
+        Finding("Accepted", TRUE, Reason.VALID),
+        Finding("ChildrenApplied", TRUE, Reason.APPLIED),
+        Finding("Succeeded", UNKNOWN, Reason.STARTING),
+    ]
+
+    def after(*findings, **fields):
+        return FineTuneJobStatus(conditions=merge(before.conditions, findings, make.at(0), 1), **fields)
+
+    begun = after(*well, observed_generation=1, start_time=make.stamp(), attempts=[{"number": 1, "job_name": "a"}])
+    assert differs(before, begun)
+    assert not is_urgent(before, begun)
+    assert is_urgent(before, after(*well[:2], Finding("Succeeded", UNKNOWN, Reason.UNSCHEDULABLE)))
+    assert is_urgent(before, after(*well, Finding("ChildrenApplied", FALSE, Reason.APPLY_FAILED)))
+    assert is_urgent(begun, begun.model_copy(update={"observed_generation": 2})), "an edit was carried out"
+
+
+def test_that_training_begins_is_an_event_after_trouble_only():
+    def told(reason):
+        known = merge([], [Finding("S", UNKNOWN, reason)], make.at(0), 1)
+        begun = merge(known, [Finding("S", UNKNOWN, Reason.TRAINING)], make.at(1), 1)
+        return [note.reason for note in transitions("S", known, begun, {Reason.PENDING, Reason.STARTING})]
+
+    assert told(Reason.PENDING) == told(Reason.STARTING) == []
+    assert told(Reason.RESTARTING) == told(Reason.STORAGE_UNREACHABLE) == told(Reason.JOB_DELETED) == ["Training"]
+
+
 def test_a_refused_child_keeps_the_generation_and_of_a_start_nothing():
     before = FineTuneJobStatus(observed_generation=3)
     planned = FineTuneJobStatus(observed_generation=4, start_time=make.stamp(0), restarts=2)

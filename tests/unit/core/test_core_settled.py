@@ -31,6 +31,7 @@ def test_an_idle_decide_builds_no_manifest(built, kind):
     world, key = World(), Key(kind, "ml", "sentiment")
     world.cluster.put(make.finetunejob() if kind == FINETUNEJOB_KIND else make.modeldeployment())
     world.reconcile()
+    world.wait(6)
 
     def decided():
         built.clear()

@@ -8,6 +8,7 @@ from support import make
 from tunesmith_api.keys import Reason
 from tunesmith_api.reports import ProgressReport, TrainerState
 from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE
 from tunesmith_operator.core.finetunejob.observed import Children
 from tunesmith_operator.core.finetunejob.summary import RULES, Situation, summarize
 from tunesmith_operator.core.kubernetes.objects import ConditionView
@@ -25,6 +26,13 @@ TRAINED = {
     ],
 }  # fmt: skip
 CHILD = JobView(namespace="ml", name="sentiment-1", uid="j")
+AGAIN = replace(CHILD, created=make.at(150), annotations={ANNOTATION_RESTARTS_BEFORE: "1"})
+HELD_UP = {
+    "phase": "Starting",
+    "conditions": [
+        {"type": "Succeeded", "status": "Unknown", "reason": "StorageUnreachable", "message": "can't list", "lastTransitionTime": make.stamp()}
+    ],
+}  # fmt: skip
 NO_CHILDREN = Children(
     service=None, config_map=None, network_policy=None, job=None, pods=(), orphans=(), rejections=(), progress=None
 )
@@ -38,6 +46,19 @@ def pod(index=0, code=None, phase=None, created=0.0, **fields):
         namespace="ml", name=f"p{index}", uid=f"p{index}", index=index, phase=phase, container=container,
         created=make.at(created), **fields,
     )  # fmt: skip
+
+
+def stopped(created=0.0):
+    """A pod whose container runs no more, without an exit code yet."""
+    running = pod(created=created)
+    return replace(running, container=replace(running.container, running=False, ended_at=None))
+
+
+def gave_up():
+    """A pod that reached no store."""
+    left = make.failed(Reason.STORAGE_UNREACHABLE, message="can't list s3://data").to_json()
+    crashed = pod(code=1)
+    return replace(crashed, name="p0-first", container=replace(crashed.container, ended_message=left))
 
 
 def said(state, **values):
@@ -75,6 +96,11 @@ TABLE = [
     ("verdict_pending", "an exit code has ended the job, the pod is yet to be heard of", situation(pod(), conditions=[EXIT_CODE]), "Training", "Training"),
     ("verdict_pending", "a trainer that has given up is about to exit, with a code that says more", situation(pod(), sample=said(TrainerState.FAILED)), "Training", "Training"),
     ("report_pending", "an operator that has just started has no report yet", situation(pod(created=50)), "Training", "Training"),
+    ("report_pending", "the container has stopped, and the kubelet is yet to say how", situation(stopped(created=50)), "Training", "Training"),
+    ("held_up", "no store can be reached, and nothing was lost", situation(pod(), status={}, sample=said(TrainerState.STARTING, restarts=1, reason="StorageUnreachable", message="can't list")), "Starting", "StorageUnreachable"),
+    ("held_up", "it tries again: the cause would else come and go with each try", situation(pod(), status=HELD_UP, sample=said(TrainerState.PREPARING, restarts=2, reason="StorageUnreachable")), "Starting", "StorageUnreachable"),
+    ("held_up", "one pod has given up, and another tries", situation(gave_up(), pod(created=130), status={}), "Starting", "StorageUnreachable"),
+    ("worker_lost", "a reason that this version doesn't know", situation(pod(), sample=said(TrainerState.STARTING, restarts=1, reason="MoonInTheWay")), "Starting", "Restarting"),
     ("reported", "the trainer knows best", situation(pod(), sample=said(TrainerState.EVALUATING)), "Evaluating", "Training"),
     ("reported", "preparing again after a loss", situation(pod(), sample=said(TrainerState.PREPARING, restarts=1)), "Starting", "Restarting"),
     ("reported", "preparing again after a suspension, which the trainer counts, too", situation(pod(), sample=said(TrainerState.PREPARING, restarts=1), conditions=[RESUMED]), "Starting", "Starting"),
@@ -82,7 +108,11 @@ TABLE = [
     ("worker_lost", "its container is enough of a sign", situation(pod(code=1, phase="Running"), status={}), "Starting", "Restarting"),
     ("worker_lost", "another pod has taken the place of the one that reported", situation(pod(created=110)), "Starting", "Restarting"),
     ("worker_lost", "the trainer starts anew inside its pod", situation(pod(), sample=said(TrainerState.STARTING)), "Starting", "Restarting"),
-    ("worker_lost", "a Job that was deleted has been created again", situation(pod(), status={}, restarts=1), "Starting", "Restarting"),
+    ("reported", "it counts the restarts of an earlier job with the same checkpoints", situation(pod(), status={}, sample=said(TrainerState.PREPARING, restarts=1), restarts=1), "Starting", "Starting"),
+    ("not_created", "somebody has deleted the Job", situation(job=None, status={**TRAINED, "attempts": [{"number": 1, "jobName": "sentiment-1"}]}, restarts=1), "Starting", "JobDeleted"),
+    ("job_deleted", "the Job that takes its place has not been heard of", situation(pod(created=160), job=AGAIN, restarts=1), "Starting", "JobDeleted"),
+    ("job_deleted", "somebody deletes the Job, and its pods with it", situation(pod(code=75, deleting=True), job=replace(CHILD, deleting=True)), "Starting", "JobDeleted"),
+    ("worker_lost", "a pod of the Job that takes its place fails", situation(pod(code=137, created=160), job=AGAIN, restarts=1), "Starting", "Restarting"),
     ("starting", "a container runs and nothing has been heard of it", situation(pod(), status={}), "Starting", "Starting"),
     ("starting", "after a suspension training goes on, and nothing was lost", situation(pod(created=160), conditions=[RESUMED], restarts=1), "Starting", "Starting"),
 ]  # fmt: skip

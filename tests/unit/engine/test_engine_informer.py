@@ -151,12 +151,55 @@ def test_an_api_server_that_is_away_is_asked_ever_less_often_and_never_given_up(
         it.source.cut()
         await asyncio.sleep(600)
         per_informer = len(asked) / len(WATCHED)
-        assert 600 / (1.3 * LONGEST_PAUSE) <= per_informer <= 35
+        assert 600 / (1.3 * LONGEST_PAUSE) <= per_informer <= 600 / (0.7 * LONGEST_PAUSE) + 6
         assert all(informer.silent_for() <= 1.5 * LONGEST_PAUSE for informer in it.informers)
         it.source.fail = lambda verb, resource, namespace: None
         it.cluster.put(make.finetunejob("late"))
         await asyncio.sleep(1.5 * LONGEST_PAUSE)
         assert "late" in it.known()
+
+    scene(act)
+
+
+def test_nothing_is_decided_on_what_may_be_old_until_every_kind_is_listed_anew():
+    async def act(it):
+        it.woken.clear()
+        away = {"FineTuneJob", "Job"}
+        it.source.fail = lambda verb, resource, namespace: Transient("503") if resource.kind in away else None
+        it.source.cut()
+        await asyncio.sleep(60)
+        assert not it.store.ready("ml")
+        it.cluster.put(make.finetunejob("new"))
+        away.remove("Job")
+        await asyncio.sleep(60)
+        assert (it.store.ready("ml"), it.woken) == (False, [])
+        away.clear()
+        await asyncio.sleep(2 * LONGEST_PAUSE)
+        assert it.store.ready("ml")
+        assert it.woken == [key("new")]
+
+    scene(act)
+
+
+def test_a_connection_that_breaks_once_is_taken_up_where_it_was():
+    async def act(it):
+        lists, broken = it.source.lists, []
+
+        def fail(verb, resource, namespace):
+            if verb == "watch" and resource not in broken:
+                broken.append(resource)
+                return Transient("reset")
+            return None
+
+        it.source.fail = fail
+        it.source.cut()
+        await asyncio.sleep(1)
+        it.cluster.remove("FineTuneJob", "ml", "job-1")
+        await asyncio.sleep(5)
+        assert len(broken) == len(WATCHED)
+        assert it.source.lists == lists
+        assert "job-1" not in it.known()
+        assert it.store.ready("ml")
 
     scene(act)
 

@@ -118,13 +118,15 @@ def test_a_busy_hub_is_asked_again_and_then_the_job_is_tried_again(hub):
     hub.failing = 2
     assert HubStore(hub.url).get_bytes("hf://o/n/config.json") == b"{}"
     hub.failing = 100
-    with pytest.raises(Retryable, match="answered 503"):
+    with pytest.raises(Retryable, match="answered 503") as busy:
         HubStore(hub.url).list("hf://o/n")
+    assert busy.value.reason is Reason.STORAGE_UNREACHABLE
 
 
 def test_no_answer_at_all_can_be_tried_again(hub):
-    with pytest.raises(Retryable, match=r"spec\.huggingFace\.endpointURL"):
+    with pytest.raises(Retryable, match=r"spec\.huggingFace\.endpointURL") as unreachable:
         HubStore("http://127.0.0.1:9").list("hf://o/n")
+    assert unreachable.value.reason is Reason.STORAGE_UNREACHABLE
 
 
 def test_it_can_not_be_written(hub, tmp_path):

@@ -45,7 +45,7 @@ def test_only_what_is_used_is_called_back(tmp_path, monkeypatch):
         print,
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="x", storage_path=str(tmp_path)),
-        restarted=lambda number, cause: None,
+        restarted=lambda number, cause, reason: None,
     )
     names = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
     assert "BackendSetupCallback" in names
@@ -93,10 +93,12 @@ def test_the_failure_that_explains_most_decides(failures, cause, decision):
 
 def test_restarts_are_bounded_but_interruptions_and_smaller_micro_batches_do_not_count():
     told = []
-    policy = RestartPolicy(FailureConfig(max_failures=2), lambda number, cause: told.append((number, cause)))
+    policy = RestartPolicy(FailureConfig(max_failures=2), lambda *told_of: told.append(told_of))
     decisions = [policy.make_decision(group_error(error)) for error in (DIED, STOP, TIGHT, STOP, LOST, DIED)]
     assert decisions == [FailureDecision.RETRY] * 5 + [FailureDecision.RAISE]
-    assert [number for number, _ in told] == [1, 2, 3, 4, 5]
+    assert [number for number, _, _ in told] == [1, 2, 3, 4, 5]
+    assert told[1][2] is Reason.INTERRUPTED
+    assert told[0][2] is None
 
 
 def test_a_group_that_waits_for_a_pod_is_tried_on_and_on():

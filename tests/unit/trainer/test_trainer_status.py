@@ -138,3 +138,17 @@ def test_the_last_word_fits_and_is_filled_from_progress(tmp_path):
     assert len(log.read_bytes()) <= MAX_TERMINATION_BYTES
     written = json.loads(log.read_text())
     assert (written["globalStep"], written["restarts"], written["checkpoint"]["step"]) == (5, 2, 4)
+
+
+def test_what_holds_a_trainer_up_stands_until_a_try_has_got_beyond_it(board):
+    lacking = {"state": TrainerState.STARTING, "message": "can't list s3://data", "reason": Reason.STORAGE_UNREACHABLE}
+    board.apply(ProgressUpdate(**lacking, restarts=1))
+    board.apply(ProgressUpdate(state=TrainerState.PREPARING, message="checking data, model and buckets"))
+    board.apply(ProgressUpdate(lines=("a line",), phases=("rayStarted",)))
+    assert board.report.reason == "StorageUnreachable"
+    assert ProgressReport.from_json(board.report.to_json()).reason == "StorageUnreachable"
+    board.apply(ProgressUpdate(phases=("inputChecked",)))
+    assert board.report.reason == ""
+    board.apply(ProgressUpdate(**lacking, restarts=2))
+    board.apply(ProgressUpdate(state=TrainerState.STARTING, message="Ray ended in this pod"))
+    assert board.report.reason == ""

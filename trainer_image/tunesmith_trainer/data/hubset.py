@@ -132,7 +132,7 @@ def _translated(name: str, field: str) -> Iterator[None]:
         cause = error.__cause__ or error
         if is_network_error(error) or is_network_error(cause):
             message = f"can't read {name}: {error}; check spec.huggingFace.endpointURL and the network"
-            raise Retryable(message, Reason.STORAGE_UNREADABLE) from error
+            raise Retryable(message, Reason.STORAGE_UNREACHABLE) from error
         if not isinstance(error, ValueError | DatasetsError):
             raise
         why = " ".join(str(cause).split())

@@ -46,8 +46,8 @@ def main() -> int:
         report = _run(plan, pod, pusher, restarts)
         code = ExitCode.SUCCESS
     except Retryable as error:
-        pusher.log(f"the driver is started anew: {error.message}")
         pusher.close()
+        pod.retry_file.write_text(_failed(plan, error).to_json())
         return ExitCode.CRASHED
     except Failure as error:
         report, code = _failed(plan, error), error.exit_code
@@ -133,9 +133,10 @@ def _fit(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
     pusher.phase("driverImported")
     _connect(plan, pod, pusher)
 
-    def restarted(number: int, cause: str) -> None:
+    def restarted(number: int, cause: str, reason: Reason | None) -> None:
         pusher.log(f"restarting the workers: {cause}")
-        pusher.update(restarts=restarts + number, state=TrainerState.STARTING, message=f"restarting: {cause}")
+        message = f"restarting: {cause}"
+        pusher.update(restarts=restarts + number, state=TrainerState.STARTING, message=message, reason=reason)
 
     trainer = InProcessTrainer(
         train_loop_per_worker,

@@ -28,6 +28,7 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from tunesmith_api.keys import Reason
 from tunesmith_store.errors import Failure, Retryable, UserError
 from tunesmith_trainer.errors import Interrupted, SmallerMicroBatch
 from tunesmith_trainer.group.handover import ProcessLost, announce_address, pick_address
@@ -65,8 +66,8 @@ class RestartPolicy(FailurePolicy):
     a micro-batch that was too big, which can't go on for ever. A user's error or a bug would only come again: end.
     """
 
-    def __init__(self, config: FailureConfig, restarted: Callable[[int, str], None]) -> None:
-        """`restarted` is told the number of restarts so far and the cause."""
+    def __init__(self, config: FailureConfig, restarted: Callable[[int, str, Reason | None], None]) -> None:
+        """`restarted` is told the number of restarts so far, the cause, and its reason where it has one."""
         super().__init__(config)
         self._counted = 0
         self._all = 0
@@ -86,7 +87,7 @@ class RestartPolicy(FailurePolicy):
                 return FailureDecision.RAISE
         self._all += 1
         text = cause.message if isinstance(cause, Failure) else f"a worker process was lost ({type(cause).__name__})"
-        self._restarted(self._all, text)
+        self._restarted(self._all, text, cause.reason if isinstance(cause, Failure) else None)
         return FailureDecision.RETRY
 
 
@@ -176,7 +177,7 @@ class _RendezvousConfig(BackendConfig):
 class InProcessTrainer(DataParallelTrainer):
     """A DataParallelTrainer whose controller runs in this process. `fit()` blocks; call it from the main thread."""
 
-    def __init__(self, *args: Any, restarted: Callable[[int, str], None], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, restarted: Callable[[int, str, Reason | None], None], **kwargs: Any) -> None:
         super().__init__(*args, backend_config=_RendezvousConfig(), **kwargs)
         self._restarted = restarted
 

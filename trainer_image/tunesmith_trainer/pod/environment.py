@@ -91,6 +91,11 @@ class PodEnvironment:
         return self.scratch / "result.json"
 
     @property
+    def retry_file(self) -> Path:
+        """The TerminationReport of a driver that asks for another try: what it lacked."""
+        return self.scratch / "retry.json"
+
+    @property
     def interrupted_file(self) -> Path:
         """The CheckpointRef that was saved on SIGTERM; empty where there was nothing to save."""
         return self.scratch / "interrupted.json"

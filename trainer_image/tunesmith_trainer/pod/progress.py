@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from tunesmith_api import keys
+from tunesmith_api.keys import Reason
 from tunesmith_api.model import Contract
 from tunesmith_api.reports import CheckpointRef, DatasetFacts, TrainerState
 
@@ -28,6 +29,7 @@ class ProgressUpdate(Contract):
 
     state: TrainerState | None = None
     message: str | None = None
+    reason: Reason | None = Field(default=None, description="With a state: what keeps the trainer from getting on.")
     global_step: int | None = None
     max_steps: int | None = None
     epoch: float | None = None

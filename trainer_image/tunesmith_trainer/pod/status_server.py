@@ -17,12 +17,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunesmith_api import keys
-from tunesmith_api.reports import ProgressReport
+from tunesmith_api.reports import ProgressReport, TrainerState
 from tunesmith_trainer.pod.progress import ProgressUpdate
 
 __all__ = ["ProgressBoard", "StatusServer"]
 
 MAX_BODY = 1 << 20
+BEYOND_INPUT = {"inputChecked", "dataLoaded"}
+"""Phases that are reached once the store has been read."""
 
 
 class ProgressBoard:
@@ -52,6 +54,9 @@ class ProgressBoard:
             changes["checkpoint"] = update.checkpoint
         if update.dataset:
             changes["dataset"] = update.dataset
+        tries = update.state in (None, TrainerState.PREPARING) and not BEYOND_INPUT & set(update.phases)
+        if update.reason is None and not tries:
+            changes["reason"] = ""  # it holds through the next try, until that has got beyond it
         with self._lock:
             now = self._clock()
             # only the first time counts: these are the seconds of the start, not of a restart

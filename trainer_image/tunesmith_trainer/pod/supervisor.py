@@ -105,7 +105,8 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
         pause = SignalPause()
-        for path in (self.pod.stop_file, self.pod.ray_file, self.pod.result_file, self.pod.interrupted_file):
+        pod = self.pod
+        for path in (pod.stop_file, pod.ray_file, pod.result_file, pod.retry_file, pod.interrupted_file):
             path.unlink(missing_ok=True)  # of the container's own earlier life, where it was restarted in place
         shutil.rmtree(self.pod.ranks_folder, ignore_errors=True)
         self.server.start()
@@ -151,7 +152,7 @@ class Supervisor:
             if self.pod.result_file.exists():
                 return self._end(TerminationReport.from_json(self.pod.result_file.read_bytes()), code)
             self.driver = None
-            return self._count_restart(f"the driver ended unexpectedly ({_how(code)})")
+            return self._count_restart(f"the driver ended unexpectedly ({_how(code)})", self._cause())
         return self._tend_ray()
 
     def _tend_worker(self) -> int | None:
@@ -229,17 +230,30 @@ class Supervisor:
             self.board.apply(ProgressUpdate(phases=("rayStarted",)))
         return None
 
-    def _count_restart(self, reason: str) -> int | None:
+    def _cause(self) -> TerminationReport | None:
+        """Return what the driver that has just ended says that it lacked."""
+        if not self.pod.retry_file.exists():
+            return None
+        cause = TerminationReport.from_json(self.pod.retry_file.read_bytes())
+        self.pod.retry_file.unlink()
+        return cause
+
+    def _count_restart(self, text: str, cause: TerminationReport | None = None) -> int | None:
         """Allow another start after a pause that grows, up to maxRestarts; else return the exit code."""
+        reason = Reason.WORKER_CRASHED
+        if cause is not None:
+            text, reason = cause.message, cause.reason
         self.restarts = max(self.restarts, self.board.report.restarts) + 1
-        say(f"{reason}; restart {self.restarts} of at most {self.plan.max_restarts}")
+        say(f"{text}; restart {self.restarts} of at most {self.plan.max_restarts}")
         if self.restarts > self.plan.max_restarts:
-            message = f"{reason}; gave up after maxRestarts ({self.plan.max_restarts}) restarts in this pod"
-            report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.WORKER_CRASHED, message=message)
+            message = f"{text}; gave up after maxRestarts ({self.plan.max_restarts}) restarts in this pod"
+            report = TerminationReport(outcome=Outcome.FAILED, reason=reason, message=message)
             return self._end(report, ExitCode.CRASHED)
         shortest, longest = RESTART_PAUSE_SECONDS
         self._not_before = time.monotonic() + min(longest, shortest * 2 ** (self.restarts - 1))
-        self.board.apply(ProgressUpdate(state=TrainerState.STARTING, message=reason, restarts=self.restarts))
+        known = cause.reason if cause is not None else None
+        update = ProgressUpdate(state=TrainerState.STARTING, message=text, reason=known, restarts=self.restarts)
+        self.board.apply(update)
         return None
 
     # ---- the end

@@ -36,10 +36,12 @@ from tunesmith_operator.core.reconcile.children import (
 from tunesmith_operator.core.reconcile.decision import Action, Create, Decision, Delete, conclude
 from tunesmith_operator.core.reconcile.progress import PollTarget
 from tunesmith_operator.core.reconcile.settled import state_of, unless_settled
-from tunesmith_operator.core.text import parse_time
+from tunesmith_operator.core.text import count_of, parse_time
 
 __all__ = ["decide"]
 
+EDIT_SECONDS: Final = 60.0
+"""How old a Job may be that is replaced, as its spec was edited before its start was in the status."""
 VERDICT_SECONDS: Final = 10.0
 """How long the Job controller may take to judge a pod's end before the status says anything else."""
 
@@ -60,7 +62,9 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
         message = "Suspended before the start: set spec.suspend to false to begin."
         return _report(job, waiting_status(job, Reason.SUSPENDED, message, now))
     if children.orphans:
-        status = waiting_status(job, Reason.PENDING, orphans_message("job", children.orphans), now)
+        # those of an own Job that was deleted, where there has been one
+        reason = Reason.JOB_DELETED if job.status.attempts else Reason.PENDING
+        status = waiting_status(job, reason, orphans_message("job", children.orphans), now)
         return replace(_report(job, status), requeue_after=ORPHANS_SECONDS)
     return _start(job, children, now, config)
 
@@ -116,11 +120,10 @@ def _upkeep(job: FineTuneJob, children: Children, restarts: int, config: Config)
     keeper = Keeper(children.answers, settled=job.status.observed_generation == job.metadata.generation)
     yield from _supporting(manifests, children, keeper)
     if manifests.secret.name in missing_secrets(children.pods):
-        yield Create(manifests.secret, RAY_TOKEN_KEY)
-        if any(pod.started for pod in children.active_pods):
-            # a pod that runs has the old token and would refuse those that start with another
-            yield Delete(JOB, child.namespace, child.name, child.uid)
-            return
+        # a pod that runs has the old token and would refuse those that start with another
+        runs = any(pod.started for pod in children.active_pods)
+        again = Delete(JOB, child.namespace, child.name, child.uid) if runs else None
+        yield Create(manifests.secret, RAY_TOKEN_KEY, where_new=again)
     if not child.ending:
         yield from keeper.keep(manifests.job, child)
 
@@ -129,11 +132,13 @@ def _follow(job: FineTuneJob, children: Children, deleting: bool, now: datetime,
     """The Job exists: report on it, repair what is around it, stop it when its pods can't start."""
     child = children.job
     assert child is not None
-    restarts = int(child.annotations.get(ANNOTATION_RESTARTS_BEFORE, 0))
+    restarts = count_of(child.annotations.get(ANNOTATION_RESTARTS_BEFORE))
     if (ended := verdict(children, job.spec)) is not None:
         return _report(job, ended_status(job, children, ended, restarts, now))
     if _verdict_is_near(children, now):
         return Decision(requeue_after=VERDICT_SECONDS)
+    if not deleting and _is_outdated(job, children, restarts, now, config):
+        return Decision(actions=(Delete(JOB, child.namespace, child.name, child.uid),))
     startup = Startup()
     if not child.suspended and not deleting and not child.ending:
         startup = _startup(job, children, now)
@@ -155,6 +160,21 @@ def _case(job: FineTuneJob, children: Children) -> Hashable:
     ending = child is not None and child.ending
     identity = (meta.namespace, meta.name, meta.uid, attempt_number(job), job.spec.model_dump_json())
     return (*identity, *around, ending, missing_secrets(children.pods), tuple(children.answers.items()))
+
+
+def _is_outdated(job: FineTuneJob, children: Children, restarts: int, now: datetime, config: Config) -> bool:
+    """Whether the spec was edited in the seconds between the Job's creation and the first status.
+
+    The API server keeps the fields of a started job from `startTime` on, and that is in the status.
+    """
+    child, plan = children.job, children.config_map
+    assert child is not None
+    if job.status.start_time is not None or child.ending or child.created is None:
+        return False
+    if (now - child.created).total_seconds() > EDIT_SECONDS:
+        return False
+    manifests = build(job, config, attempt_number(job), restarts)
+    return child.spec_hash != manifests.job.hash or (plan is not None and plan.spec_hash != manifests.config_map.hash)
 
 
 def _startup(job: FineTuneJob, children: Children, now: datetime) -> Startup:

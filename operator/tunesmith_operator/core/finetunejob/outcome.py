@@ -11,14 +11,14 @@ from tunesmith_api.v1alpha1 import FineTuneJobSpec
 from tunesmith_operator.core.finetunejob.observed import Children
 from tunesmith_operator.core.kubernetes.objects import ConditionView
 from tunesmith_operator.core.kubernetes.workloads import JobView
-from tunesmith_operator.core.pods.crashes import crash_message, ended_at, last_crash, logs_command
+from tunesmith_operator.core.pods.crashes import crash_message, ended_at, first_crash, logs_command
 from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.text import duration
 
 __all__ = ["Verdict", "first_failure", "verdict"]
 
 # crashes that keep their own reason, should they come again until the job is given up
-_NAMED_CRASHES = frozenset({Reason.COLLECTIVE_TIMEOUT, Reason.DISK_FULL})
+_NAMED_CRASHES = frozenset({Reason.COLLECTIVE_TIMEOUT, Reason.DISK_FULL, Reason.STORAGE_UNREACHABLE})
 _CODE_REASONS = {
     ExitCode.INVALID_INPUT: (Reason.INVALID_SPEC, "the spec, the data or the model is invalid"),
     ExitCode.STORAGE_DENIED: (Reason.STORAGE_UNREADABLE, "a bucket is missing, unreadable or unwritable"),
@@ -101,16 +101,16 @@ def _failure(job: JobView, failing: ConditionView, pods: tuple[PodView, ...], sp
             "checkpoint.uri and a longer deadline: it resumes from the last checkpoint."
         )
         return Verdict(False, Reason.DEADLINE_EXCEEDED, message, report, failing.since)
-    crashed = last_crash(pods)
-    if crashed is None:
+    crash = first_crash(pods)
+    if crash is None:
         message = f"{failing.reason}: {failing.message}"
         return Verdict(False, Reason.BACKOFF_LIMIT_EXCEEDED, message, report, failing.since)
+    crashed = crash.pod
     if crashed.container is not None and crashed.container.ended_reason == "OOMKilled":
-        message = f"{crash_message(crashed)}. Raise workers.resources.memory ({spec.workers.resources.memory})"
+        message = f"{crash.message}. Raise workers.resources.memory ({spec.workers.resources.memory})"
         message += " or lower training.microBatchSize."
         return Verdict(False, Reason.OUT_OF_MEMORY, message, report, failing.since)
-    message = f"gave up after {job.backoff_limit} retries (failurePolicy.backoffLimit): "
-    message += crash_message(crashed)
+    message = f"gave up after {job.backoff_limit} retries (failurePolicy.backoffLimit): {crash.message}"
     return Verdict(False, _crash_reason(crashed), message, report or crashed.report, failing.since)
 
 

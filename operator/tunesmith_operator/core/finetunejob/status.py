@@ -79,12 +79,14 @@ def refused_status(
     return with_findings(before, findings, now, generation, observed_generation=generation, phase=JobPhase.FAILED)
 
 
-def unreadable_status(meta: ObjectMeta, before: FineTuneJobStatus, message: str, now: datetime) -> FineTuneJobStatus:
+def unreadable_status(
+    meta: ObjectMeta, before: FineTuneJobStatus, message: str, has_jobs: bool, now: datetime
+) -> FineTuneJobStatus:
     """The spec can't be read. What has ended stays ended; what has started may still succeed."""
     if has_ended(before):
         return seen_after_end(before, meta.generation)
     violation = Violation(message)
-    if before.start_time is None:
+    if before.start_time is None and not has_jobs:
         return refused_status(meta, before, violation, now)
     findings = (
         refused(violation.reason, message),
@@ -129,7 +131,7 @@ def running_status(
     summary = summarize(Situation(job, children, problem, restarts, now, config))
     suspended = summary.reason is Reason.SUSPENDED
     checkpoint = _checkpoint(before, report.checkpoint if report is not None else None)
-    progress = _progress(before.progress, report)
+    progress = _progress(before.progress, report, all_ready=ready == desired)
     started = children.job.start_time if children.job is not None and children.job.start_time is not None else now
     start_time = before.start_time or rfc3339(started)
     attempt = Attempt(
@@ -263,7 +265,10 @@ def _percent(step: int, steps: int) -> int:
     return min(100, 100 * step // steps) if steps > 0 else 0
 
 
-def _progress(before: Progress | None, report: ProgressReport | None) -> Progress | None:
+def _progress(before: Progress | None, report: ProgressReport | None, all_ready: bool) -> Progress | None:
+    if report is None and all_ready:
+        # an operator that has just started hasn't heard it yet: taking the ETA back would cost every job two writes
+        return before
     if report is None or report.max_steps == 0:
         # a restarting trainer doesn't know its step yet: what was reached still holds
         return before.model_copy(update={"eta_seconds": None}) if before is not None else None

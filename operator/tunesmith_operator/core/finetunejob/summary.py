@@ -14,10 +14,11 @@ from tunesmith_api.reports import TrainerState
 from tunesmith_api.v1alpha1 import Condition, FineTuneJob
 from tunesmith_api.v1alpha1.jobstatus import JobPhase
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.finetunejob.observed import Children
+from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE
+from tunesmith_operator.core.finetunejob.observed import Children, attempt_number, child_name
 from tunesmith_operator.core.finetunejob.outcome import first_failure
 from tunesmith_operator.core.kubernetes.objects import ConditionView
-from tunesmith_operator.core.pods.crashes import crash_message, last_crash
+from tunesmith_operator.core.pods.crashes import Crash, first_crash
 from tunesmith_operator.core.pods.startup import StartupProblem
 from tunesmith_operator.core.reconcile.rules import first_answer
 from tunesmith_operator.core.status.conditions import find
@@ -34,6 +35,9 @@ _PHASES = {
     TrainerState.FINISHED: JobPhase.SAVING,
     TrainerState.FAILED: JobPhase.STARTING,
 }
+
+_HOLDING_UP = frozenset({Reason.STORAGE_UNREACHABLE})
+"""What a trainer that starts again may wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,24 @@ class Situation:
         return parse_time(progress.last_heartbeat_time) if progress is not None else None
 
     @property
+    def crash(self) -> Crash | None:
+        """What was lost, where a pod failed."""
+        return first_crash(self.children.lost_pods, self.children.pods)
+
+    @property
+    def goes_on(self) -> str:
+        """From where training goes on."""
+        checkpoint = self.job.status.checkpoint
+        return f"goes on from the checkpoint of step {checkpoint.step}" if checkpoint is not None else "starts again"
+
+    @property
+    def was_under_way(self) -> bool:
+        """Whether this job has trained before, or been restarted."""
+        progress, known = self.job.status.progress, self.known
+        has_trained = progress is not None and progress.global_step > 0
+        return has_trained or self.crash is not None or (known is not None and known.reason == Reason.RESTARTING)
+
+    @property
     def is_resumed(self) -> bool:
         """Whether the workers start after a suspension and haven't trained since: they were stopped, not lost."""
         child, heartbeat = self.children.job, self.last_heartbeat
@@ -85,6 +107,8 @@ def not_created(it: Situation) -> Summary | None:
     """There is no Job yet."""
     if it.children.job is not None:
         return None
+    if it.job.status.attempts:
+        return _deleted(it)
     return Summary(JobPhase.PENDING, Reason.PENDING, "The workers are being created.")
 
 
@@ -135,13 +159,35 @@ def verdict_pending(it: Situation) -> Summary | None:
 
 
 def report_pending(it: Situation) -> Summary | None:
-    """Worker 0 runs and has reported before: after a start of the operator, its next report is a moment away."""
+    """Worker 0 has reported before, and nothing has happened to it: its next report, or its end, is a moment away.
+
+    So it is after a start of the operator, and when its container has stopped and the kubelet is yet to say how.
+    """
     head, heartbeat = it.children.head, it.last_heartbeat
-    if it.children.progress is not None or head is None or head.container is None or not head.container.running:
+    if it.children.progress is not None or head is None or head.failed:
         return None
     if heartbeat is None or head.created is None or heartbeat < head.created:
         return None
     return _unchanged(it)
+
+
+def held_up(it: Situation) -> Summary | None:
+    """The trainer tries again and again, and says what it lacks: nothing was lost.
+
+    While it tries, the cause stays: it would else come and go with each try.
+    """
+    sample = it.children.progress
+    if sample is None or (sample.report.state is TrainerState.STARTING and not sample.report.reason):
+        left = it.crash.pod.report if it.crash is not None else None
+        given_up = left is not None and left.reason in _HOLDING_UP
+        return Summary(JobPhase.STARTING, left.reason, left.message) if left is not None and given_up else None
+    if sample.report.reason not in _HOLDING_UP:
+        return None
+    report, reason = sample.report, Reason(sample.report.reason)
+    if report.state is TrainerState.STARTING:
+        return Summary(JobPhase.STARTING, reason, report.message or "The trainer tries again.")
+    tries_again = report.state is TrainerState.PREPARING and it.known is not None and it.known.reason == reason
+    return _unchanged(it) if tries_again else None
 
 
 def reported(it: Situation) -> Summary | None:
@@ -152,7 +198,8 @@ def reported(it: Situation) -> Summary | None:
     report = sample.report
     phase = _PHASES[report.state]
     reason = Reason.STARTING if phase is JobPhase.STARTING else Reason.TRAINING
-    if reason is Reason.STARTING and report.restarts > 0 and not it.is_resumed:
+    if reason is Reason.STARTING and report.restarts > 0 and it.was_under_way and not it.is_resumed:
+        # it counts those of an earlier job, too, whose checkpoint this one began with
         reason = Reason.RESTARTING
     message = report.message or ("The model is training." if reason is Reason.TRAINING else "The trainer is starting.")
     if (it.now - sample.alive_at).total_seconds() > it.config.heartbeat_stale_seconds:
@@ -163,17 +210,25 @@ def reported(it: Situation) -> Summary | None:
     return Summary(phase, reason, message)
 
 
+def job_deleted(it: Situation) -> Summary | None:
+    """Somebody deletes the Job, or has: of the one in its place nothing has been heard yet."""
+    child = it.children.job
+    if child is None:
+        return None
+    replaces = ANNOTATION_RESTARTS_BEFORE in child.annotations and it.children.progress is None and it.crash is None
+    heard = child.created is not None and it.last_heartbeat is not None and it.last_heartbeat > child.created
+    return _deleted(it) if child.deleting or (replaces and not heard) else None
+
+
 def worker_lost(it: Situation) -> Summary | None:
     """Nobody reports, and a pod has failed, or training had got further before."""
-    progress = it.job.status.progress
-    crashed = last_crash(it.children.lost_pods)
-    was_under_way = it.restarts > 0 or (progress is not None and progress.global_step > 0)
-    if crashed is None and (it.is_resumed or not was_under_way):
+    sample, crash = it.children.progress, it.crash
+    starts_again = sample is not None and sample.report.restarts > 0
+    if crash is None and (it.is_resumed or not (starts_again or it.was_under_way)):
         return None
-    resume = it.job.status.checkpoint
-    tail = f"goes on from the checkpoint of step {resume.step}" if resume is not None else "starts again"
-    cause = f" Last: {crash_message(crashed)}" if crashed is not None else ""
-    return Summary(JobPhase.STARTING, Reason.RESTARTING, f"A worker was lost; training {tail}.{cause}")
+    said = sample.report.message.rstrip(".") if sample is not None else ""
+    cause = f" Last: {crash.message}" if crash is not None else f" Last: {said}." if said else ""
+    return Summary(JobPhase.STARTING, Reason.RESTARTING, f"A worker was lost; training {it.goes_on}.{cause}")
 
 
 def starting(it: Situation) -> Summary | None:
@@ -181,6 +236,12 @@ def starting(it: Situation) -> Summary | None:
     if not any(pod.started for pod in it.children.active_pods):
         return None
     return Summary(JobPhase.STARTING, Reason.STARTING, "The workers are starting Ray and loading the model.")
+
+
+def _deleted(it: Situation) -> Summary:
+    name = child_name(it.job, attempt_number(it.job))
+    message = f"Job {name} was deleted and is created again; training {it.goes_on}. To pause it, set spec.suspend."
+    return Summary(JobPhase.STARTING, Reason.JOB_DELETED, message)
 
 
 def _unchanged(it: Situation) -> Summary | None:
@@ -196,7 +257,9 @@ RULES: tuple[Callable[[Situation], Summary | None], ...] = (
     succeeding,
     verdict_pending,
     report_pending,
+    held_up,
     reported,
+    job_deleted,
     worker_lost,
     starting,
 )

@@ -25,7 +25,7 @@ from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, JOB
 from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS
 from tunesmith_operator.core.text import amount
 
-__all__ = ["correction", "fields_of", "fingerprint"]
+__all__ = ["correction", "fields_of", "fingerprint", "was_written"]
 
 _WHOLE: Final = frozenset(
     {
@@ -59,6 +59,15 @@ def fields_of(patch: JSON) -> str:
     """The fields that a correction writes, for a message."""
     found = ((top, inner) for top in patch if top != "metadata" for inner in patch[top])
     return ", ".join(f"{top}.{inner}" for top, inner in found)
+
+
+def was_written(difference: JSON, written: JSON) -> bool:
+    """Whether every field that differs is one that was just written, and so the API server's own doing."""
+    return all(
+        name in written
+        and (not isinstance(value, dict) or (isinstance(written[name], dict) and was_written(value, written[name])))
+        for name, value in difference.items()
+    )
 
 
 def fingerprint(manifest: Manifest, child: ChildView) -> str:

@@ -17,7 +17,7 @@ from tunesmith_operator.core.kubernetes.objects import ConfigMapView
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label, revision_name
 from tunesmith_operator.core.modeldeployment.template import Template
-from tunesmith_operator.core.pods.crashes import crash_message, last_crash
+from tunesmith_operator.core.pods.crashes import first_crash
 from tunesmith_operator.core.pods.startup import Startup, examine
 from tunesmith_operator.core.text import duration, rfc3339, shortened
 
@@ -189,10 +189,10 @@ def _quantized(
         return revision.model_copy(update=update)
     again = f"Then try again with: kubectl delete job -n {job.namespace} {job.name}"
     if job.failed is not None:
-        crashed = last_crash(pods)
-        report = crashed.report if crashed is not None else None
+        crash = first_crash(pods)
+        report = crash.pod.report if crash is not None else None
         reason = report.reason if report is not None else Reason.QUANTIZATION_FAILED
-        cause = crash_message(crashed) if crashed is not None else job.failed.message
+        cause = crash.message if crash is not None else job.failed.message
         return _failed(revision, reason, f"quantization failed: {cause}. {again}")
     expired = quantize_startup(deployment, children, label, now).expired
     if expired is not None:

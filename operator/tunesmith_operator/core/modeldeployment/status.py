@@ -52,7 +52,7 @@ def not_carried_out(
 
 
 def unreadable_status(
-    meta: ObjectMeta, before: ModelDeploymentStatus, message: str, now: datetime
+    meta: ObjectMeta, before: ModelDeploymentStatus, message: str, has_jobs: bool, now: datetime
 ) -> ModelDeploymentStatus:
     """The spec can't be read: what answers goes on answering, and nobody looks after it."""
     status = UNKNOWN if before.current_revision else FALSE

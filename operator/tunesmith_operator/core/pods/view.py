@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tunesmith_api import keys
 from tunesmith_api.reports import TerminationReport
 from tunesmith_operator.core.kubernetes.objects import ChildView, conditions_of, true_condition
-from tunesmith_operator.core.text import parse_time
+from tunesmith_operator.core.text import count_of, parse_time
 
 __all__ = ["ContainerView", "PodView"]
 
@@ -76,6 +76,7 @@ class PodView(ChildView):
     ip: str = ""
     index: int = 0
     ready: bool = False
+    ready_since: datetime | None = None
     scheduled_at: datetime | None = None
     unschedulable: str = ""
     container: ContainerView | None = None
@@ -88,14 +89,16 @@ class PodView(ChildView):
         scheduled = next((entry for entry in conditions if entry.type == "PodScheduled"), None)
         containers = [ContainerView.of(entry) for entry in status.get("containerStatuses") or ()]
         known = [container for container in containers if container.name in _CONTAINERS] or containers
+        ready = true_condition(conditions, "Ready")
         blocked = scheduled is not None and scheduled.status == "False"
         return {
             "phase": status.get("phase", "Pending"),
             "reason": status.get("reason", ""),
             "message": status.get("message", ""),
             "ip": status.get("podIP", ""),
-            "index": int(annotations.get(_COMPLETION_INDEX) or labels.get(_COMPLETION_INDEX) or 0),
-            "ready": true_condition(conditions, "Ready") is not None,
+            "index": count_of(annotations.get(_COMPLETION_INDEX) or labels.get(_COMPLETION_INDEX), unreadable=-1),
+            "ready": ready is not None,
+            "ready_since": ready.since if ready is not None else None,
             "scheduled_at": scheduled.since if scheduled and scheduled.status == "True" else None,
             "unschedulable": (scheduled.message or scheduled.reason) if scheduled is not None and blocked else "",
             "container": known[0] if known else None,

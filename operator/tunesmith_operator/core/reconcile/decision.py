@@ -20,18 +20,6 @@ QUIET: Final = frozenset({Reason.PENDING, Reason.STARTING})
 
 
 @dataclass(frozen=True, slots=True)
-class Create:
-    """Create the object; what somebody else has under that name is never touched.
-
-    A Secret gets a random value under `random_key`. The operator can't read Secrets, so one that is there counts as its
-    own: the owner's uid is part of the name.
-    """
-
-    manifest: Manifest
-    random_key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Patch:
     """Merge patch of the object with this uid, and of no other.
 
@@ -56,6 +44,19 @@ class Delete:
     namespace: str
     name: str
     uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Create the object; what somebody else has under that name is never touched.
+
+    A Secret gets a random value under `random_key`. The operator can't read Secrets, so one that is there counts as its
+    own: the owner's uid is part of the name. `where_new` is carried out only if there was none.
+    """
+
+    manifest: Manifest
+    random_key: str = ""
+    where_new: Delete | None = None
 
 
 Action = Create | Patch | Delete

@@ -40,8 +40,8 @@ class Kind(Generic[R, T]):
     observe: Callable[[R, ObservedObjects, Lookup], T]
     """Puts the resource, its objects and what it refers to together."""
     decide: Callable[[T, datetime, Config], Decision]
-    unreadable: Callable[[ObjectMeta, Any, str, datetime], Status]
-    """The status of one whose spec this operator can't read, from the one before and the message that says why."""
+    unreadable: Callable[[ObjectMeta, Any, str, bool, datetime], Status]
+    """The status of one whose spec it can't read, from the one before, the message why, and whether it has Jobs."""
     references: Callable[[str, Mapping[str, Any]], Iterable[Key]] = _none
     """Custom resources that a spec in a namespace names, a change of which concerns it."""
 

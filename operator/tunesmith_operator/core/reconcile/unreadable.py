@@ -32,6 +32,8 @@ class Unreadable:
     meta: ObjectMeta
     status: Status
     message: str
+    has_jobs: bool = False
+    """Whether something was started for it; the store knows."""
 
 
 def read(kind: Kind[Any, Any], raw: Mapping[str, Any]) -> Any:
@@ -76,6 +78,6 @@ def decide_unreadable(kind: Kind[Any, Any], found: Unreadable, now: datetime) ->
     """Say so in the status, as its kind says such things, and leave everything else as it is."""
     if found.meta.deletion_timestamp is not None:
         return Decision()
-    after = kind.unreadable(found.meta, found.status, found.message, now)
+    after = kind.unreadable(found.meta, found.status, found.message, found.has_jobs, now)
     events = transitions(JobCondition.ACCEPTED, found.status.conditions, after.conditions, frozenset())
     return Decision(status=after, events=events)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.v1alpha1 import Condition, ConditionStatus
+from tunesmith_api.v1alpha1.common import NEVER
 from tunesmith_operator.core.status.resource import Status
 from tunesmith_operator.core.text import rfc3339, shortened
 
@@ -57,7 +58,7 @@ def merge(known: Sequence[Condition], findings: Iterable[Finding], now: datetime
     merged = {condition.type: condition for condition in known}
     for finding in findings:
         before = merged.get(finding.type)
-        moved = before is None or before.status != finding.status
+        moved = before is None or before.status != finding.status or before.last_transition_time == NEVER
         merged[finding.type] = Condition(
             type=finding.type,
             status=finding.status,

@@ -10,14 +10,19 @@ from typing import Final, Literal
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.v1alpha1 import Condition
 from tunesmith_operator.core.kubernetes.manifest import JSON
-from tunesmith_operator.core.status.conditions import FALSE, UNKNOWN, Finding, find, merge
+from tunesmith_operator.core.status.conditions import FALSE, TRUE, UNKNOWN, Finding, find, merge
 from tunesmith_operator.core.status.resource import Status
 
 __all__ = ["EventNote", "differs", "is_urgent", "status_document", "transitions", "with_apply_failure"]
 
 _COUNTING: Final = frozenset({JobCondition.WORKERS_READY, JobCondition.CHECKPOINT_AVAILABLE})
+_FULFILLED: Final = frozenset({JobCondition.ACCEPTED, JobCondition.CHILDREN_APPLIED})
+"""Conditions that say nothing new as long as they are True."""
 _NUMBERS: Final = frozenset(
-    {"phase", "progress", "display", "dataset", "checkpoint", "workers", "restarts", "replicas", "readyReplicas"}
+    {
+        *("phase", "progress", "display", "dataset", "checkpoint", "workers", "restarts", "attempts", "startTime"),
+        *("replicas", "readyReplicas"),
+    }
 )
 _BEGINNING: Final = frozenset({Reason.PENDING, Reason.STARTING})
 _GOOD: Final = frozenset(
@@ -49,9 +54,14 @@ class EventNote:
 def transitions(
     type_: str, before: Sequence[Condition], after: Sequence[Condition], quiet: Collection[Reason]
 ) -> tuple[EventNote, ...]:
-    """One event where status or reason of the condition has moved, unless it moved to a quiet reason."""
+    """One event where status or reason of the condition has moved, unless it moved to a quiet reason.
+
+    Training that begins after a quiet start is what everybody expects; after anything else it is news.
+    """
     old, new = find(before, type_), find(after, type_)
     if new is None or new.reason in quiet:
+        return ()
+    if new.reason == Reason.TRAINING and (old is None or old.reason in quiet):
         return ()
     if old is not None and (old.status, old.reason) == (new.status, new.reason):
         return ()
@@ -69,8 +79,14 @@ def differs(before: Status, after: Status) -> bool:
 
 
 def is_urgent(before: Status, after: Status) -> bool:
-    """Whether a verdict, a cause or a refusal has changed, which can't wait for the next write as numbers can."""
-    return _outline(before) != _outline(after)
+    """Whether a verdict, a cause or a refusal has changed, which can't wait for the next write as numbers can.
+
+    Nor is it urgent that all is well at the beginning: within seconds there mostly is more to say.
+    """
+    old, new = _outline(before), _outline(after)
+    if not before.observed_generation:
+        old["observedGeneration"] = new["observedGeneration"]
+    return old != new
 
 
 def _outline(status: Status) -> JSON:
@@ -78,7 +94,7 @@ def _outline(status: Status) -> JSON:
     document["conditions"] = [
         (it.type, it.status, "" if it.reason in _BEGINNING else it.reason)
         for it in status.conditions
-        if it.type not in _COUNTING
+        if it.type not in _COUNTING and not (it.type in _FULFILLED and it.status == TRUE)
     ]
     return document
 
