@@ -101,6 +101,9 @@ def test_lint_finds_nothing_to_say(programs):
         pytest.param("logFormat=xml", "at '/logFormat': value must be one of 'json', 'text'", id="no such format"),
         pytest.param("pollIntervalSeconds=3s", "at '/pollIntervalSeconds': got string, want integer", id="wrong type"),
         pytest.param("pollIntervalSeconds=0", "at '/pollIntervalSeconds': minimum: got 0, want 1", id="too small"),
+        pytest.param("apiRequests.qps=0", "at '/apiRequests/qps': minimum: got 0, want 1", id="no requests"),
+        pytest.param("apiRequests.rate=9", "at '/apiRequests': additional properties 'rate' not allowed", id="no rate"),
+        pytest.param("serverImage.repository=a:b@c", "at '/serverImage/repository'", id="a tag in the server's name"),
         pytest.param("watchNamespaces=ml", "at '/watchNamespaces': got string, want array", id="no list"),
         pytest.param("crds.keep=yes", "at '/crds/keep': got string, want boolean", id="no boolean"),
         pytest.param("image.digest=sha256:12", "at '/image/digest': 'sha256:12' does not match", id="short digest"),
@@ -289,17 +292,29 @@ class Watched(dict):
 
 def test_the_operator_understands_what_the_chart_tells_it(programs):
     settings = "watchNamespaces={ml,research},trainerImage.pullPolicy=Always,pollIntervalSeconds=9,logFormat=text"
+    settings += ",heartbeatStaleSeconds=300,retireDelaySeconds=0,workers=8,apiRequests.qps=12,apiRequests.burst=100"
+    settings += ",serverImage.repository=registry:5000/server,serverImage.tag=v4"
     rendered = programs.render("--set", settings)
     told = Watched({name: value or NAMESPACE for name, value in environment(rendered).items()})
     config = config_from(told)
     assert told.keys() <= told.read, "a variable that the operator does not know"
-    assert config.trainer_image == config.server_image == told["TUNESMITH_TRAINER_IMAGE"]
+    assert told.read - told.keys() == {"TUNESMITH_HEALTH_PORT", "TUNESMITH_METRICS_PORT"}, "the pod's ports are fixed"
+    assert config.trainer_image == told["TUNESMITH_TRAINER_IMAGE"]
+    assert config.server_image == "registry:5000/server:v4"
+    assert (config.heartbeat_stale_seconds, config.retire_delay_seconds) == (300, 0)
+    assert (config.workers, config.qps, config.burst) == (8, 12, 100)
     assert (config.namespaces, config.image_pull_policy) == (("ml", "research"), "Always")
     assert (config.poll_interval_seconds, config.log_format, config.log_level) == (9, "text", "INFO")
     assert config.operator_namespace == NAMESPACE
     (container,) = deployment(rendered)["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"health": config.health_port, "metrics": config.metrics_port}
+
+
+def test_left_alone_the_chart_says_what_the_operator_does_by_itself(default):
+    told = {name: value or NAMESPACE for name, value in environment(default).items()}
+    alone = {name: told[name] for name in ("TUNESMITH_TRAINER_IMAGE", "TUNESMITH_OPERATOR_NAMESPACE")}
+    assert config_from(told) == config_from(alone)
 
 
 def test_a_selector_never_holds_what_a_new_version_changes(default):

@@ -12,15 +12,14 @@ from support import make
 from support.simulation.lifecycle import JOB, SERVICE
 from support.simulation.specs import at, fields, other, with_value
 from support.world import World
-from tunesmith_api.reports import ProgressReport, TerminationReport
-from tunesmith_operator.adapters.errors import ClusterError
 from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import Key
+from tunesmith_operator.core.pods.reports import read_progress
 from tunesmith_operator.core.reconcile.progress import ProgressSample
 
 GENERATED = 1200
 CORRUPTED = 800
-CHILDREN = 600
+CHILDREN = 400
 JUNK = (None, "", "junk", "💥" * 40, -1, 0, 2**63, 1e308, [], {}, [None], {"a": {"b": 1}}, True, "2026-13-45T99:99:99Z")
 TEXTS = ("", "{", "{}", "[]", "null", "💥" * 40, "x" * 5000, '{"schemaVersion": 1}', "-1", "NaN", "2026-13-45")
 KEPT = frozenset({"name", "namespace", "uid", "kind", "resourceVersion", "creationTimestamp", "generation"})
@@ -86,7 +85,7 @@ def places(value, path=()):
 
 def corrupt(document, chance, root):
     """Put something else in one place below `root`, or take it away."""
-    path = chance.choice([it for it in places(document[root])] or [()])
+    path = chance.choice(list(places(document[root])) or [()])
     here = document[root]
     for key in path[:-1]:
         here = here[key]
@@ -125,7 +124,8 @@ def test_no_custom_resource_makes_the_operator_fail(kind, complaints, record_pro
             known = copy.deepcopy(case.world.cluster.get(kind, "sentiment"))
             for _ in range(chance.randrange(1, 4)):
                 corrupt(known, chance, chance.choice(("spec", "status")))
-            case.world.cluster.put(known)
+            if case.world.cluster.find_invalid(kind, known["status"]) is None:  # no API server holds such a status
+                case.world.cluster.put(known)
             case.rounds(key, known)
         assert complaints == []
     record_property("generated", (GENERATED + CORRUPTED) // 2)
@@ -189,7 +189,7 @@ def test_no_report_of_a_pod_makes_the_operator_fail(complaints, record_property)
         case.world.cluster.put(make.finetunejob())
         case.world.reconcile()
         head = case.world.pod("sentiment-1", 0, ready=True)
-        sample = parsed(ProgressReport, json.dumps(progress["it"]))
+        sample = read_progress(json.dumps(progress["it"]))
         if sample is not None:
             read += 1
             uid = case.world.cluster.get("Pod", head)["metadata"]["uid"]
@@ -206,15 +206,3 @@ def test_no_report_of_a_pod_makes_the_operator_fail(complaints, record_property)
     assert read > CHILDREN // 4, "most of them are no reports at all"
     record_property("generated", CHILDREN)
     record_property("crashes", len(complaints))
-
-
-def parsed(model, text):
-    try:
-        return model.from_json(text)
-    except ValueError:
-        return None
-
-
-def test_what_is_generated_says_something():
-    assert parsed(TerminationReport, make.succeeded().to_json()) is not None
-    assert issubclass(ClusterError, Exception)

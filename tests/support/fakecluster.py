@@ -9,8 +9,9 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from support import statusschema
 from support.make import merged
-from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Rejected, Transient
+from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Invalid, Rejected, Transient
 from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import Key, Resource
 from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS
@@ -38,6 +39,7 @@ class FakeCluster:
         self.refuse: Callable[[str], str | None] = lambda write: None
         self.on_change: Callable[[str, dict[str, Any]], None] = lambda type_, raw: None
         self.admit: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda kind, body: body
+        self.find_invalid: Callable[[str, Any], str | None] = statusschema.refusal
         self._version = 100
 
     @property
@@ -94,6 +96,8 @@ class FakeCluster:
             raise Gone("another object has its name")
         if found["metadata"]["resourceVersion"] != version:
             raise Transient("the object has been modified")
+        if (problem := self.find_invalid(resource.kind, status)) is not None:
+            raise Invalid(problem)
         stored = self._store((resource.kind, namespace, name), {**found, "status": copy.deepcopy(status)})
         self._done(f"status {resource.kind} {name}")
         return stored

@@ -18,6 +18,7 @@ from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.core.reconcile.progress import ProgressSample
 from tunesmith_operator.engine.controller import Controller
+from tunesmith_operator.engine.pacing import RequestPace
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.store import WATCHED, Store
 from tunesmith_operator.engine.workqueue import WorkQueue
@@ -25,9 +26,13 @@ from tunesmith_operator.engine.workqueue import WorkQueue
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
-def observing(cluster: FakeCluster, progress: Callable[[Key], ProgressSample | None]) -> Store:
+def observing(
+    cluster: FakeCluster,
+    progress: Callable[[Key], ProgressSample | None],
+    wake: Callable[[Key], None] = lambda key: None,
+) -> Store:
     """A store that has listed the cluster and hears of every change at once."""
-    store = Store(progress, lambda key: None)
+    store = Store(progress, wake)
     for resource in WATCHED:
         seen = {store.received(resource, raw) for raw in cluster.of_kind(resource.kind)}
         store.listed(resource, None, seen, cluster.version)
@@ -55,11 +60,15 @@ class World:
         async def nothing(host: str, port: int) -> ProgressReport | None:
             return None
 
-        poller = Poller(nothing, lambda key: None, lambda: self.now, 3.0)
+        def seconds() -> float:
+            return (self.now - NOW).total_seconds()
+
         self.store = observing(self.cluster, self.samples.get)
         self.controller = Controller(
-            store=self.store, cluster=self.cluster, recorder=self.cluster, queue=WorkQueue(chance=random.Random(1)),
-            poller=poller, metrics=Metrics(), config=self.config, now=lambda: self.now, new_token=lambda: "token",
+            store=self.store, cluster=self.cluster, recorder=self.cluster,
+            queue=WorkQueue(chance=random.Random(1), clock=seconds), pace=RequestPace(1e6, 10**6),
+            poller=Poller(nothing, lambda: self.now, 3.0), metrics=Metrics(), config=self.config,
+            now=lambda: self.now, new_token=lambda: "token",
         )  # fmt: skip
 
     def reconcile(self) -> None:

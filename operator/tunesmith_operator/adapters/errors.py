@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["AlreadyExists", "ClusterError", "Expired", "Gone", "Rejected", "Transient", "classify"]
+__all__ = ["AlreadyExists", "ClusterError", "Expired", "Gone", "Invalid", "Rejected", "Transient", "classify"]
 
 
 class ClusterError(Exception):
@@ -18,6 +18,10 @@ class Rejected(ClusterError):
 
 class AlreadyExists(ClusterError):
     """There is an object of that name."""
+
+
+class Invalid(Rejected):
+    """The object itself breaks its schema or a rule, whoever sends it."""
 
 
 class Gone(ClusterError):
@@ -55,7 +59,7 @@ def classify(code: int, body: bytes | str, retry_after: str | None = None) -> Cl
     if code == 409:
         # also a ResourceQuota or another version of the object that somebody else has written at the same moment
         return AlreadyExists(message) if status.get("reason") == "AlreadyExists" else Transient(message)
-    return Rejected(message)
+    return Invalid(message) if code == 422 else Rejected(message)
 
 
 def _status(body: bytes | str) -> dict[str, Any]:

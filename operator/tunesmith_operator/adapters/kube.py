@@ -50,11 +50,13 @@ class KubernetesCluster:
         self,
         configuration: kubernetes.client.Configuration,
         threads: int = 4,
-        on_request: Callable[[str, str], None] = lambda verb, resource: None,
+        on_request: Callable[[str, str, str], None] = lambda verb, resource, code: None,
         timeout: tuple[float, float] = REQUEST_TIMEOUT,
         allowed: Callable[[], bool] = lambda: True,
     ) -> None:
         configuration.connection_pool_maxsize = threads
+        # a request is tried again by the engine's backoff, which knows the pace; urllib3 would sleep in the thread
+        configuration.retries = False
         self._client = kubernetes.client.ApiClient(configuration)
         self._client.user_agent = f"{keys.FIELD_MANAGER}/{__version__}"
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="kube")
@@ -128,32 +130,32 @@ class KubernetesCluster:
     ) -> JSON:
         if not self._allowed():
             raise Transient("another operator may be leading by now")
-        self._on_request(verb, resource.plural)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._call, method, path, query, body, content_type, accept)
+        code = 0
+        try:
+            code, text, patience = await loop.run_in_executor(
+                self._pool, self._call, method, path, query, body, content_type
+            )
+        finally:
+            self._on_request(verb, resource.plural, str(code) if code else "none")
+        if 200 <= code < 300 or code in accept:
+            answer: Any = json.loads(text or b"{}")
+            return answer if isinstance(answer, dict) else {}
+        raise classify(code, text, patience)
 
     def _call(
-        self,
-        method: str,
-        path: str,
-        query: list[tuple[str, str]],
-        body: JSON | None,
-        content_type: str,
-        accept: tuple[int, ...],
-    ) -> JSON:
+        self, method: str, path: str, query: list[tuple[str, str]], body: JSON | None, content_type: str
+    ) -> tuple[int, bytes, str | None]:
+        """Status code, body and Retry-After of the answer."""
         headers = {"Accept": "application/json", "Content-Type": content_type}
         request = self._client.param_serialize(
             method, path, query_params=query, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         try:
             response = self._client.call_api(*request, _request_timeout=self._timeout)
-            text = response.read() or b"{}"
+            return response.status, response.read(), response.headers.get("Retry-After")
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Transient(f"the API server can't be reached: {error}") from error
-        if 200 <= response.status < 300 or response.status in accept:
-            answer: Any = json.loads(text)
-            return answer if isinstance(answer, dict) else {}
-        raise classify(response.status, text, response.headers.get("Retry-After"))
 
 
 def _path(resource: Resource, namespace: str, name: str | None = None) -> str:

@@ -20,19 +20,43 @@ class Metrics:
         self.seconds = Histogram(
             "tunesmith_reconcile_seconds", "Time that one reconcile takes.", ["kind"], registry=self.registry
         )
+        self.status_seconds = Histogram(
+            "tunesmith_status_seconds",
+            "From a change that the watches deliver to the status with the verdict or the cause.",
+            ["kind"],
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
+            registry=self.registry,
+        )
         self.requests = Counter(
-            "tunesmith_api_requests", "Requests to the API server.", ["verb", "resource"], registry=self.registry
+            "tunesmith_api_requests",
+            "Requests to the API server; the code is none where no answer came.",
+            ["verb", "resource", "code"],
+            registry=self.registry,
+        )
+        self.token_seconds = Histogram(
+            "tunesmith_request_wait_seconds",
+            "Time that urgent requests wait for their turn (qps, burst).",
+            buckets=(0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0),
+            registry=self.registry,
+        )
+        self.refused_statuses = Counter(
+            "tunesmith_statuses_refused",
+            "Statuses that the API server found invalid, so that conditions and phase alone were written.",
+            ["kind"],
+            registry=self.registry,
         )
         self.polls = Counter("tunesmith_progress_polls", "Polls of running jobs.", ["result"], registry=self.registry)
         self._depth = Gauge("tunesmith_queue_depth", "Objects that wait to be reconciled.", registry=self.registry)
+        self._followed = Gauge("tunesmith_followed_jobs", "Running jobs that are polled.", registry=self.registry)
 
-    def watch_depth(self, depth: Callable[[], float]) -> None:
-        """Read the queue's depth from there."""
+    def watch(self, depth: Callable[[], float], followed: Callable[[], float]) -> None:
+        """Read the queue's depth, and how many jobs are polled, from there."""
         self._depth.set_function(depth)
+        self._followed.set_function(followed)
 
-    def count_request(self, verb: str, resource: str) -> None:
-        """One request to the API server."""
-        self.requests.labels(verb, resource).inc()
+    def count_request(self, verb: str, resource: str, code: str) -> None:
+        """One request to the API server, by the status code of its answer."""
+        self.requests.labels(verb, resource, code).inc()
 
     def count_poll(self, result: str) -> None:
         """One poll of a running job, by what came of it (`adapters.progress.PollResult`)."""

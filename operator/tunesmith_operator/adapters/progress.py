@@ -1,4 +1,4 @@
-"""Reads the progress that worker 0 of a running job serves. What runs in that pod is a user's: none of it is trusted.
+"""Reads the progress that worker 0 of a running job serves. A user's code runs in that pod: nothing of it is trusted.
 
 No redirect is followed, no cookie kept, nothing decompressed, and a body is read to a bound only.
 """
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from enum import StrEnum
 
 import aiohttp
-from pydantic import ValidationError
 
 from tunesmith_api.keys import PATH_PROGRESS
 from tunesmith_api.reports import ProgressReport
+from tunesmith_operator.core.pods.reports import read_progress
 
 __all__ = ["MAX_BYTES", "PollResult", "ProgressClient"]
 
@@ -78,10 +78,10 @@ class ProgressClient:
                 body += chunk
                 if len(body) > MAX_BYTES:
                     raise _NoReport(PollResult.TOO_LARGE)
-        try:
-            return ProgressReport.from_json(bytes(body))
-        except ValidationError:
-            raise _NoReport(PollResult.INVALID) from None
+        report = read_progress(bytes(body))
+        if report is None:
+            raise _NoReport(PollResult.INVALID)
+        return report
 
     async def close(self) -> None:
         """Close all connections."""

@@ -69,7 +69,7 @@ class ApiServerSource:
         self,
         configuration: kubernetes.client.Configuration,
         selectors: Mapping[Resource, Selectors],
-        on_request: Callable[[str, str], None] = lambda verb, resource: None,
+        on_request: Callable[[str, str, str], None] = lambda verb, resource, code: None,
     ) -> None:
         self._configuration, self._selectors, self._on_request = configuration, selectors, on_request
         self._open: aiohttp.ClientSession | None = None
@@ -77,8 +77,9 @@ class ApiServerSource:
     async def list(self, resource: Resource, namespace: str | None, token: str) -> Page:
         """A part of the list of all objects."""
         query = self._query(resource) | {"limit": str(PAGE_SIZE)} | ({"continue": token} if token else {})
-        self._on_request("list", resource.plural)
-        async with self._get(resource, namespace, query, aiohttp.ClientTimeout(total=60, sock_connect=5)) as response:
+        async with self._get(
+            "list", resource, namespace, query, aiohttp.ClientTimeout(total=60, sock_connect=5)
+        ) as response:
             found = json.loads(await response.read())
         meta = found.get("metadata") or {}
         # entries of a list don't say what they are
@@ -94,9 +95,8 @@ class ApiServerSource:
             # watches that were begun together are not to end together
             "timeoutSeconds": str(round(WATCH_SECONDS * random.uniform(1.0, 2.0))),
         }
-        self._on_request("watch", resource.plural)
         patience = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=INACTIVE_SECONDS)
-        async with self._get(resource, namespace, query, patience) as response:
+        async with self._get("watch", resource, namespace, query, patience) as response:
             async for line in _lines(response.content):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
@@ -114,18 +114,27 @@ class ApiServerSource:
 
     @asynccontextmanager
     async def _get(
-        self, resource: Resource, namespace: str | None, query: Mapping[str, str], patience: aiohttp.ClientTimeout
+        self,
+        verb: str,
+        resource: Resource,
+        namespace: str | None,
+        query: Mapping[str, str],
+        patience: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The response of a success; a `ClusterError` for anything else, even while it is read."""
-        url = _url(self._configuration.host, resource, namespace)
+        url, code = _url(self._configuration.host, resource, namespace), "none"
         try:
             options = await self._request_options()
             async with self._session().get(url, params=query, timeout=patience, **options) as response:
+                code = str(response.status)
+                self._on_request(verb, resource.plural, code)
                 if response.status != 200:
                     text = await response.read()
                     raise classify(response.status, text, response.headers.get("Retry-After"))
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            if code == "none":
+                self._on_request(verb, resource.plural, code)
             raise Transient(f"the API server can't be reached: {error or type(error).__name__}") from error
 
     def _session(self) -> aiohttp.ClientSession:

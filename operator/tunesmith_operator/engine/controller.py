@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1 import ObjectMeta
-from tunesmith_operator.adapters.errors import AlreadyExists, ClusterError, Gone, Rejected, Transient
+from tunesmith_operator.adapters.errors import AlreadyExists, ClusterError, Gone, Invalid, Rejected, Transient
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kinds import kind_of
@@ -29,9 +29,11 @@ from tunesmith_operator.core.status.transitions import (
     differs,
     is_urgent,
     status_document,
+    verdict_only,
     with_apply_failure,
 )
 from tunesmith_operator.engine.contest import Contests
+from tunesmith_operator.engine.pacing import RequestPace
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.store import VIEWS, Store
 from tunesmith_operator.engine.workqueue import WorkQueue
@@ -81,14 +83,33 @@ class Stuck(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong with a key, and with which version (uid, generation) of it.
+
+    It isn't tried again before its backoff allows, whatever else happens to the key; a new version is another matter.
+    """
+
+    error: Exception
+    version: tuple[str, int] | None = None
+    """None stands for any."""
+    whole: bool = True
+    """Nothing can be done for the key, not even its status written; else only its children can't be."""
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """One custom resource and what is to be done about it."""
 
     kind: Kind[Any, Any]
     meta: ObjectMeta
-    version: str
+    resource_version: str
     before: Status
     decision: Decision
+
+    @property
+    def version(self) -> tuple[str, int]:
+        """What the user has written."""
+        return self.meta.uid, self.meta.generation
 
 
 class Controller:
@@ -101,6 +122,7 @@ class Controller:
         cluster: Cluster,
         recorder: Recorder,
         queue: WorkQueue[Key],
+        pace: RequestPace,
         poller: Poller,
         metrics: Metrics,
         config: Config,
@@ -108,11 +130,12 @@ class Controller:
         new_token: Callable[[], str] = lambda: secrets.token_hex(32),
     ) -> None:
         self._store, self._cluster, self._recorder = store, cluster, recorder
-        self._queue, self._poller, self._metrics = queue, poller, metrics
+        self._queue, self._pace, self._poller, self._metrics = queue, pace, poller, metrics
         self._config, self._now, self._new_token = config, now, new_token
         self._wrote_at: dict[Key, datetime] = {}
         self._contests = Contests()
         self._first_at: dict[Key, datetime] = {}
+        self._failures: dict[Key, Failure] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life ---
@@ -120,7 +143,9 @@ class Controller:
     def start(self) -> None:
         """Start the workers and the poller."""
         workers = [self._work() for _ in range(self._config.workers)]
-        self._tasks = [asyncio.create_task(work, name="tunesmith worker") for work in (*workers, self._poller.run())]
+        self._tasks = [
+            asyncio.create_task(work, name="tunesmith worker") for work in (*workers, self._poller.run(self.heard))
+        ]
 
     async def stop(self) -> None:
         """Let the reconciles under way end within ten seconds, then cancel everything."""
@@ -150,6 +175,15 @@ class Controller:
                 await self.process(key)
             finally:
                 self._queue.done(key)
+            # where nothing had to be written nothing was waited for: others come in between here
+            await asyncio.sleep(0)
+
+    def heard(self, key: Key, moved: bool) -> None:
+        """A job's progress has changed, perhaps in more than numbers: look at it as soon as that can be written."""
+        if moved:
+            self._queue.add(key, urgent=False)
+        elif not self._queue.waits(key):
+            self._queue.add_after(key, self._progress_wait(key, self._now()), urgent=False)
 
     async def process(self, key: Key) -> None:
         """Reconcile one key; a failure is logged and tried again later, never raised."""
@@ -166,12 +200,17 @@ class Controller:
                 delay = self._queue.backoff(key, patience or 0.0)
                 log.warning("%s; again in %.0f s", error, delay, extra=extra)
                 result = "refused" if isinstance(error, Rejected) else "error"
-            except Exception:
+            except Exception as error:
+                self._failures[key] = Failure(error)
                 delay = self._queue.backoff(key)
                 log.exception("a bug: reconcile failed; again in %.0f s", delay, extra=extra)
                 result = "bug"
             else:
-                self._queue.forget(key)
+                if result == "held":
+                    self._queue.return_held(key)
+                else:
+                    self._failures.pop(key, None)
+                    self._queue.forget(key)
         self._metrics.reconciles.labels(key.kind, result).inc()
 
     # --- one reconcile ---
@@ -186,6 +225,9 @@ class Controller:
             self._store.defer(key)
             return "early"
         now = self._now()
+        known = self._failures.get(key) if self._queue.holds(key) else None
+        if known is not None and known.version is None:
+            return "held"
         case = self._case(key, now)
         if case is None:
             self._poller.follow(key, None)
@@ -193,44 +235,49 @@ class Controller:
             self._contests.forget(key)
             self._first_at.pop(key, None)
             return "absent"
+        if known is not None and known.version != case.version:
+            known = None
+        if known is not None and known.whole:
+            return "held"
         decision = case.decision
-        failure = await self._act(key, case, now)
-        status = decision.status
-        if status is not None and failure is not None:
-            status = with_apply_failure(
-                case.before, status, decision.starts, case.kind.summary, str(failure), now, case.meta.generation
-            )
-        if status is not None and not isinstance(failure, Gone):
-            await self._report(key, case, status, decision.events if failure is None else (), now)
-        if failure is not None:
-            raise failure
+        failure = await self._act(key, case, known, now)
         self._poller.follow(key, decision.poll)
         if decision.requeue_after is not None:
             self._queue.add_after(key, decision.requeue_after)
-        return "acted" if decision.actions else "settled"
+        await self._report(key, case, failure, now)
+        if failure is None:
+            return "acted" if decision.actions else "settled"
+        if known is not None:
+            return "held"
+        self._failures[key] = Failure(failure, case.version, whole=False)
+        raise failure
 
     def _case(self, key: Key, now: datetime) -> Case | None:
         kind, found = kind_of(key), self._store.custom_resource(key)
         if found is None:
             return None
-        version = self._store.version(key)
+        version = self._store.resource_version(key)
         if isinstance(found, Unreadable):
             return Case(kind, found.meta, version, found.status, decide_unreadable(kind, found, now))
         observed = self._store.observe(key, found)
         return Case(kind, found.metadata, version, found.status, kind.decide(observed, now, self._config))
 
-    async def _act(self, key: Key, case: Case, now: datetime) -> ClusterError | None:
+    async def _act(self, key: Key, case: Case, known: Failure | None, now: datetime) -> Exception | None:
         """Carry the actions out in order; return what stopped them or one of them, with the name of the object."""
+        actions = case.decision.actions
+        if actions and known is not None:
+            return known.error
         try:
             await self._confirm_owner(key, case)
         except ClusterError as error:
             return error
         contested: ClusterError | None = None
-        for action in case.decision.actions:
+        for action in actions:
             wanted = action.manifest if isinstance(action, Patch) else None
             if wanted is not None and (wait := self._contests.wait(key, wanted, now)) > 0:
                 contested = Transient(f"{wanted}: {CONTESTED}", wait)
                 continue
+            await self._pace.turn()
             try:
                 await self._do(key, action)
             except ClusterError as error:
@@ -253,6 +300,7 @@ class Controller:
         again = case.before.observed_generation > 0
         if not again or not any(isinstance(action, Create) for action in case.decision.actions):
             return
+        await self._pace.turn()
         found = await self._cluster.find(case.kind.resource, key.namespace, key.name)
         if found is None or found["metadata"].get("uid") != case.meta.uid:
             self._store.deleted(case.kind.resource, key.namespace, key.name, case.meta.uid)
@@ -300,29 +348,82 @@ class Controller:
         if manifest is not None:
             self._store.answered(key, manifest, written, VIEWS[resource].of(raw))
 
-    async def _report(self, key: Key, case: Case, status: Status, events: tuple[EventNote, ...], now: datetime) -> None:
-        """Write the status if people would see a difference; running numbers no oftener than they are polled."""
+    async def _report(self, key: Key, case: Case, failure: Exception | None, now: datetime) -> None:
+        """Write the status if people would see a difference; numbers when it is their turn."""
+        decision, status = case.decision, case.decision.status
+        if status is None or isinstance(failure, Gone):
+            return
+        if failure is not None:
+            status = with_apply_failure(
+                case.before, status, decision.starts, case.kind.summary, str(failure), now, case.meta.generation
+            )
         if not differs(case.before, status):
             return
-        if not is_urgent(case.before, status):
-            wrote, pause = self._wrote_at.get(key), self._config.poll_interval_seconds * 0.8
-            if wrote is None:
-                wrote, pause = self._first_at.setdefault(key, now), FIRST_STATUS_SECONDS
-            wait = pause - (now - wrote).total_seconds()
-            if 0 < wait <= pause:  # the clock may have been set back
-                self._queue.add_after(key, wait)
-                return
-        meta = case.meta
+        urgent = is_urgent(case.before, status)
+        if not urgent and (wait := self._put_off(key, now)) > 0:
+            self._queue.add_after(key, wait, urgent=False)
+            return
+        if urgent:
+            await self._pace.turn()
+        try:
+            await self._write(key, case, status, now)
+        except ClusterError as error:
+            self._failures[key] = Failure(error, case.version)
+            raise
+        if urgent and (seconds := self._queue.since(key)) is not None:
+            self._metrics.status_seconds.labels(key.kind).observe(seconds)
+        for note in decision.events if failure is None else ():
+            await self._record(key, case, note, now)
+
+    def _progress_wait(self, key: Key, now: datetime) -> float:
+        """Seconds until the job's numbers may be written again."""
+        wrote = self._wrote_at.get(key)
+        if wrote is None or wrote > now:  # never, or the clock was set back
+            return 0.0
+        return max(0.0, self._pace.progress_seconds(len(self._poller)) - (now - wrote).total_seconds())
+
+    def _put_off(self, key: Key, now: datetime) -> float:
+        """Take what a write of numbers needs, or return in how many seconds to ask again."""
+        wait = self._progress_wait(key, now)
+        if key not in self._wrote_at:
+            first = self._first_at.setdefault(key, now)
+            wait = min(FIRST_STATUS_SECONDS, FIRST_STATUS_SECONDS - (now - first).total_seconds())
+        if wait > 0:
+            return wait
+        # a tenth of the interval: however many jobs wait, they ask at most ten times as often as can be written
+        return 0.0 if self._pace.spare() else self._pace.progress_seconds(len(self._poller)) / 10
+
+    async def _write(self, key: Key, case: Case, status: Status, now: datetime) -> None:
+        """Write the status. Where its numbers make the API server refuse it, the verdict is written without them.
+
+        Raises:
+            ClusterError: it could not be written as it is.
+        """
+        try:
+            await self._apply_status(key, case, status, now)
+        except Invalid as error:
+            self._metrics.refused_statuses.labels(key.kind).inc()
+            log.error(
+                "the API server finds the status invalid (%s): writing its conditions and phase alone",
+                error,
+                extra={"key": str(key)},
+            )
+            verdict = verdict_only(case.before, status)
+            if differs(case.before, verdict):
+                await self._pace.turn()
+                await self._apply_status(key, case, verdict, now)
+            raise
+
+    async def _apply_status(self, key: Key, case: Case, status: Status, now: datetime) -> None:
         raw = await self._cluster.apply_status(
-            case.kind.resource, key.namespace, key.name, meta.uid, case.version, status_document(status)
+            case.kind.resource, key.namespace, key.name, case.meta.uid, case.resource_version, status_document(status)
         )
         self._store.wrote(case.kind.resource, raw)
         self._wrote_at[key] = now
         self._first_at.pop(key, None)
-        for note in events:
-            await self._record(key, case, note, now)
 
     async def _record(self, key: Key, case: Case, note: EventNote, now: datetime) -> None:
+        await self._pace.turn()
         try:
             await self._recorder.record(case.kind.resource, key, case.meta.uid, note, now)
         except Gone:

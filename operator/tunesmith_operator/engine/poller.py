@@ -22,6 +22,8 @@ __all__ = ["Poller"]
 
 Fetch = Callable[[str, int], Awaitable[ProgressReport | None]]
 """Asks host and port; None where there is no report, TimeoutError where the pod never answered."""
+News = Callable[[Key, bool], None]
+"""Told whose report has changed, and whether in more than numbers."""
 
 log = logging.getLogger(__name__)
 PROMPT_SECONDS: Final = 0.5
@@ -38,20 +40,19 @@ class Poller:
     def __init__(
         self,
         fetch: Fetch,
-        on_news: Callable[[Key], None],
         now: Callable[[], datetime],
         interval_seconds: float,
         chance: random.Random | None = None,
         connections: int = 64,
     ) -> None:
-        self._fetch, self._on_news, self._now = fetch, on_news, now
+        self._fetch, self._now = fetch, now
         self._interval, self._chance = interval_seconds, chance or random.Random()
         self._targets: dict[Key, PollTarget] = {}
         self._samples: dict[Key, ProgressSample] = {}
         self._connections = asyncio.Semaphore(connections)
         self._for_slow_ones = asyncio.Semaphore(max(1, connections // 2))
         self._polls: dict[Key, asyncio.Task[None]] = {}
-        self._running = False
+        self._on_news: News | None = None
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -67,30 +68,30 @@ class Poller:
             self._samples.pop(key, None)
             return
         self._targets[key] = target
-        if self._running:
-            self._start(key, target)
+        if self._on_news is not None:
+            self._start(key, target, self._on_news)
 
     def sample(self, key: Key) -> ProgressSample | None:
         """The newest report of the job."""
         return self._samples.get(key)
 
-    async def run(self) -> None:
+    async def run(self, on_news: News) -> None:
         """Poll all followed jobs, each in its own time."""
-        self._running = True
+        self._on_news = on_news
         for key, target in self._targets.items():
-            self._start(key, target)
+            self._start(key, target, on_news)
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            self._running = False
+            self._on_news = None
             for poll in self._polls.values():
                 poll.cancel()
             self._polls.clear()
 
-    def _start(self, key: Key, target: PollTarget) -> None:
-        self._polls[key] = asyncio.create_task(self._poll(key, target), name=f"poll of {key}")
+    def _start(self, key: Key, target: PollTarget, on_news: News) -> None:
+        self._polls[key] = asyncio.create_task(self._poll(key, target, on_news), name=f"poll of {key}")
 
-    async def _poll(self, key: Key, target: PollTarget) -> None:
+    async def _poll(self, key: Key, target: PollTarget, on_news: News) -> None:
         loop = asyncio.get_running_loop()
         prompt, timeouts = False, 0  # nobody has earned a connection of the better half before the first answer
         while True:
@@ -106,8 +107,8 @@ class Poller:
                 else:
                     timeouts = 0
                 prompt = timeouts == 0 and loop.time() - began <= PROMPT_SECONDS
-            if report is not None:
-                self._heard(key, target, report)
+            if report is not None and (moved := self._take(key, target, report)) is not None:
+                on_news(key, moved)
             # jitter keeps many operators and jobs from falling into step
             await asyncio.sleep(self._pause(timeouts) * self._chance.uniform(0.85, 1.15))
 
@@ -115,14 +116,14 @@ class Poller:
         usual = max(self._interval, len(self._targets) / POLLS_PER_SECOND)
         return max(usual, min(LONGEST_SECONDS, usual * 2.0 ** min(timeouts, 10)))
 
-    def _heard(self, key: Key, target: PollTarget, report: ProgressReport) -> None:
-        before = self._samples.get(key)
+    def _take(self, key: Key, target: PollTarget, report: ProgressReport) -> bool | None:
+        """Keep the report; return whether more than numbers has changed, None where nothing has."""
+        before, alive_at, moved = self._samples.get(key), self._now(), True
         if before is not None and before.pod_uid == target.pod_uid:
             if before.report == report:
-                return
-            moved = before.report.heartbeat_unix != report.heartbeat_unix
-            alive_at = self._now() if moved else before.alive_at
-        else:
-            alive_at = self._now()
+                return None
+            if before.report.heartbeat_unix == report.heartbeat_unix:
+                alive_at = before.alive_at
+            moved = (before.report.state, before.report.restarts) != (report.state, report.restarts)
         self._samples[key] = ProgressSample(target.pod_uid, report, alive_at)
-        self._on_news(key)
+        return moved

@@ -33,6 +33,7 @@ from tunesmith_operator.engine.clock import SteadyClock
 from tunesmith_operator.engine.controller import Controller, Stuck
 from tunesmith_operator.engine.informer import SILENT_SECONDS
 from tunesmith_operator.engine.leadership import Leadership, LeadershipLost
+from tunesmith_operator.engine.pacing import RequestPace
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.store import Store
 from tunesmith_operator.engine.workqueue import WorkQueue
@@ -57,17 +58,18 @@ class Operator:
         may_write = self.leadership.holds if self.leadership is not None else lambda: True
         self.cluster = KubernetesCluster(configuration, config.workers, self.metrics.count_request, allowed=may_write)
         self.source = source_of(configuration, self.metrics.count_request)
-        self.queue: WorkQueue[Key] = WorkQueue(rate=config.qps, burst=config.burst)
+        self.queue: WorkQueue[Key] = WorkQueue()
         self.progress = ProgressClient(on_poll=self.metrics.count_poll)
         now = SteadyClock().now
-        poller = Poller(self.progress.fetch, self.queue.add, now, config.poll_interval_seconds)
-        self.store = Store(poller.sample, self.queue.add, scopes_of(config))
+        self.poller = Poller(self.progress.fetch, now, config.poll_interval_seconds)
+        self.store = Store(self.poller.sample, self.queue.add, scopes_of(config))
         self.controller = Controller(
             store=self.store,
             cluster=self.cluster,
             recorder=EventRecorder(self.cluster, socket.gethostname()),
             queue=self.queue,
-            poller=poller,
+            pace=RequestPace(config.qps, config.burst, self.metrics.token_seconds.observe),
+            poller=self.poller,
             metrics=self.metrics,
             config=config,
             now=now,
@@ -88,7 +90,7 @@ class Operator:
 
     def start(self, end: Callable[[], None]) -> None:
         """Begin to lead, or to stand by. `end` is called where this process has to end."""
-        self.metrics.watch_depth(lambda: len(self.queue))
+        self.metrics.watch(lambda: len(self.queue), lambda: len(self.poller))
         if self.config.metrics_port:
             self._stop_metrics = self.metrics.serve(self.config.metrics_port)
         self._leading = asyncio.create_task(self._lead(end), name="leadership")

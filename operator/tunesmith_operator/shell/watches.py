@@ -29,7 +29,7 @@ def scopes_of(config: Config) -> tuple[str | None, ...]:
 
 
 def source_of(
-    configuration: kubernetes.client.Configuration, on_request: Callable[[str, str], None]
+    configuration: kubernetes.client.Configuration, on_request: Callable[[str, str, str], None]
 ) -> ApiServerSource:
     """Where all informers list and watch."""
     return ApiServerSource(configuration, SELECTORS, on_request)

@@ -177,7 +177,7 @@ def test_a_suspension_is_no_loss_when_it_begins_nor_when_it_ends():
     run.world.cluster.remove("Pod", "ml", run.head)
     run.look()
     run.head, run.other = run.world.pod(JOB, 0, "b"), run.world.pod(JOB, 1, "b")
-    run.look()
+    run.look(6)
     assert run.phases[-1] == "Starting"
     run.report(TrainerState.STARTING, global_step=0, max_steps=0, checkpoint=None)
     run.look()
@@ -204,7 +204,7 @@ def test_a_worker_that_is_lost_after_a_suspension_is_told():
     assert message.startswith("A worker was lost; training goes on from the checkpoint of step 80. Last: ")
     assert run.world.status()["restarts"] == 0, "nothing has been resumed yet"
     run.world.pod(JOB, 0, "c")
-    run.look()
+    run.look(6)
     assert run.world.status()["restarts"] == 1
 
 

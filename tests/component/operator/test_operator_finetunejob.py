@@ -66,7 +66,7 @@ def test_from_start_to_finish_people_see_progress_and_the_model():
     world = started()
     head = world.pod("sentiment-1", 0, ready=True)
     world.pod("sentiment-1", 1, ready=True)
-    world.wait(5)
+    world.wait(10)
     assert world.status()["phase"] == "Starting"
     assert world.status()["display"]["workers"] == "2/2"
     report(world, head)
@@ -114,7 +114,7 @@ def test_what_the_data_turned_out_to_hold_stands_in_the_status():
     assert "dataset" not in world.status()
     facts = DatasetFacts(train_examples=90, eval_examples=10, bad_rows=2, first_bad_row="t.jsonl line 7: " + "x" * 9000)
     report(world, head, dataset=facts)
-    world.wait(5)
+    world.wait(10)
     found = world.status()["dataset"]
     assert (found["trainExamples"], found["evalExamples"], found["badRows"]) == (90, 10, 2)
     assert found["firstBadRow"].startswith("t.jsonl line 7: x")
@@ -267,7 +267,7 @@ def test_a_job_deleted_by_hand_waits_for_the_pods_of_its_predecessor():
     pod = world.pod("sentiment-1", 0)
     raw = world.cluster.get("Job", "sentiment-1")
     world.cluster.remove("Job", "ml", "sentiment-1", cascade=False)
-    world.wait(5)
+    world.wait(10)
     assert world.cluster.get("Job", "sentiment-1") is None
     assert "sentiment-1-0-x" in world.condition("Succeeded")[2]
     world.cluster.remove("Pod", "ml", pod)
@@ -332,7 +332,7 @@ def test_a_child_that_is_refused_is_named_and_the_rest_is_not_started():
     assert world.status().get("observedGeneration", 0) == 0
     assert "startTime" not in world.status()
     world.cluster.refuse = lambda write: None
-    world.reconcile()
+    world.wait(2)
     assert world.condition("ChildrenApplied")[0] == "True"
     assert world.status()["observedGeneration"] == 1
 

@@ -65,18 +65,18 @@ def key(name):
 async def test_silent_pods_keep_none_of_the_others_from_being_heard():
     heard = {}
 
-    def news(key):
+    def news(key, moved):
         heard.setdefault(key.name, []).append(time.monotonic() - began)
 
     client = ProgressClient()
-    poller = Poller(client.fetch, news, make.at, INTERVAL)
+    poller = Poller(client.fetch, make.at, INTERVAL)
     async with Pods() as pods:
         for number in range(64):
             poller.follow(key(f"silent-{number}"), target(f"silent-{number}", pods.port(pods.silent)))
         for number in range(200):
             poller.follow(key(f"healthy-{number}"), target(f"healthy-{number}", pods.port(pods.healthy)))
         began = time.monotonic()
-        running = asyncio.create_task(poller.run())
+        running = asyncio.create_task(poller.run(news))
         await asyncio.sleep(12)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

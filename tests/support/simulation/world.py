@@ -23,6 +23,7 @@ from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.engine.clock import SteadyClock
 from tunesmith_operator.engine.controller import Controller
 from tunesmith_operator.engine.informer import Informer
+from tunesmith_operator.engine.pacing import RequestPace
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.store import WATCHED, Store
 from tunesmith_operator.engine.workqueue import WorkQueue
@@ -75,11 +76,11 @@ class Simulation:
             return random.Random(self.chance.random())
 
         config = self.config
-        queue: WorkQueue[Key] = WorkQueue(rate=config.qps, burst=config.burst, chance=chance())
-        poller = Poller(fetch, queue.add, now, config.poll_interval_seconds, chance())
+        queue: WorkQueue[Key] = WorkQueue(chance=chance())
+        poller = Poller(fetch, now, config.poll_interval_seconds, chance())
         store = Store(poller.sample, queue.add)
         controller = Controller(
-            store=store, cluster=client, recorder=client, queue=queue, poller=poller, metrics=Metrics(), config=config, now=now,
+            store=store, cluster=client, recorder=client, queue=queue, pace=RequestPace(config.qps, config.burst), poller=poller, metrics=Metrics(), config=config, now=now,
             new_token=lambda: "token",
         )  # fmt: skip
         process = controller.process

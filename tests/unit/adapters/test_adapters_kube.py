@@ -1,5 +1,6 @@
 """The Kubernetes client against a scripted HTTP server: what goes over the wire, and what errors become."""
 
+import asyncio
 import http.server
 import json
 import threading
@@ -10,7 +11,7 @@ import pytest
 
 from support import make
 from tunesmith_api.v1alpha1 import FineTuneJob
-from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Rejected, Transient, classify
+from tunesmith_operator.adapters.errors import AlreadyExists, Gone, Invalid, Rejected, Transient, classify
 from tunesmith_operator.adapters.events import EventRecorder
 from tunesmith_operator.adapters.kube import KubernetesCluster
 from tunesmith_operator.core.finetunejob.children import build
@@ -151,6 +152,32 @@ async def test_an_unreachable_server_is_transient(server, kube):
         await kube.patch(JOB, "ml", "x", "u1", {})
 
 
+async def test_requests_are_counted_by_the_code_of_their_answer_and_never_repeated_by_the_client(server):
+    counted = []
+    configuration = kubernetes.client.Configuration(host=f"http://127.0.0.1:{server.port}")
+    client = KubernetesCluster(configuration, threads=1, on_request=lambda *found: counted.append(found))
+    server.code, server.headers = 429, {"Retry-After": "2"}
+    with pytest.raises(Transient) as caught:
+        await asyncio.wait_for(client.delete(JOB, "ml", "x", "u1"), 1.5)
+    assert caught.value.retry_after == 2
+    assert len(server.requests) == 1
+    server.code, server.headers = 302, {"Location": f"http://127.0.0.1:{server.port}/elsewhere"}
+    with pytest.raises(Rejected):
+        await client.patch(JOB, "ml", "x", "u1", {})
+    server.code, server.headers = 409, {}
+    with pytest.raises(Transient):
+        await client.create(SECRET, "ml", {"metadata": {"name": "x"}})
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(Transient):
+        await client.patch(JOB, "ml", "x", "u1", {})
+    client.close()
+    assert counted == [
+        ("delete", "jobs", "429"), ("patch", "jobs", "302"), ("create", "secrets", "409"), ("patch", "jobs", "none"),
+    ]  # fmt: skip
+    assert {path for _, path, *_ in server.requests} & {"/elsewhere"} == set()
+
+
 async def test_an_event_names_its_object_reason_and_reporter(server, kube):
     note = EventNote("Warning", "Diverged", "x" * 2000)
     await EventRecorder(kube, "pod-1").record(
@@ -181,7 +208,7 @@ ANOTHER = {
         (404, {"message": "not found"}, Gone),
         (403, TERMINATING, Gone),
         (403, {"message": "no"}, Rejected),
-        (422, {"message": "immutable"}, Rejected),
+        (422, {"message": "immutable"}, Invalid),
         (422, ANOTHER, Gone),
         (409, {"message": "there is one", "reason": "AlreadyExists"}, AlreadyExists),
         (409, {"message": "object has been modified", "reason": "Conflict"}, Transient),

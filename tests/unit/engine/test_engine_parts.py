@@ -5,7 +5,7 @@ import contextlib
 from datetime import timedelta
 
 from support import make
-from tunesmith_api.reports import ProgressReport
+from tunesmith_api.reports import ProgressReport, TrainerState
 from tunesmith_operator.core.kinds import owner_key
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, Key
 from tunesmith_operator.core.reconcile.progress import PollTarget
@@ -62,11 +62,13 @@ def test_the_owner_is_told_by_the_labels():
 
 
 async def rounds(poller, count):
-    task = asyncio.create_task(poller.run())
+    news = []
+    task = asyncio.create_task(poller.run(lambda key, moved: news.append((key, moved))))
     await asyncio.sleep(0.02 * count)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+    return news
 
 
 class Pod:
@@ -79,13 +81,14 @@ class Pod:
 
 
 async def test_news_wakes_the_controller_and_no_news_does_not():
-    news = []
-    pod = Pod(ProgressReport(global_step=1), ProgressReport(global_step=1), ProgressReport(global_step=2))
-    poller = Poller(pod, news.append, make.at, 0.001)
+    saving = {"global_step": 2, "state": TrainerState.SAVING}
+    reports = [{"global_step": 1}, {"global_step": 1}, {"global_step": 2}, saving, saving | {"restarts": 1}]
+    pod = Pod(*(ProgressReport(**report) for report in reports))
+    poller = Poller(pod, make.at, 0.001)
     poller.follow(KEY, PollTarget("u1", "10.0.0.1", 8080))
-    await rounds(poller, 3)
-    assert pod.asked > 3
-    assert news == [KEY, KEY]
+    news = await rounds(poller, 5)
+    assert pod.asked > 5
+    assert news == [(KEY, True), (KEY, False), (KEY, True), (KEY, True)], "whether more than numbers has moved"
     assert poller.sample(KEY).report.global_step == 2
 
 
@@ -96,7 +99,7 @@ async def test_a_silent_heartbeat_keeps_the_time_of_the_last_sign_of_life():
         ProgressReport(heartbeat_unix=6.0),
         ProgressReport(heartbeat_unix=6.0, global_step=1),
     )
-    poller = Poller(pod, lambda key: None, lambda: make.NOW + timedelta(seconds=next(moments)), 0.001)
+    poller = Poller(pod, lambda: make.NOW + timedelta(seconds=next(moments)), 0.001)
     poller.follow(KEY, PollTarget("u1", "10.0.0.1", 8080))
     await rounds(poller, 3)
     assert poller.sample(KEY).report.global_step == 1
@@ -104,12 +107,10 @@ async def test_a_silent_heartbeat_keeps_the_time_of_the_last_sign_of_life():
 
 
 async def test_a_pod_that_does_not_answer_is_no_news_and_an_unfollowed_one_is_forgotten():
-    news = []
     pod = Pod(None)
-    poller = Poller(pod, news.append, make.at, 0.001)
+    poller = Poller(pod, make.at, 0.001)
     poller.follow(KEY, PollTarget("u1", "10.0.0.1", 8080))
-    await rounds(poller, 2)
-    assert news == []
+    assert await rounds(poller, 2) == []
     poller.follow(KEY, None)
     asked = pod.asked
     await rounds(poller, 2)

@@ -6,11 +6,11 @@ import random
 import pytest
 
 from support.virtualtime import virtually
-from tunesmith_operator.engine.workqueue import TokenBucket, WorkQueue
+from tunesmith_operator.engine.workqueue import WorkQueue
 
 
 def queue(**settings):
-    return WorkQueue(**{"rate": 1000.0, "burst": 1000, "jitter": 0.0, **settings})
+    return WorkQueue(**{"jitter": 0.0, **settings})
 
 
 def now():
@@ -118,26 +118,9 @@ def test_backoff_is_jittered_and_never_shorter_than_the_server_asks():
     assert patient == 30
 
 
-def test_the_whole_is_paced_after_a_burst():
-    async def scenario():
-        work = queue(rate=2, burst=3)
-        times = []
-        for number in range(7):
-            work.add(number)
-        for _ in range(7):
-            work.done(await work.get())
-            times.append(round(now(), 2))
-        return times
-
-    assert virtually(scenario()) == [0, 0, 0, 0.5, 1, 1.5, 2]
-
-
 def test_a_cancelled_worker_loses_no_key():
     async def scenario():
-        work = queue(rate=0.1, burst=1)
-        work.add("a")
-        await work.get()
-        work.add("b")
+        work = queue()
         task = asyncio.create_task(work.get())
         await asyncio.sleep(1)
         work.add("b")
@@ -152,7 +135,12 @@ def test_a_cancellation_counts_though_a_key_comes_at_the_same_moment():
     async def scenario():
         work = queue()
         work.add_after("later", 100)
-        task = asyncio.create_task(work.get())
+
+        async def worker():
+            while True:
+                work.done(await work.get())
+
+        task = asyncio.create_task(worker())
         await asyncio.sleep(1)
         work.add("a")
         await asyncio.sleep(0)
@@ -161,6 +149,84 @@ def test_a_cancellation_counts_though_a_key_comes_at_the_same_moment():
         return task.cancelled()
 
     assert virtually(scenario())
+
+
+def test_keys_that_can_wait_come_after_all_others_and_in_their_order():
+    async def scenario():
+        work = queue()
+        work.add("a", urgent=False)
+        work.add("b", urgent=False)
+        work.add("c")
+        work.add("b")
+        return [await work.get() for _ in range(3)]
+
+    assert virtually(scenario()) == ["c", "b", "a"]
+
+
+def test_a_key_that_is_due_and_can_wait_comes_after_the_others_too():
+    async def scenario():
+        work = queue()
+        work.add_after("a", 1, urgent=False)
+        work.add_after("b", 2)
+        await asyncio.sleep(3)
+        return [await work.get() for _ in range(2)]
+
+    assert virtually(scenario()) == ["b", "a"]
+
+
+def test_a_key_that_is_put_off_again_and_again_has_one_due_time():
+    async def scenario():
+        work = queue()
+        for _ in range(50):
+            work.add_after("a", 10, urgent=False)
+            assert work.waits("a")
+            work.add("a", urgent=False)
+            await work.get()
+            work.done("a")
+            await asyncio.sleep(0.1)
+        work.done(await work.get())
+        first = now()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work.get(), 100)
+        return first
+
+    assert virtually(scenario()) == pytest.approx(10, abs=0.01)
+
+
+def test_what_was_added_during_work_keeps_its_urgency_and_its_time():
+    async def scenario():
+        work = queue()
+        work.add("a", urgent=False)
+        assert await work.get() == "a"
+        assert work.since("a") is None, "nobody but the poller asked for it"
+        work.add("a")
+        await asyncio.sleep(4)
+        work.add("a", urgent=False)
+        work.done("a")
+        assert await work.get() == "a"
+        return work.since("a")
+
+    assert virtually(scenario()) == pytest.approx(4, abs=0.01)
+
+
+def test_what_has_failed_is_held_until_its_backoff_but_no_longer_than_a_bound():
+    async def scenario():
+        work, held = queue(), []
+        for _ in range(8):
+            work.backoff("a")
+            moments = [work.holds("a")]
+            for _ in range(50):
+                await asyncio.sleep(0.5)
+                moments.append(work.holds("a"))
+            held.append(moments.index(False) / 2)
+        work.backoff("a", at_least=60)
+        await asyncio.sleep(59)
+        assert work.holds("a"), "the server asked for it"
+        work.forget("a")
+        assert not work.holds("a")
+        return held
+
+    assert virtually(scenario()) == [1, 2, 4, 8, 16, 20, 20, 20]
 
 
 def test_the_longest_work_under_way_is_known():
@@ -175,6 +241,19 @@ def test_the_longest_work_under_way_is_known():
     assert virtually(scenario()) == pytest.approx(30, abs=0.01)
 
 
-def test_a_bucket_refills_no_further_than_its_burst():
-    bucket = TokenBucket(rate=1, burst=2)
-    assert [bucket.reserve(1000), bucket.reserve(1000), bucket.reserve(1000)] == [0, 0, 1]
+def test_a_key_that_fails_again_while_it_is_held_comes_back_when_the_hold_ends():
+    async def scenario():
+        work = queue()
+        work.backoff("a")
+        await asyncio.sleep(0.5)
+        work.backoff("a")
+        assert await work.get() == "a"
+        assert work.holds("a"), "the first backoff is over, the second isn't"
+        work.return_held("a")
+        work.done("a")
+        assert await work.get() == "a"
+        return work.holds("a"), now()
+
+    held, at = virtually(scenario())
+    assert not held
+    assert at == pytest.approx(2.5, abs=0.01)

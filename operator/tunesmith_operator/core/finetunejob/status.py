@@ -131,7 +131,7 @@ def running_status(
     summary = summarize(Situation(job, children, problem, restarts, now, config))
     suspended = summary.reason is Reason.SUSPENDED
     checkpoint = _checkpoint(before, report.checkpoint if report is not None else None)
-    progress = _progress(before.progress, report, all_ready=ready == desired)
+    progress = _progress(before.progress, report, ready == desired, now)
     started = children.job.start_time if children.job is not None and children.job.start_time is not None else now
     start_time = before.start_time or rfc3339(started)
     attempt = Attempt(
@@ -265,14 +265,17 @@ def _percent(step: int, steps: int) -> int:
     return min(100, 100 * step // steps) if steps > 0 else 0
 
 
-def _progress(before: Progress | None, report: ProgressReport | None, all_ready: bool) -> Progress | None:
+def _progress(
+    before: Progress | None, report: ProgressReport | None, all_ready: bool, now: datetime
+) -> Progress | None:
     if report is None and all_ready:
         # an operator that has just started hasn't heard it yet: taking the ETA back would cost every job two writes
         return before
     if report is None or report.max_steps == 0:
         # a restarting trainer doesn't know its step yet: what was reached still holds
         return before.model_copy(update={"eta_seconds": None}) if before is not None else None
-    alive = datetime.fromtimestamp(report.heartbeat_unix, UTC) if report.heartbeat_unix > 0 else None
+    # by the pod's clock, which may be ahead of ours
+    alive = min(datetime.fromtimestamp(report.heartbeat_unix, UTC), now) if report.heartbeat_unix > 0 else None
     return Progress(
         global_step=report.global_step,
         max_steps=report.max_steps,

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from tunesmith_api import keys
 from tunesmith_api.reports import TerminationReport
 from tunesmith_operator.core.kubernetes.objects import ChildView, conditions_of, true_condition
+from tunesmith_operator.core.pods.reports import read_termination
 from tunesmith_operator.core.text import count_of, parse_time
 
 __all__ = ["ContainerView", "PodView"]
@@ -58,12 +57,7 @@ class ContainerView:
     @property
     def report(self) -> TerminationReport | None:
         """The termination report that it left, if what it left is one."""
-        if not self.ended_message.startswith("{"):
-            return None
-        try:
-            return TerminationReport.from_json(self.ended_message)
-        except ValidationError:
-            return None
+        return read_termination(self.ended_message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.v1alpha1 import Condition
@@ -13,8 +13,17 @@ from tunesmith_operator.core.kubernetes.manifest import JSON
 from tunesmith_operator.core.status.conditions import FALSE, TRUE, UNKNOWN, Finding, find, merge
 from tunesmith_operator.core.status.resource import Status
 
-__all__ = ["EventNote", "differs", "is_urgent", "status_document", "transitions", "with_apply_failure"]
+__all__ = [
+    "EventNote",
+    "differs",
+    "is_urgent",
+    "status_document",
+    "transitions",
+    "verdict_only",
+    "with_apply_failure",
+]
 
+S = TypeVar("S", bound=Status)
 _COUNTING: Final = frozenset({JobCondition.WORKERS_READY, JobCondition.CHECKPOINT_AVAILABLE})
 _FULFILLED: Final = frozenset({JobCondition.ACCEPTED, JobCondition.CHILDREN_APPLIED})
 """Conditions that say nothing new as long as they are True."""
@@ -89,6 +98,12 @@ def is_urgent(before: Status, after: Status) -> bool:
     return old != new
 
 
+def verdict_only(before: S, after: S) -> S:
+    """The status before with the conditions and the phase of the one after: the rest of which can't be written."""
+    names = ("conditions", "phase", "observed_generation", "start_time", "completion_time")
+    return before.model_copy(update={name: getattr(after, name) for name in names if hasattr(after, name)})
+
+
 def _outline(status: Status) -> JSON:
     document = {name: value for name, value in status_document(status).items() if name not in _NUMBERS}
     document["conditions"] = [
@@ -116,8 +131,11 @@ def with_apply_failure(
     status before is kept, and its summary condition says why.
     """
     base = before if starts else planned
+    # planned as True, it would seem to become False anew with each failure
+    known = find(before.conditions, JobCondition.CHILDREN_APPLIED)
+    unmoved = [known if known is not None and it.type == known.type else it for it in base.conditions]
     findings = [Finding(JobCondition.CHILDREN_APPLIED, FALSE, Reason.APPLY_FAILED, message)]
     if find(base.conditions, summary) is None or starts:
         findings.append(Finding(summary, UNKNOWN, Reason.APPLY_FAILED, message))
-    conditions = merge(base.conditions, findings, now, generation)
+    conditions = merge(unmoved, findings, now, generation)
     return base.model_copy(update={"conditions": conditions, "observed_generation": before.observed_generation})
