@@ -7,8 +7,8 @@ import pytest
 from support.simulation.disturbances import KINDS
 from support.simulation.lifecycle import live
 
-SEEDS = 4
-MORE_SEEDS = {"older_view": 24}
+SEEDS = 3
+MORE_SEEDS = {"older_view": 8}
 BUSIEST_MINUTE = 200
 """Reconciles of one key; without faults it is about 130, for there are as many events."""
 

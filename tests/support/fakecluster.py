@@ -94,10 +94,10 @@ class FakeCluster:
         found = self._get(resource.kind, namespace, name)
         if found["metadata"]["uid"] != uid:
             raise Gone("another object has its name")
-        if (problem := self.find_invalid(resource.kind, status)) is not None:
-            raise Invalid(problem)
         if found["metadata"]["resourceVersion"] != version:
             raise Transient("the object has been modified")
+        if (problem := self.find_invalid(resource.kind, status)) is not None:
+            raise Invalid(problem)
         stored = self._store((resource.kind, namespace, name), {**found, "status": copy.deepcopy(status)})
         self._done(f"status {resource.kind} {name}")
         return stored

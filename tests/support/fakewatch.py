@@ -76,17 +76,22 @@ class FakeSource:
     async def watch(self, resource: Resource, namespace: str | None, version: str) -> AsyncIterator[Change]:
         """Changes after that version."""
         self._check("watch", resource, namespace)
-        sent, stream = int(version), self._streams
+        sent = looked = int(version)
+        stream = self._streams
         while stream == self._streams:
             if sent < self._compacted:
                 raise Expired("too old resource version")
             self._check("stream", resource, namespace)
             changed = self._changed
-            news = self._news(sent, resource, namespace)
+            news = self._news(looked, resource, namespace)
             pause = self.delay() if news else 0.0
             if pause:
                 await asyncio.sleep(pause)
-                news = self._news(sent, resource, namespace)
+                news = self._news(looked, resource, namespace)
+            if self._log and self.until is None:
+                looked = self._log[-1][0]
+            elif news:
+                looked = news[-1][0]
             for _, type_, raw in self.deliver(news):
                 yield Change(type_, copy.deepcopy(raw))  # type: ignore[arg-type]
             if not news:

@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from decimal import Decimal
 
-__all__ = ["amount", "cores", "duration", "loss", "number", "parse_time", "rfc3339", "shortened"]
+__all__ = ["amount", "cores", "count_of", "duration", "loss", "number", "parse_time", "rfc3339", "shortened"]
 
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:([eE]-?[0-9]{1,3})|([numkMGTPE]|[KMGTPE]i)?)")
 
@@ -34,6 +34,13 @@ def rfc3339(moment: datetime) -> str:
 def parse_time(text: str | None) -> datetime | None:
     """A time as Kubernetes writes it (with or without a fraction); None for none."""
     return datetime.fromisoformat(text) if text else None
+
+
+def count_of(text: str | None, unreadable: int = 0) -> int:
+    """A number in a label or an annotation, where people can write anything; 0 for none."""
+    if not text:
+        return 0
+    return int(text) if text.isdecimal() and len(text) < 10 else unreadable
 
 
 def duration(seconds: float) -> str:

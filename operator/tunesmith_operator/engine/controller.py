@@ -206,7 +206,9 @@ class Controller:
                 log.exception("a bug: reconcile failed; again in %.0f s", delay, extra=extra)
                 result = "bug"
             else:
-                if result != "held":
+                if result == "held":
+                    self._queue.return_held(key)
+                else:
                     self._failures.pop(key, None)
                     self._queue.forget(key)
         self._metrics.reconciles.labels(key.kind, result).inc()
@@ -254,7 +256,7 @@ class Controller:
         kind, found = kind_of(key), self._store.custom_resource(key)
         if found is None:
             return None
-        seen = self._store.version(key)
+        seen = self._store.resource_version(key)
         if isinstance(found, Unreadable):
             return Case(kind, found.meta, seen, found.status, decide_unreadable(kind, found, now))
         observed = self._store.observe(key, found)
@@ -414,12 +416,7 @@ class Controller:
 
     async def _apply_status(self, key: Key, case: Case, status: Status, now: datetime) -> None:
         raw = await self._cluster.apply_status(
-            case.kind.resource,
-            key.namespace,
-            key.name,
-            case.meta.uid,
-            case.resource_version,
-            status_document(status),
+            case.kind.resource, key.namespace, key.name, case.meta.uid, case.resource_version, status_document(status)
         )
         self._store.wrote(case.kind.resource, raw)
         self._wrote_at[key] = now

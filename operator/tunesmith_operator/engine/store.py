@@ -165,7 +165,7 @@ class Store:
             return replace(found, has_jobs=bool(owned_by(found.meta.uid, self._children(JOB, JobView, key))))
         return found
 
-    def version(self, key: Key) -> str:
+    def resource_version(self, key: Key) -> str:
         """Of the custom resource, as it is known."""
         entry = self._custom[kind_of(key).resource].get(Name(key.namespace, key.name))
         return str(entry.version) if entry is not None else ""

@@ -125,6 +125,10 @@ class WorkQueue(Generic[K]):
         """Whether what has failed for the key is not to be tried again yet, whatever has happened since."""
         return self._held.get(key, 0.0) > self._now()
 
+    def return_held(self, key: K) -> None:
+        """Work on the key when its hold ends: of two failures, the first may have been due before the second's end."""
+        self.add_after(key, max(0.0, self._held.get(key, 0.0) - self._now()))
+
     def forget(self, key: K) -> None:
         """The key has been worked on without failure: its next backoff begins anew."""
         self._failures.pop(key, None)

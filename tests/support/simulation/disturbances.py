@@ -91,7 +91,7 @@ def broken_streams(it: Simulation, chance: random.Random) -> None:
             it.source.cut()
 
     it.source.fail = lambda verb, resource, namespace: _answer(503) if chance.random() < LIKELIHOOD else None
-    it.journal.ghost_patience = 90.0
+    it.journal.ghost_patience = 200.0
     it.disturbances.append(cut())
 
 

@@ -24,7 +24,7 @@ def test_urgent_requests_are_paced_after_a_burst_and_served_in_their_order():
 
         async def request(number):
             await pace.turn()
-            times.append((number, now()))
+            times.append((number, round(now(), 5)))
 
         await asyncio.gather(*(request(number) for number in range(6)))
         return times, waited

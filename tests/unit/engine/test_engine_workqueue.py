@@ -239,3 +239,21 @@ def test_the_longest_work_under_way_is_known():
         return work.longest_work()
 
     assert virtually(scenario()) == pytest.approx(30, abs=0.01)
+
+
+def test_a_key_that_fails_again_while_it_is_held_comes_back_when_the_hold_ends():
+    async def scenario():
+        work = queue()
+        work.backoff("a")
+        await asyncio.sleep(0.5)
+        work.backoff("a")
+        assert await work.get() == "a"
+        assert work.holds("a"), "the first backoff is over, the second isn't"
+        work.return_held("a")
+        work.done("a")
+        assert await work.get() == "a"
+        return work.holds("a"), now()
+
+    held, at = virtually(scenario())
+    assert not held
+    assert at == pytest.approx(2.5, abs=0.01)

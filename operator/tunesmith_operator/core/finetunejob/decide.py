@@ -36,7 +36,7 @@ from tunesmith_operator.core.reconcile.children import (
 from tunesmith_operator.core.reconcile.decision import Action, Create, Decision, Delete, conclude
 from tunesmith_operator.core.reconcile.progress import PollTarget
 from tunesmith_operator.core.reconcile.settled import state_of, unless_settled
-from tunesmith_operator.core.text import parse_time
+from tunesmith_operator.core.text import count_of, parse_time
 
 __all__ = ["decide"]
 
@@ -132,7 +132,7 @@ def _follow(job: FineTuneJob, children: Children, deleting: bool, now: datetime,
     """The Job exists: report on it, repair what is around it, stop it when its pods can't start."""
     child = children.job
     assert child is not None
-    restarts = int(child.annotations.get(ANNOTATION_RESTARTS_BEFORE, 0))
+    restarts = count_of(child.annotations.get(ANNOTATION_RESTARTS_BEFORE))
     if (ended := verdict(children, job.spec)) is not None:
         return _report(job, ended_status(job, children, ended, restarts, now))
     if _verdict_is_near(children, now):

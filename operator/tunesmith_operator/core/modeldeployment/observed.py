@@ -54,8 +54,10 @@ def observe(deployment: ModelDeployment, objects: ObservedObjects, lookup: Looku
 
 def references(namespace: str, spec: Mapping[str, Any]) -> Iterable[Key]:
     """The FineTuneJob that a spec names: its end is what the deployment waits for."""
-    reference = (spec.get("source") or {}).get("fineTuneJobRef") or {}
-    return (Key(FINETUNEJOB.kind, namespace, reference["name"]),) if reference.get("name") else ()
+    source = spec.get("source")
+    reference = source.get("fineTuneJobRef") if isinstance(source, Mapping) else None
+    name = reference.get("name") if isinstance(reference, Mapping) else None
+    return (Key(FINETUNEJOB.kind, namespace, name),) if isinstance(name, str) and name else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from tunesmith_api import keys
 from tunesmith_api.reports import TerminationReport
 from tunesmith_operator.core.kubernetes.objects import ChildView, conditions_of, true_condition
 from tunesmith_operator.core.pods.reports import read_termination
-from tunesmith_operator.core.text import parse_time
+from tunesmith_operator.core.text import count_of, parse_time
 
 __all__ = ["ContainerView", "PodView"]
 
@@ -90,7 +90,7 @@ class PodView(ChildView):
             "reason": status.get("reason", ""),
             "message": status.get("message", ""),
             "ip": status.get("podIP", ""),
-            "index": int(annotations.get(_COMPLETION_INDEX) or labels.get(_COMPLETION_INDEX) or 0),
+            "index": count_of(annotations.get(_COMPLETION_INDEX) or labels.get(_COMPLETION_INDEX), unreadable=-1),
             "ready": ready is not None,
             "ready_since": ready.since if ready is not None else None,
             "scheduled_at": scheduled.since if scheduled and scheduled.status == "True" else None,
