@@ -51,9 +51,9 @@ class Live(FakeCluster):
         await self._request(f"create {resource.kind}", body["metadata"]["name"])
         return await super().create(resource, namespace, body)
 
-    async def apply_status(self, resource, namespace, name, uid, status):
+    async def apply_status(self, resource, namespace, name, uid, version, status):
         await self._request("status", name)
-        return await super().apply_status(resource, namespace, name, uid, status)
+        return await super().apply_status(resource, namespace, name, uid, version, status)
 
     async def record(self, resource, key, uid, note, now):
         await self._request("event", key.name)
