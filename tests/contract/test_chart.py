@@ -313,7 +313,8 @@ def test_the_operator_understands_what_the_chart_tells_it(programs):
 
 def test_left_alone_the_chart_says_what_the_operator_does_by_itself(default):
     told = {name: value or NAMESPACE for name, value in environment(default).items()}
-    alone = {name: told[name] for name in ("TUNESMITH_TRAINER_IMAGE", "TUNESMITH_OPERATOR_NAMESPACE")}
+    names = ("TUNESMITH_TRAINER_IMAGE", "TUNESMITH_OPERATOR_NAMESPACE", "TUNESMITH_LEASE_NAME")
+    alone = {name: told[name] for name in names}
     assert config_from(told) == config_from(alone)
 
 
