@@ -208,8 +208,13 @@ def lifecycle(count: int, settings: Settings, latency: bool = False, restart: bo
         return life.figures
 
 
+SETTLED_SECONDS: Final = 12.0
+"""After which all that was known has been written: numbers wait for up to ten seconds."""
+
+
 def quiet_requests(stage: Stage, seconds: float) -> list[Request]:
     """What the operator asks in so many seconds, but for watches, which wait, and the Lease, which is a sign of life."""
+    time.sleep(SETTLED_SECONDS)
     list(stage.audit.read())
     time.sleep(seconds)
     return [it for it in stage.audit.read() if it.user == OPERATOR and it.verb != "watch" and it.what != "leases"]
