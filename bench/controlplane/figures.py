@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from bench.controlplane.load import create_all, deployment, job, plain_objects
 from bench.controlplane.measure import Request, percentile, writes
