@@ -17,6 +17,23 @@ def test_bounds_that_are_changed_after_the_start_are_carried_out_on_the_job():
     assert "activeDeadlineSeconds" not in world.cluster.get("Job", "sentiment-1")["spec"]
 
 
+def test_bounds_that_are_changed_before_the_first_status_replace_no_job_and_other_edits_do():
+    world = World()
+    world.cluster.put(make.finetunejob())
+    world.reconcile()
+    uid = world.cluster.get("Job", "sentiment-1")["metadata"]["uid"]
+    assert "startTime" not in world.status()
+    edit(world, FINETUNEJOB_KIND, activeDeadlineSeconds=3600, failurePolicy={"backoffLimit": 9})
+    world.wait(1)
+    job = world.cluster.get("Job", "sentiment-1")
+    assert job["metadata"]["uid"] == uid
+    assert (job["spec"]["activeDeadlineSeconds"], job["spec"]["backoffLimit"]) == (3600, 9)
+    edit(world, FINETUNEJOB_KIND, workers={"replicas": 3})
+    world.wait(2)
+    job = world.cluster.get("Job", "sentiment-1")
+    assert (job["metadata"]["uid"] != uid, job["spec"]["completions"]) == (True, 3)
+
+
 def test_patience_and_time_to_live_that_are_changed_later_count_at_once():
     world = World()
     world.cluster.put(make.finetunejob())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunesmith_api import keys
+from tunesmith_api.model import digest_of
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobSpec
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.finetunejob.observed import child_name, owner_of, service_name
@@ -13,12 +14,14 @@ from tunesmith_operator.core.finetunejob.training_plan import training_plan
 from tunesmith_operator.core.finetunejob.uris import claims
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.resources import JOB, NETWORK_POLICY, SECRET, SERVICE
-from tunesmith_operator.core.kubernetes.workloads import pod_failure_policy
+from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS, pod_failure_policy
 from tunesmith_operator.core.pods.spec import Workload, env, plan_config_map, pod_spec, secret_env
 from tunesmith_operator.core.pods.startup import STORAGE_SECRET, SecretUse
 
-__all__ = ["ANNOTATION_RESTARTS_BEFORE", "ChildManifests", "build", "secret_uses"]
+__all__ = ["ANNOTATION_FIXED_HASH", "ANNOTATION_RESTARTS_BEFORE", "ChildManifests", "build", "secret_uses"]
 
+ANNOTATION_FIXED_HASH: Final = f"{keys.GROUP}/fixed-hash"
+"""On a Job: hash of all in it that Kubernetes never lets change."""
 ANNOTATION_RESTARTS_BEFORE: Final = f"{keys.GROUP}/restarts-before"
 """On a Job: how often training had been resumed before this Job was created. Keeps the count across a deleted Job."""
 
@@ -156,7 +159,10 @@ def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before:
     }
     if spec.active_deadline_seconds is not None:
         fields["activeDeadlineSeconds"] = spec.active_deadline_seconds
-    annotations = {ANNOTATION_RESTARTS_BEFORE: str(restarts_before)} if restarts_before else {}
+    fixed = {name: value for name, value in fields.items() if name not in JOB_FIELDS}
+    annotations = {ANNOTATION_FIXED_HASH: digest_of(fixed)[:16]}
+    if restarts_before:
+        annotations[ANNOTATION_RESTARTS_BEFORE] = str(restarts_before)
     return owner.manifest(JOB, child_name(job, attempt), {"spec": fields}, labels, annotations)
 
 

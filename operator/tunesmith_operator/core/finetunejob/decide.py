@@ -10,7 +10,13 @@ from typing import Final
 from tunesmith_api.keys import PORT_PROGRESS, RAY_TOKEN_KEY, JobCondition, Reason
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from tunesmith_operator.core.config import Config
-from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE, ChildManifests, build, secret_uses
+from tunesmith_operator.core.finetunejob.children import (
+    ANNOTATION_FIXED_HASH,
+    ANNOTATION_RESTARTS_BEFORE,
+    ChildManifests,
+    build,
+    secret_uses,
+)
 from tunesmith_operator.core.finetunejob.observed import Children, Observed, attempt_number, children_of
 from tunesmith_operator.core.finetunejob.outcome import first_failure, verdict
 from tunesmith_operator.core.finetunejob.policies import violation
@@ -174,7 +180,10 @@ def _is_outdated(job: FineTuneJob, children: Children, restarts: int, now: datet
     if (now - child.created).total_seconds() > EDIT_SECONDS:
         return False
     manifests = build(job, config, attempt_number(job), restarts)
-    return child.spec_hash != manifests.job.hash or (plan is not None and plan.spec_hash != manifests.config_map.hash)
+    if plan is not None and plan.spec_hash != manifests.config_map.hash:
+        return True
+    made_as = child.annotations.get(ANNOTATION_FIXED_HASH)
+    return made_as is not None and made_as != manifests.job.body["metadata"]["annotations"][ANNOTATION_FIXED_HASH]
 
 
 def _startup(job: FineTuneJob, children: Children, now: datetime) -> Startup:
