@@ -48,11 +48,27 @@ class Metrics:
         self.polls = Counter("tunesmith_progress_polls", "Polls of running jobs.", ["result"], registry=self.registry)
         self._depth = Gauge("tunesmith_queue_depth", "Objects that wait to be reconciled.", registry=self.registry)
         self._followed = Gauge("tunesmith_followed_jobs", "Running jobs that are polled.", registry=self.registry)
+        self._lost = Gauge(
+            "tunesmith_lost_watches",
+            "Watches that are lost or haven't listed yet; nothing is decided in the namespaces that they cover.",
+            registry=self.registry,
+        )
+        self._leading = Gauge(
+            "tunesmith_leading", "1 where this replica acts, 0 where it stands by.", registry=self.registry
+        )
 
-    def watch(self, depth: Callable[[], float], followed: Callable[[], float]) -> None:
-        """Read the queue's depth, and how many jobs are polled, from there."""
+    def watch(
+        self,
+        depth: Callable[[], float],
+        followed: Callable[[], float],
+        lost: Callable[[], float],
+        leading: Callable[[], float],
+    ) -> None:
+        """Read the queue's depth, how many jobs are polled, how many watches are lost and whether this one leads."""
         self._depth.set_function(depth)
         self._followed.set_function(followed)
+        self._lost.set_function(lost)
+        self._leading.set_function(leading)
 
     def count_request(self, verb: str, resource: str, code: str) -> None:
         """One request to the API server, by the status code of its answer."""

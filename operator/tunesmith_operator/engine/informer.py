@@ -85,7 +85,6 @@ class Informer:
         self._failures = 0
         self._complaint = ""
         self._heard = 0.0
-        self.synced = False
 
     def __str__(self) -> str:
         return f"{self.resource.plural} in {self.namespace or 'all namespaces'}"
@@ -138,7 +137,6 @@ class Informer:
             if not token:
                 break
         self._sink.listed(self.resource, self.namespace, seen, int(version or 0))
-        self.synced = True
         self._recovered()
         return version
 

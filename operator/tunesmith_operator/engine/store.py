@@ -121,6 +121,10 @@ class Store:
         """
         self._unlisted[namespace].add(resource)
 
+    def lost_watches(self) -> int:
+        """How many watches are lost or haven't listed yet."""
+        return sum(len(missing) for missing in self._unlisted.values())
+
     # --- what the operator wrote ---
 
     def wrote(self, resource: Resource, raw: Raw) -> None:

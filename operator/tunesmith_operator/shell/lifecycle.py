@@ -90,7 +90,12 @@ class Operator:
 
     def start(self, end: Callable[[], None]) -> None:
         """Begin to lead, or to stand by. `end` is called where this process has to end."""
-        self.metrics.watch(lambda: len(self.queue), lambda: len(self.poller))
+        self.metrics.watch(
+            lambda: len(self.queue),
+            lambda: len(self.poller),
+            lambda: self.store.lost_watches() if self._watching else 0,
+            lambda: bool(self._watching),
+        )
         if self.config.metrics_port:
             self._stop_metrics = self.metrics.serve(self.config.metrics_port)
         self._leading = asyncio.create_task(self._lead(end), name="leadership")
@@ -125,8 +130,7 @@ class Operator:
                 raise Stuck(f"the informer of {informer} has ended")
             if informer.silent_for() > SILENT_SECONDS:
                 raise Stuck(f"the informer of {informer} has been silent for {informer.silent_for():.0f} s")
-        synced = sum(informer.synced for informer in self.informers)
-        return {"watches": len(self.informers), "synced": synced, "queue": len(self.queue)}
+        return {"watches": len(self.informers), "lost": self.store.lost_watches(), "queue": len(self.queue)}
 
     async def stop(self) -> None:
         """Finish what is under way, let go of everything, and let another operator take over at once."""

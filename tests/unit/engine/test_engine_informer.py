@@ -168,7 +168,7 @@ def test_nothing_is_decided_on_what_may_be_old_until_every_kind_is_listed_anew()
         it.source.fail = lambda verb, resource, namespace: Transient("503") if resource.kind in away else None
         it.source.cut()
         await asyncio.sleep(60)
-        assert not it.store.ready("ml")
+        assert (it.store.ready("ml"), it.store.lost_watches()) == (False, 2)
         it.cluster.put(make.finetunejob("new"))
         away.remove("Job")
         await asyncio.sleep(60)
