@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from functools import partial
 
-from bench.runs import say
+from bench.runs import Figures, measure_all
 from bench.trainer import FIGURES, opened
 
 REACH = {
@@ -41,24 +41,13 @@ def main() -> int:
     known = {figure.__name__: figure for figure in FIGURES}
     if unknown := set(chosen.figures) - set(known):
         parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    results: dict[str, object] = {}
-    failed = []
+
+    def show(name: str, found: Figures) -> None:
+        print(*(verdict(key, value) for key, value in found.items()), sep="\n", file=sys.stderr)
+
     with opened(chosen.runs, chosen.steps) as bench:
-        for name, figure in known.items():
-            if not chosen.figures or name in chosen.figures:
-                say(f"measuring {name}")
-                try:
-                    found = figure(bench)
-                except RuntimeError as error:  # the other figures are worth having
-                    failed.append(name)
-                    say(f"{name} could not be measured: {error}")
-                    continue
-                results |= found
-                print(*(verdict(key, value) for key, value in found.items()), sep="\n", file=sys.stderr)
-    if failed:
-        say(f"not measured: {', '.join(failed)}")
-    print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in results.items()}))
-    return 1 if failed else 0
+        wanted = {name: partial(figure, bench) for name, figure in known.items() if name in (chosen.figures or known)}
+        return measure_all(wanted, show)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["compared", "free_port", "median", "repeated", "run_module", "say"]
+__all__ = ["Figures", "compared", "free_port", "measure_all", "median", "repeated", "run_module", "say"]
 
 Figures = dict[str, Any]
 
@@ -23,6 +23,26 @@ Figures = dict[str, Any]
 def say(text: str) -> None:
     """Tell people how far it is; results go to standard output, this to standard error."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def measure_all(measurements: Mapping[str, Callable[[], Figures]], show: Callable[[str, Figures], None]) -> int:
+    """Measure one after the other, print all figures as one JSON object; 1 where one couldn't be measured, else 0."""
+    results: Figures = {}
+    failed = []
+    for name, measure in measurements.items():
+        say(f"measuring {name}")
+        try:
+            found = measure()
+        except RuntimeError as error:  # the other figures are worth having
+            failed.append(name)
+            say(f"{name} could not be measured: {error}")
+            continue
+        results |= found
+        show(name, found)
+    if failed:
+        say(f"not measured: {', '.join(failed)}")
+    print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in results.items()}))
+    return 1 if failed else 0
 
 
 def median(values: Sequence[float]) -> float:

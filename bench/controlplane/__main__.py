@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.controlplane import figures, peers
 from bench.controlplane.figures import Settings
-from bench.runs import Figures, say
+from bench.runs import Figures, measure_all, say
 
 REACH = {
     "writes_per_job": ("≤", 8),
@@ -118,23 +118,12 @@ def main() -> int:
         known[peer] = lambda peer=peer: peers.measured(peer, [it for it in counts if it <= 500], settings)  # type: ignore[misc]
     if unknown := set(chosen.figures) - set(known):
         parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    results: Figures = {}
-    failed = []
-    for name in [*chosen.figures, *chosen.peer]:
-        say(f"measuring {name}")
-        try:
-            found = known[name]()
-        except RuntimeError as error:  # the other figures are worth having
-            failed.append(name)
-            say(f"{name} could not be measured: {error}")
-            continue
-        results |= found
-        if name != "jobs":
+
+    def show(name: str, found: Figures) -> None:
+        if name != "jobs":  # they are shown as they are found
             print(*(verdict(key, value) for key, value in found.items()), sep="\n", file=sys.stderr)
-    if failed:
-        say(f"not measured: {', '.join(failed)}")
-    print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in results.items()}))
-    return 1 if failed else 0
+
+    return measure_all({name: known[name] for name in [*chosen.figures, *chosen.peer]}, show)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What can go wrong with a request, in four kinds: the engine treats each differently."""
+"""What can go wrong with a request, by kinds: the engine treats each differently."""
 
 from __future__ import annotations
 

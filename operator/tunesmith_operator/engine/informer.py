@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, Protocol
 
 from tunesmith_operator.adapters.errors import ClusterError, Expired, Gone, Transient
@@ -77,10 +77,9 @@ class Informer:
         namespace: str | None = None,
         *,
         chance: random.Random | None = None,
-        on_list: Callable[[str], None] = lambda resource: None,
     ) -> None:
         self.resource, self.namespace = resource, namespace
-        self._source, self._sink, self._on_list = source, sink, on_list
+        self._source, self._sink = source, sink
         self._chance = chance or random.Random()
         self._failures = 0
         self._complaint = ""
@@ -126,7 +125,6 @@ class Informer:
                 await self._pause(0.0)
 
     async def _list(self) -> str:
-        self._on_list(self.resource.plural)
         seen: set[Name] = set()
         version = token = ""
         while True:

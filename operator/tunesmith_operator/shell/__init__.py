@@ -1,1 +1,1 @@
-"""Kopf's watches, indexes, login, probes and signals. Nothing is decided here."""
+"""The process that kopf runs, what it watches, who leads, its settings and logs. Nothing is decided here."""
