@@ -12,9 +12,10 @@ from pydantic import Field
 
 from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.v1alpha1.dataset import Dataset
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import Init, SaveMode, Tracking
 from tunesmith_api.v1alpha1.method import Method
-from tunesmith_api.v1alpha1.modeldeployment import EngineType, QuantizationMethod
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
 from tunesmith_api.v1alpha1.training import EarlyStopping, LrSchedulerType, Optim, Precision, Strategy
 

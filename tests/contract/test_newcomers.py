@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from tunesmith_api.model import Uri
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.v1alpha1.method import MethodType
-from tunesmith_api.v1alpha1.modeldeployment import QuantizationMethod
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Task
 from tunesmith_store.errors import UserError
 from tunesmith_store.router import open_store

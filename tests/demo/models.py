@@ -14,7 +14,8 @@ from demo import evaluation
 from demo.evaluation import accuracy
 from objectstore import ObjectStore
 from tunesmith_api.plan import ServingPlan
-from tunesmith_api.v1alpha1.modeldeployment import EngineType, QuantizationMethod
+from tunesmith_api.v1alpha1.engine import EngineType
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.convert import to_gguf
 from tunesmith_server.engine import LlamaEngine
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tunesmith_api.keys import ExitCode, Reason
-from tunesmith_api.v1alpha1.modeldeployment import QuantizationMethod
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_store.errors import UserError
 
 __all__ = ["to_gguf"]

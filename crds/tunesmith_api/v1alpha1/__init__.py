@@ -9,9 +9,10 @@ from tunesmith_api.v1alpha1.common import (
     Storage,
     Toleration,
 )
+from tunesmith_api.v1alpha1.deploymentstatus import ModelDeploymentStatus
 from tunesmith_api.v1alpha1.finetunejob import FineTuneJob, FineTuneJobSpec
 from tunesmith_api.v1alpha1.jobstatus import FineTuneJobStatus
-from tunesmith_api.v1alpha1.modeldeployment import ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus
+from tunesmith_api.v1alpha1.modeldeployment import ModelDeployment, ModelDeploymentSpec
 
 __all__ = [
     "Condition",

@@ -21,7 +21,7 @@ from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import Outcome, TerminationReport
-from tunesmith_api.v1alpha1.modeldeployment import QuantizationMethod
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE
 from tunesmith_server.convert import to_gguf
 from tunesmith_server.engine import LlamaEngine

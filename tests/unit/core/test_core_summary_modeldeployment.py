@@ -3,7 +3,7 @@
 import pytest
 
 from tunesmith_api.keys import LABEL_COMPONENT, LABEL_REVISION, Reason
-from tunesmith_api.v1alpha1.modeldeployment import Revision
+from tunesmith_api.v1alpha1.deploymentstatus import Revision
 from tunesmith_operator.core.modeldeployment.observed import Children
 from tunesmith_operator.core.modeldeployment.revisions import History
 from tunesmith_operator.core.modeldeployment.summary import RULES, Situation, ready

@@ -10,7 +10,7 @@ from tunesmith_api import keys
 from tunesmith_api.artifacts import files_digest
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
-from tunesmith_api.v1alpha1.modeldeployment import QuantizationMethod
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE, fetch_artifact, find_artifact, publish_artifact
 from tunesmith_server.environment import cpu_threads, read_plan
 from tunesmith_server.footprint import CACHE_MOST, prompt_cache_bytes

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from tunesmith_api.keys import DeploymentCondition, Reason
 from tunesmith_api.v1alpha1 import ModelDeployment, ModelDeploymentStatus
-from tunesmith_api.v1alpha1.modeldeployment import Revision, RevisionPhase
+from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView

@@ -12,7 +12,7 @@ from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment
-from tunesmith_api.v1alpha1.modeldeployment import Revision, RevisionPhase
+from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label, revision_name

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from tunesmith_api.keys import DeploymentCondition, Reason
 from tunesmith_api.v1alpha1 import ModelDeployment, ModelDeploymentStatus, ObjectMeta
-from tunesmith_api.v1alpha1.modeldeployment import DeploymentDisplay, DeploymentPhase, Revision, RevisionPhase
+from tunesmith_api.v1alpha1.deploymentstatus import DeploymentDisplay, DeploymentPhase, Revision, RevisionPhase
 from tunesmith_operator.core.modeldeployment.children import selector
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label
 from tunesmith_operator.core.modeldeployment.revisions import History, failed_in_rollout, trim

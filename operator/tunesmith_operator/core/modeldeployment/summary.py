@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tunesmith_api.keys import DeploymentCondition, Reason
 from tunesmith_api.v1alpha1 import ConditionStatus
-from tunesmith_api.v1alpha1.modeldeployment import Revision, RevisionPhase
+from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label
 from tunesmith_operator.core.modeldeployment.revisions import History
 from tunesmith_operator.core.pods.crashes import crash_message

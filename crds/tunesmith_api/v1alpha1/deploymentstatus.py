@@ -1,0 +1,90 @@
+"""What the operator has observed of a ModelDeployment: its status."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tunesmith_api.model import StatusModel
+from tunesmith_api.v1alpha1.common import Conditions, OptionalTime, keyed_by
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+
+__all__ = ["DeploymentDisplay", "DeploymentPhase", "ModelDeploymentStatus", "Revision", "RevisionPhase"]
+
+
+class DeploymentPhase(StrEnum):
+    """Printed summary of the conditions."""
+
+    PENDING = "Pending"
+    QUANTIZING = "Quantizing"
+    ROLLING_OUT = "RollingOut"
+    READY = "Ready"
+    DEGRADED = "Degraded"
+    FAILED = "Failed"
+
+
+class RevisionPhase(StrEnum):
+    """How far a revision has come."""
+
+    QUANTIZING = "Quantizing"
+    ROLLING_OUT = "RollingOut"
+    ACTIVE = "Active"
+    RETIRED = "Retired"
+    FAILED = "Failed"
+
+
+class Revision(StatusModel):
+    """One model, quantized one way, on one engine. Immutable."""
+
+    number: int = Field(ge=1, description="Counts up from 1.")
+    name: str = Field(description="Name of its Deployment: <name>-r<number>.")
+    hash: str = Field(
+        description="Digest of what makes the revision: model, quantization, engine, server image and resources."
+    )
+    phase: RevisionPhase = Field(description="How far it has come.")
+    reason: str = Field(default="", description="Stable reason of a failure.")
+    message: str = Field(default="", description="What happened, for people.")
+    model_uri: str = Field(default="", alias="modelURI", description="Folder of the model it was made from.")
+    model_digest: str = Field(default="", description="sha256 of that model; empty where it isn't known.")
+    quantization: QuantizationMethod = Field(
+        default=QuantizationMethod.NONE, description="Number format of its weights."
+    )
+    artifact_uri: str = Field(default="", alias="artifactURI", description="Folder of its quantized files.")
+    artifact_digest: str = Field(default="", description="sha256 over those files, as recorded in their manifest.")
+    artifact_size_bytes: int = Field(default=0, ge=0, description="Size of those files.")
+    created_time: OptionalTime = Field(default=None, description="When the revision was made.")
+
+
+class DeploymentDisplay(StatusModel):
+    """Text for `kubectl get`. Programs read the other fields."""
+
+    ready: str = Field(default="", description="Replicas ready / desired.")
+    quantization: str = Field(default="", description="Number format of the serving revision.")
+
+
+class ModelDeploymentStatus(StatusModel):
+    """What the operator has observed."""
+
+    observed_generation: int = Field(
+        default=0, ge=0, description="The metadata.generation whose children were all applied."
+    )
+    phase: DeploymentPhase = Field(
+        default=DeploymentPhase.PENDING, description="Printed summary; conditions are authoritative."
+    )
+    conditions: Conditions = Field(
+        default_factory=list, description="Accepted, ArtifactReady, ChildrenApplied, Progressing, Available, Ready."
+    )
+    current_revision: str = Field(default="", description="Name of the revision that answers.")
+    latest_revision: str = Field(
+        default="", description="Name of the newest revision; differs from currentRevision during a rollout."
+    )
+    revisions: Annotated[list[Revision], Field(max_length=24, json_schema_extra=keyed_by("number"))] = Field(
+        default_factory=list, description="Revisions so far, oldest first."
+    )
+    replicas: int = Field(default=0, ge=0, description="Server pods of the serving revision.")
+    ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")
+    selector: str = Field(default="", description="Label selector of the server pods, for autoscalers.")
+    url: str = Field(default="", description="Base URL of the OpenAI-compatible API inside the cluster.")
+    display: DeploymentDisplay = Field(default_factory=DeploymentDisplay, description="Text for kubectl get.")
