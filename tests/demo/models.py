@@ -17,7 +17,7 @@ from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.convert import to_gguf
-from tunesmith_server.engine import LlamaEngine
+from tunesmith_server.engines.llama_cpp import LlamaEngine
 
 
 def base_gguf() -> Path:

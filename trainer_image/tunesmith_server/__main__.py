@@ -16,7 +16,8 @@ import time
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_server.artifact import fetch_artifact
-from tunesmith_server.engine import LlamaEngine
+from tunesmith_server.engines.base import Engine
+from tunesmith_server.engines.llama_cpp import LlamaEngine
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
 from tunesmith_server.footprint import cache_bound
 from tunesmith_server.health import HealthServer
@@ -50,7 +51,7 @@ def main() -> int:
     return int(ExitCode.SUCCESS)
 
 
-def _start(health: HealthServer) -> LlamaEngine:
+def _start(health: HealthServer) -> Engine:
     plan = read_plan(os.environ)
     started = time.monotonic()
     health.state = "downloading"
@@ -77,7 +78,7 @@ def _start(health: HealthServer) -> LlamaEngine:
     return engine
 
 
-def _drain(engine: LlamaEngine) -> None:
+def _drain(engine: Engine) -> None:
     log.info("told to stop: finishing the requests in flight")
     deadline = time.monotonic() + DRAIN_SECONDS
     time.sleep(ENDPOINT_REMOVAL_SECONDS)

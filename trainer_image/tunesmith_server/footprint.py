@@ -68,7 +68,7 @@ def measure(plan: ServingPlan, model: Path, threads: int) -> int | None:
 
 
 def _main(model: Path, threads: int) -> None:
-    from tunesmith_server.engine import LlamaEngine
+    from tunesmith_server.engines.llama_cpp import LlamaEngine
 
     plan = ServingPlan.from_json(sys.stdin.read())
     before = _writable_bytes()

@@ -24,7 +24,7 @@ from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE
 from tunesmith_server.convert import to_gguf
-from tunesmith_server.engine import LlamaEngine
+from tunesmith_server.engines.llama_cpp import LlamaEngine
 from tunesmith_server.footprint import measure
 
 QUESTIONS = ("What is the capital of France?", "What color is the sky?", "Name an animal that barks.", "What is 2 + 2?")

@@ -1,0 +1,1 @@
+"""The programs that answer: one module each, behind the protocol of `base`."""
