@@ -65,7 +65,7 @@ def test_every_method_is_loaded_and_answers(smollm2, method, bits, tmp_path):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A small model of few random weights: one of them is large, and three tokens end an answer."""
+    """A small model of few random weights: one of them is large, and four tokens end an answer."""
     import torch
     import transformers
 
@@ -81,7 +81,10 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<gh_stars>", "<jupyter_text>")]
+    ends = [
+        tokenizer.convert_tokens_to_ids(token)
+        for token in ("<|im_end|>", "<|endoftext|>", "<gh_stars>", "<jupyter_text>")
+    ]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     return folder, ends, tokenizer.convert_tokens_to_ids("<issue_start>")
 
@@ -95,7 +98,7 @@ def test_weights_beyond_float16_stay_as_they_are_and_every_end_token_ends(small,
     assert weights.max() == LARGE
     ask = complete(tmp_path / MODEL_FILE, "a")
     assert [ask(logit_bias={str(token): 100})["finish_reason"] for token in (*ends, other)] == [
-        "stop", "stop", "stop", "length",
+        "stop", "stop", "stop", "stop", "length",
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -13,7 +14,7 @@ from tunesmith_server.quantizers import gguf_files, quantizer_of
 from tunesmith_server.quantizers.conversion import _refusal, check_tokenizer, outtype
 from tunesmith_server.quantizers.converter import end_tokens
 from tunesmith_server.quantizers.gguf_files import opened, requantize
-from tunesmith_server.quantizers.gguf_mix import Choice, Facts, may_be_quantized, type_of
+from tunesmith_server.quantizers.gguf_mix import FILE_TYPES, Choice, Facts, may_be_quantized, type_of
 from tunesmith_store.errors import UserError
 
 LLAMA = Facts("llama", layers=32, has_output=True, queries_per_key=4)
@@ -48,6 +49,28 @@ def test_each_tensor_gets_the_bits_that_llama_cpp_gives_it(method, output, value
         found = formats(name, method)
         assert {kind: found.count(kind) for kind in sorted(set(found))} == expected
     assert set(formats("blk.{}.attn_q.weight", method)) == {other}
+
+
+def mistral_7b() -> dict[str, tuple[int, int]]:
+    """Columns and rows of the matrices of Mistral 7B; its vectors are few."""
+    layer = {
+        "attn_q": (4096, 4096), "attn_k": (4096, 1024), "attn_v": (4096, 1024), "attn_output": (4096, 4096),
+        "ffn_gate": (4096, 14336), "ffn_up": (4096, 14336), "ffn_down": (14336, 4096),
+    }  # fmt: skip
+    matrices = {f"blk.{number}.{name}.weight": shape for number in range(32) for name, shape in layer.items()}
+    return matrices | {"token_embd.weight": (4096, 32000), "output.weight": (4096, 32000)}
+
+
+def test_the_table_in_the_docs_says_what_a_large_model_takes():
+    page = (Path(__file__).resolve().parents[3] / "docs/modeldeployment.md").read_text()
+    for method in FILE_TYPES:
+        bits = weights = 0.0
+        for name, (columns, rows) in mistral_7b().items():
+            kind = gguf.GGMLQuantizationType[type_of(name, columns, method, LLAMA).chosen]
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            bits += columns * rows * 8 * size / block
+            weights += columns * rows
+        assert f"| `{method.value}` | {bits / weights:.1f} |" in page, bits / weights
 
 
 def test_more_bits_go_to_the_first_and_last_layers_and_every_third_between():
@@ -244,9 +267,13 @@ def test_a_pod_that_is_too_small_is_no_fault_of_the_model(status, log, reason, c
         (1, {"eos": 1}, {"eos": 1}),
         (None, {"eos": 1}, {"eos": 1}),
         ("x", {}, {}),
+        ([1, 9, 2], {"eos": 1}, {"eos": 1, "eot": 2}),
+        ([9, 2], {}, {"eos": 9, "eot": 2}),
     ],
 )
 def test_end_tokens_that_are_only_listed_are_heard(tmp_path, listed, known, expected):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
     (tmp_path / "config.json").write_text("{}")
+    tokenizer = {"added_tokens": [{"id": 9, "content": "<|im_end|>"}, {"id": 2, "content": "<stop>"}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert end_tokens(tmp_path, known) == expected
