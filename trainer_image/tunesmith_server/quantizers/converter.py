@@ -17,7 +17,7 @@ __all__ = ["end_tokens", "hear_all_end_tokens", "json_of", "name_all_architectur
 
 NAMED = re.compile(r"\bgguf\.(MODEL_ARCH|MODEL_TENSOR)\.([A-Z][A-Z0-9_]*)\b")
 END_KINDS = ("eos", "eot", "eom")
-"""What a GGUF file can name: llama.cpp ends an answer at any of these three, and at tokens that it knows by their text."""
+"""What a GGUF file can name. llama.cpp ends an answer at these three, and at tokens that it knows by their text."""
 KNOWN_BY_TEXT = {
     "<|im_end|>",
     "<|eot_id|>",
