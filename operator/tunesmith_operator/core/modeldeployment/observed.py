@@ -47,9 +47,12 @@ def observe(deployment: ModelDeployment, objects: ObservedObjects, lookup: Looku
         return Observed(
             deployment=deployment, source=SourceModel(source.uri or "", "", storage or Storage()), objects=objects
         )
-    name, namespace = source.fine_tune_job_ref.name, deployment.metadata.namespace
+    name, digest = source.fine_tune_job_ref.name, source.fine_tune_job_ref.digest
+    namespace = deployment.metadata.namespace
     job = lookup(Key(FINETUNEJOB.kind, namespace, name))
-    return Observed(deployment=deployment, source=of_finetunejob(name, namespace, job, storage), objects=objects)
+    return Observed(
+        deployment=deployment, source=of_finetunejob(name, namespace, job, storage, digest), objects=objects
+    )
 
 
 def references(namespace: str, spec: Mapping[str, Any]) -> Iterable[Key]:

@@ -39,8 +39,13 @@ _TEXT_TASKS = frozenset({Task.CHAT_SFT, Task.CAUSAL_LM, Task.DPO})
 """Tasks whose models go on with a text, which is what the servers do."""
 
 
-def of_finetunejob(name: str, namespace: str, job: FineTuneJob | None, storage: Storage | None) -> Source:
-    """The result of a FineTuneJob, once it has succeeded. `storage` overrides the job's own."""
+def of_finetunejob(
+    name: str, namespace: str, job: FineTuneJob | None, storage: Storage | None, digest: str | None = None
+) -> Source:
+    """The result of a FineTuneJob, once it has succeeded; or the one of a digest, whatever the job does since.
+
+    `storage` overrides the job's own. Whether a result of that digest is still there, the quantize Job sees.
+    """
     if job is None:
         return SourceAbsent(
             Reason.SOURCE_NOT_FOUND,
@@ -49,6 +54,8 @@ def of_finetunejob(name: str, namespace: str, job: FineTuneJob | None, storage: 
         )
     if (obstacle := _obstacle(name, job)) is not None:
         return SourceAbsent(Reason.MODEL_INVALID, obstacle)
+    if digest is not None and job.status.model is not None:
+        return SourceModel(job.status.model.uri, digest, storage or job.spec.storage)
     if not holds(job.status.conditions, JobCondition.SUCCEEDED) or job.status.model is None:
         summary = find(job.status.conditions, JobCondition.SUCCEEDED)
         if summary is not None and summary.status == ConditionStatus.FALSE:
