@@ -57,8 +57,8 @@ class _Line(Generic[K]):
 class WorkQueue(Generic[K]):
     """Keys to be worked on. `get` and `done` belong together, in a try/finally.
 
-    Keys that can wait stand in a line of their own, behind all others. Of those, keys that were worked on before and new
-    ones take turns: a flood of new objects must not keep back what becomes of those that are there, nor the other way.
+    Keys that can wait stand in a line of their own, behind all others. Of those, new keys and keys that were worked on
+    before take turns: a flood of new objects must not keep back what becomes of those that are there, nor they it.
     """
 
     def __init__(
