@@ -14,14 +14,16 @@ __all__ = ["Quantization", "QuantizationMethod"]
 class QuantizationMethod(StrEnum):
     """Number format of the served weights."""
 
+    AUTO = "Auto"
     NONE = "None"
     Q8_0 = "Q8_0"
+    INT8 = "Int8"
 
 
 class Quantization(SpecModel):
     """How the weights are made smaller before they are served."""
 
     method: QuantizationMethod = Field(
-        default=QuantizationMethod.Q8_0,
-        description="Q8_0: 8 bits per weight, half the memory of 16-bit weights at no measurable loss. None: 16-bit weights.",
+        default=QuantizationMethod.AUTO,
+        description="Auto: Q8_0 on LlamaCpp, None on Transformers. Q8_0: 8 bits per weight, half the memory of 16-bit weights at no measurable loss. None: the weights as they are. Int8 (classifiers and encoders on Transformers): 8 bits per weight, through ONNX Runtime.",
     )
