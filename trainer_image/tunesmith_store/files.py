@@ -15,7 +15,8 @@ from tunesmith_api import keys
 from tunesmith_api.artifacts import FileEntry, ModelManifest
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import Retryable, UserError
-from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_store.store import NotFound, ObjectInfo, ObjectStore
+from tunesmith_store.weights import INDEX, is_weights, weight_files
 
 __all__ = [
     "copy_hashed",
@@ -24,15 +25,23 @@ __all__ = [
     "fetch_model",
     "file_entry",
     "locked",
+    "model_files",
+    "refuse_adapter",
     "sha256_of",
     "verify",
 ]
 
 DONE = ".complete"
+PARTS = ("1_Pooling/config.json",)
+"""Files of subfolders that belong to a model: how sentence-transformers makes one vector of a text."""
 RANGE = 16 << 20
 """Bytes that `copy_hashed` asks for at once."""
 RETRY_PAUSES = (0.5, 2.0)
 """Seconds, beyond the client's own retries: those end where an answer has begun."""
+UNREAD = (
+    ".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".npz", ".nemo", ".py",
+)  # fmt: skip
+"""Weights of other frameworks, and code, which is never run."""
 
 
 def sha256_of(path: Path) -> str:
@@ -122,18 +131,15 @@ def fetch_model(
         if (folder / DONE).exists():
             return folder
         shutil.rmtree(folder, ignore_errors=True)
-        objects = store.list(uri)
-        if not objects:
-            message = f"{field}: no files below {uri}; it must hold config.json, a tokenizer and safetensors weights"
-            raise UserError(Reason.MODEL_NOT_FOUND, message)
         base = uri.rstrip("/") + "/"
         manifest = _manifest(store, base)
-        wanted = {entry.path for entry in manifest.files} if manifest else None
-        names = [info.uri.removeprefix(base) for info in objects]
-        names = [name for name in names if (name in wanted if wanted is not None else _is_model_file(name))]
-        names = [name for name in names if weights or not name.endswith(".safetensors")]
+        names = [info.uri.removeprefix(base) for info in model_files(store, uri, field)]
+        if manifest is not None:
+            wanted = {entry.path for entry in manifest.files}
+            names = [name for name in names if name in wanted]
+        names = [name for name in names if weights or not is_weights(name)]
         with ThreadPoolExecutor(4, thread_name_prefix="download") as pool:
-            list(pool.map(lambda name: store.download(base + name, folder / name), names))
+            list(pool.map(lambda name: _download(store, base + name, folder / name), names))
         fetched = [entry for entry in manifest.files if entry.path in names] if manifest else []
         if bad := verify(folder, fetched):
             raise Retryable(f"{base}{bad} is not what {keys.MODEL_MANIFEST} says: it is damaged or being rewritten")
@@ -141,13 +147,52 @@ def fetch_model(
     return folder
 
 
+def model_files(store: ObjectStore, uri: str, field: str) -> list[ObjectInfo]:
+    """Return the files below `uri` that make the model. Weights that stand there twice count once.
+
+    Raises:
+        UserError: there is nothing at `uri`, or it is not one whole model.
+    """
+    base = uri.rstrip("/") + "/"
+    objects = {info.uri.removeprefix(base): info for info in store.list(uri)}
+    if not objects:
+        message = f"{field}: no files below {uri}; it must hold config.json, a tokenizer and safetensors weights"
+        raise UserError(Reason.MODEL_NOT_FOUND, message)
+    refuse_adapter(objects, f"{field} {uri}")
+    direct = {name for name in objects if "/" not in name}
+    weights = weight_files(direct, lambda: store.get_bytes(base + INDEX), f"{field} {uri}")
+    return [
+        info
+        for name, info in objects.items()
+        if name in PARTS or (name in direct and (name in weights if is_weights(name) else not name.endswith(UNREAD)))
+    ]
+
+
+def refuse_adapter(names: Iterable[str], place: str) -> None:
+    """Refuse a folder that holds a whole model and an adapter: transformers would hang the one on the other, unasked.
+
+    Raises:
+        UserError: it does.
+    """
+    found = sorted(name for name in names if name.startswith("adapter_") and "/" not in name)
+    if "adapter_config.json" in found:
+        message = (
+            f"{place}: {' and '.join(found)} lie beside the model, and would be applied to it unasked. Move them to a "
+            "folder of their own, or merge the adapter into the model (peft: merge_and_unload)"
+        )
+        raise UserError(Reason.MODEL_INVALID, message)
+
+
+def _download(store: ObjectStore, uri: str, path: Path) -> None:
+    try:
+        store.download(uri, path)
+    except NotFound as error:
+        message = f"{uri} was listed and is gone: the model is being rewritten"
+        raise Retryable(message, Reason.MODEL_NOT_FOUND) from error
+
+
 def _manifest(store: ObjectStore, base: str) -> ModelManifest | None:
     try:
         return ModelManifest.from_json(store.get_bytes(base + keys.MODEL_MANIFEST))
     except NotFound:
         return None
-
-
-def _is_model_file(name: str) -> bool:
-    """Leave out what training doesn't read: weights of other frameworks and subfolders such as onnx/ or original/."""
-    return "/" not in name and not name.endswith((".bin", ".pth", ".pt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot"))

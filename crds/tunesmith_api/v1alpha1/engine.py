@@ -23,7 +23,16 @@ class EngineType(StrEnum):
 
 
 ENGINE_METHODS: Final[Mapping[EngineType, tuple[QuantizationMethod, ...]]] = {
-    EngineType.LLAMA_CPP: (QuantizationMethod.NONE, QuantizationMethod.Q8_0),
+    EngineType.LLAMA_CPP: (
+        QuantizationMethod.NONE,
+        QuantizationMethod.Q8_0,
+        QuantizationMethod.Q6_K,
+        QuantizationMethod.Q5_K_M,
+        QuantizationMethod.Q4_K_M,
+        QuantizationMethod.Q4_0,
+        QuantizationMethod.Q3_K_M,
+        QuantizationMethod.Q2_K,
+    ),
     EngineType.TRANSFORMERS: (QuantizationMethod.NONE, QuantizationMethod.INT8),
 }
 """The number formats that each engine reads."""

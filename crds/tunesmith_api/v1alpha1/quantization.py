@@ -1,4 +1,4 @@
-"""How a served model"s weights are made smaller: `spec.quantization` of a ModelDeployment."""
+"""How a served model's weights are made smaller: `spec.quantization` of a ModelDeployment."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ class QuantizationMethod(StrEnum):
     AUTO = "Auto"
     NONE = "None"
     Q8_0 = "Q8_0"
+    Q6_K = "Q6_K"
+    Q5_K_M = "Q5_K_M"
+    Q4_K_M = "Q4_K_M"
+    Q4_0 = "Q4_0"
+    Q3_K_M = "Q3_K_M"
+    Q2_K = "Q2_K"
     INT8 = "Int8"
 
 
@@ -25,5 +31,10 @@ class Quantization(SpecModel):
 
     method: QuantizationMethod = Field(
         default=QuantizationMethod.AUTO,
-        description="Auto: Q8_0 on LlamaCpp, None on Transformers. Q8_0: 8 bits per weight, half the memory of 16-bit weights at no measurable loss. None: the weights as they are. Int8 (classifiers and encoders on Transformers): 8 bits per weight, through ONNX Runtime.",
+        description=(
+            "Auto: Q8_0 on LlamaCpp, None on Transformers. Q8_0: 8 bits per weight, half the memory of 16-bit weights at "
+            "no measurable loss. Fewer bits, less memory, answers that differ more: Q6_K, Q5_K_M, Q4_K_M, Q4_0, Q3_K_M, "
+            "Q2_K. None: the weights as they are. Int8 (classifiers and encoders on Transformers): 8 bits per weight, "
+            "through ONNX Runtime. status.revisions[].bitsPerWeight says what a method came to."
+        ),
     )

@@ -81,7 +81,7 @@ def test_every_method_is_read_by_an_engine():
 )
 def test_a_job_that_the_engine_cannot_serve_is_refused_with_the_remedy(task, engine, method, words):
     job = FineTuneJob.model_validate(make.finetunejob(task=task))
-    absent = of_finetunejob("a", "ml", job, None, Wanted(EngineType(engine), QuantizationMethod(method)))
+    absent = of_finetunejob("a", "ml", job, None, None, Wanted(EngineType(engine), QuantizationMethod(method)))
     assert absent.reason == "ModelInvalid"
     assert words in absent.message
 

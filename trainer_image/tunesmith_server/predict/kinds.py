@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
 
-__all__ = ["POOLING_FILE", "ModelKind", "config_of", "kind_of"]
+__all__ = ["POOLING_FILE", "ModelKind", "config_of", "kind_of", "refuse_other_than_text"]
 
 POOLING_FILE = "1_Pooling/config.json"
 """How sentence-transformers makes one vector of many: a folder that has it is an encoder, whatever its class."""
@@ -91,6 +91,21 @@ def kind_of(folder: Path) -> ModelKind:
         f"or any with {POOLING_FILE}) and language models (…ForCausalLM); see `architectures` in its config.json"
     )
     raise UserError(Reason.MODEL_INVALID, message)
+
+
+def refuse_other_than_text(folder: Path) -> None:
+    """Refuse a classifier or an encoder for an engine that goes on with a text. What isn't known here may pass.
+
+    Raises:
+        UserError: the model is one.
+    """
+    try:
+        kind = kind_of(folder)
+    except UserError:
+        return
+    if not kind.generates:
+        message = f"the model is {kind}, and the engine LlamaCpp goes on with texts: set spec.engine.type: Transformers"
+        raise UserError(Reason.MODEL_INVALID, message)
 
 
 def _is_encoder(model_type: str) -> bool:

@@ -15,16 +15,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tunesmith_server.quantizers.base import Made
-from tunesmith_store.weights import stored_tensors
-
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.predict.backends import load_model
 from tunesmith_server.predict.kinds import ONNX_FILE, ModelKind, kind_of
 from tunesmith_server.predict.texts import load_tokenizer
+from tunesmith_server.quantizers.base import Made
 from tunesmith_server.quantizers.safetensors_files import copy_others
 from tunesmith_store.errors import UserError
+from tunesmith_store.weights import stored_tensors
 
 __all__ = ["OnnxQuantizer"]
 

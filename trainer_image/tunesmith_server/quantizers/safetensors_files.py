@@ -11,11 +11,10 @@ from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
-from tunesmith_server.quantizers.base import Made
-from tunesmith_store.weights import is_weights, stored_tensors
-
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.predict.kinds import kind_of
+from tunesmith_server.quantizers.base import Made
+from tunesmith_store.weights import is_weights, stored_tensors
 
 __all__ = ["SafetensorsQuantizer", "copy_others"]
 

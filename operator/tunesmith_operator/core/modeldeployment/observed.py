@@ -47,10 +47,11 @@ def observe(deployment: ModelDeployment, objects: ObservedObjects, lookup: Looku
         return Observed(
             deployment=deployment, source=SourceModel(source.uri or "", "", storage or Storage()), objects=objects
         )
-    name, namespace = source.fine_tune_job_ref.name, deployment.metadata.namespace
+    name, digest = source.fine_tune_job_ref.name, source.fine_tune_job_ref.digest
+    namespace = deployment.metadata.namespace
     job = lookup(Key(FINETUNEJOB.kind, namespace, name))
     wanted = Wanted(deployment.spec.engine.type, deployment.spec.quantization.method)
-    found = of_finetunejob(name, namespace, job, storage, wanted)
+    found = of_finetunejob(name, namespace, job, storage, digest, wanted)
     return Observed(deployment=deployment, source=found, objects=objects)
 
 

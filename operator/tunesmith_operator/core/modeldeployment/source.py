@@ -49,9 +49,17 @@ class Wanted:
 
 
 def of_finetunejob(
-    name: str, namespace: str, job: FineTuneJob | None, storage: Storage | None, wanted: Wanted | None = None
+    name: str,
+    namespace: str,
+    job: FineTuneJob | None,
+    storage: Storage | None,
+    digest: str | None = None,
+    wanted: Wanted | None = None,
 ) -> Source:
-    """The result of a FineTuneJob, once it has succeeded. `storage` overrides the job's own."""
+    """The result of a FineTuneJob, once it has succeeded; or the one of a digest, whatever the job does since.
+
+    `storage` overrides the job's own. Whether a result of that digest is still there, the quantize Job sees.
+    """
     if job is None:
         return SourceAbsent(
             Reason.SOURCE_NOT_FOUND,
@@ -60,6 +68,8 @@ def of_finetunejob(
         )
     if (obstacle := _obstacle(name, job, wanted or Wanted())) is not None:
         return SourceAbsent(Reason.MODEL_INVALID, obstacle)
+    if digest is not None and job.status.model is not None:
+        return SourceModel(job.status.model.uri, digest, storage or job.spec.storage, job.spec.task)
     if not holds(job.status.conditions, JobCondition.SUCCEEDED) or job.status.model is None:
         summary = find(job.status.conditions, JobCondition.SUCCEEDED)
         if summary is not None and summary.status == ConditionStatus.FALSE:

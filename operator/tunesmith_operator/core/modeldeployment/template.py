@@ -52,7 +52,7 @@ class Template:
 
     @property
     def artifact_uri(self) -> str:
-        """Folder of the quantized files."""
+        """Folder below which the quantized files lie."""
         return self.plan.artifact_uri
 
     def plan_of(self, number: int) -> ServingPlan:
@@ -63,7 +63,8 @@ class Template:
 def template_of(deployment: ModelDeployment, source: SourceModel, config: Config) -> Template:
     """Resolve spec and source.
 
-    The artefact's folder depends only on what decides its bytes: revisions that differ in resources or image share it.
+    Artefacts are named by what decides their bytes, in the Job that sees it: revisions that differ in resources or
+    image share one.
     """
     spec, meta = deployment.spec, deployment.metadata
     model_uri = source.uri.rstrip("/")
@@ -93,7 +94,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         engine=engine,
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
-        artifact_uri=f"{folder}/{method.value.lower()}-{content}",
+        artifact_uri=folder,
         storage=storage_plan(source.storage),
     )
     pods = Pods(
