@@ -17,6 +17,7 @@ from tunesmith_api.artifacts import ArtifactRef, FileEntry, ModelManifest
 from tunesmith_api.keys import Reason
 from tunesmith_api.model import digest_of
 from tunesmith_api.plan import ServingPlan
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import verify
 from tunesmith_store.store import NotFound, ObjectStore
@@ -30,6 +31,7 @@ __all__ = [
     "find_artifact",
     "find_manifest",
     "folder_of",
+    "model_path",
     "publish_artifact",
 ]
 
@@ -40,8 +42,9 @@ RECIPE = 1
 
 
 def folder_of(plan: ServingPlan, method: str, state: str) -> str:
-    """Return the folder of the artefact of a method and a state of the source."""
-    content = digest_of([state, method, RECIPE])[:16]
+    """Return the folder of the artefact of a method and a state of the source, for the plan's engine."""
+    engine = [] if plan.engine is EngineType.LLAMA_CPP else [plan.engine.value]
+    content = digest_of([state, method, RECIPE, *engine])[:16]
     return f"{plan.artifact_uri.rstrip('/')}/{method.lower()}-{content}"
 
 
@@ -107,7 +110,7 @@ def assigned_artifact(store: ObjectStore, plan: ServingPlan) -> ArtifactRef | No
 
 
 def fetch_artifact(store: ObjectStore, plan: ServingPlan, folder: Path) -> Path:
-    """Download the artefact of the plan's revision and check its digest; return the path of the GGUF file.
+    """Download the artefact of the plan's revision and check its digest; return what the engine loads.
 
     Raises:
         UserError: the revision has no finished artefact.
@@ -128,7 +131,12 @@ def fetch_artifact(store: ObjectStore, plan: ServingPlan, folder: Path) -> Path:
         )
         raise UserError(Reason.MODEL_INVALID, message)
     fetch_files(store, reference.uri, manifest.files, folder)
-    return folder / MODEL_FILE
+    return model_path(plan, folder)
+
+
+def model_path(plan: ServingPlan, folder: Path) -> Path:
+    """Return what the plan's engine loads: a file, or the whole folder."""
+    return folder / MODEL_FILE if plan.engine is EngineType.LLAMA_CPP else folder
 
 
 def fetch_files(store: ObjectStore, uri: str, entries: Sequence[FileEntry], folder: Path) -> None:

@@ -16,15 +16,17 @@ from tunesmith_api.artifacts import ModelManifest, files_digest
 from tunesmith_api.keys import Reason
 from tunesmith_api.model import digest_of
 from tunesmith_api.plan import ServingPlan
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import (
-    MODEL_FILE,
     fetch_files,
     find_artifact,
     find_manifest,
     folder_of,
+    model_path,
     publish_artifact,
 )
+from tunesmith_server.predict.kinds import refuse_other_than_text
 from tunesmith_server.quantizers import quantizer_of
 from tunesmith_server.quantizers.base import Made, Quantizer
 from tunesmith_store.errors import Retryable, UserError
@@ -74,7 +76,7 @@ class Workshop:
         return Artifact(uri, publish_artifact(self._store, uri, self._folder(method), manifest))
 
     def local(self, method: QuantizationMethod) -> Path:
-        """Return the file of a method on this machine: as made, fetched where it is published, else made now.
+        """Return what an engine loads of a method, on this machine: as made, fetched where it is published, else made now.
 
         Raises:
             Failure: sorted by what helps; see `tunesmith_store.errors`.
@@ -85,7 +87,7 @@ class Workshop:
                 fetch_files(self._store, uri, done.files, self._folder(method))
             else:
                 self._make(method)
-        return self._folder(method) / MODEL_FILE
+        return model_path(self._plan, self._folder(method))
 
     @cached_property
     def state(self) -> str:
@@ -132,7 +134,9 @@ class Workshop:
         if method not in self._made:
             source, _ = self._source
             started = time.monotonic()
-            kind = quantizer_of(method)
+            if self._plan.engine is EngineType.LLAMA_CPP:
+                refuse_other_than_text(source)
+            kind = quantizer_of(self._plan.engine, method)
             if kind not in self._quantizers:
                 self._quantizers[kind] = kind(source, self._scratch / "quantizer", self._threads)
             log.info("quantizing to %s", method)

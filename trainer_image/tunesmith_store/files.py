@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 DONE = ".complete"
+PARTS = ("1_Pooling/config.json",)
+"""Files of subfolders that belong to a model: how sentence-transformers makes one vector of a text."""
 RANGE = 16 << 20
 """Bytes that `copy_hashed` asks for at once."""
 RETRY_PAUSES = (0.5, 2.0)
@@ -167,8 +169,8 @@ def model_files(store: ObjectStore, uri: str, field: str) -> tuple[list[ObjectIn
         )
         raise UserError(Reason.MODEL_INVALID, message)
     weights = weight_files(direct, lambda: store.get_bytes(base + INDEX), f"{field} {uri}")
-    read = (name for name in direct if (name in weights if is_weights(name) else not name.endswith(UNREAD)))
-    return [direct[name] for name in read], manifest
+    read = [name for name in direct if (name in weights if is_weights(name) else not name.endswith(UNREAD))]
+    return [found[name] for name in (*read, *(part for part in PARTS if part in found))], manifest
 
 
 def _download(store: ObjectStore, uri: str, path: Path) -> None:

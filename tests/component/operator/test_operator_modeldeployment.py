@@ -105,11 +105,11 @@ def test_it_waits_for_its_finetunejob_and_takes_its_storage():
 
 def test_a_job_whose_model_cannot_be_served_is_told_at_once_and_an_edit_helps():
     world = World()
-    world.cluster.put(make.finetunejob(name="tune", suspend=True, task="SequenceClassification"))
+    world.cluster.put(make.finetunejob(name="tune", suspend=True, task="Seq2Seq"))
     started(world, source={"uri": None, "fineTuneJobRef": {"name": "tune"}}, storage=None)
     for type_ in ("Ready", "ArtifactReady"):
         assert condition(world, type_)[:2] == ("False", "ModelInvalid")
-        assert "task SequenceClassification" in condition(world, type_)[2]
+        assert "task Seq2Seq" in condition(world, type_)[2]
     assert ("Warning", "ModelInvalid") in world.cluster.events
     assert not world.cluster.of_kind("Deployment")
     world.cluster.change(FINETUNEJOB_KIND, "tune", {"spec": {"task": "ChatSFT"}})

@@ -387,9 +387,8 @@ def test_a_source_is_what_a_finetunejob_has_made():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"task": "SequenceClassification"}, "task SequenceClassification"),
-        ({"task": "Seq2Seq"}, "serves those of CausalLM, ChatSFT, DPO"),
-        ({"task": "MaskedLM"}, "task MaskedLM"),
+        ({"task": "Reward"}, "task Reward"),
+        ({"task": "Seq2Seq"}, "served are those of CausalLM, ChatSFT, DPO, ImageClassification"),
         ({"output": {"save": "Adapter"}}, "output.save: Merged or Both"),
         ({"output": {"uri": "pvc://models/sentiment"}}, "servers read s3:// only"),
     ],

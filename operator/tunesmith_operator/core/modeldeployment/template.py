@@ -17,6 +17,7 @@ from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment, Resources, Storage, Toleration
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
+from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
 from tunesmith_operator.core.modeldeployment.observed import revision_name
 from tunesmith_operator.core.modeldeployment.source import SourceModel
 from tunesmith_operator.core.pods.spec import storage_plan
@@ -67,14 +68,17 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
     """
     spec, meta = deployment.spec, deployment.metadata
     model_uri = source.uri.rstrip("/")
-    content = digest_of([model_uri, source.digest, spec.quantization.method.value, spec.engine.type.value])[:12]
+    engine = engine_for(spec.engine.type, spec.quantization.method, source.task)
+    method = method_for(spec.quantization.method, engine)
+    content = digest_of([model_uri, source.digest, method.value, engine.value])[:12]
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
     image = spec.image or config.server_image
+    fixed = spec.model_copy(update={"engine": spec.engine.model_copy(update={"type": engine})})
     identity = {
         "content": content,
         "folder": folder,
         "image": image,
-        "spec": spec.model_dump(
+        "spec": fixed.model_dump(
             mode="json", by_alias=True, include={"engine", "resources", "node_selector", "tolerations"}
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
@@ -86,8 +90,8 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         revision="",
         model_uri=model_uri,
         model_digest=source.digest,
-        quantization=spec.quantization.method,
-        engine=spec.engine.type,
+        quantization=method,
+        engine=engine,
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
         artifact_uri=folder,
