@@ -390,7 +390,6 @@ def test_a_source_is_what_a_finetunejob_has_made():
         ({"task": "Reward"}, "task Reward"),
         ({"task": "Seq2Seq"}, "served are those of CausalLM, ChatSFT, DPO, ImageClassification"),
         ({"output": {"save": "Adapter"}}, "output.save: Merged or Both"),
-        ({"output": {"uri": "pvc://models/sentiment"}}, "servers read s3:// only"),
     ],
 )
 def test_a_job_whose_model_can_never_be_served_says_so_before_it_has_ended(spec, words):

