@@ -40,8 +40,8 @@ def quantize(plan: ServingPlan, store: ObjectStore, scratch: Path) -> ModelManif
     artifact = workshop.artifact(plan.quantization)
     if reference is not None and artifact.manifest.digest != reference.digest:
         message = (
-            f"the artefact of {plan.revision} at {reference.uri} is gone, and the model at {plan.model_uri} has changed "
-            "since: restore one of the two, or start a new revision"
+            f"the artefact of {plan.revision} at {reference.uri} is gone, and the model at {plan.model_uri} has "
+            "changed since: restore one of the two, or start a new revision"
         )
         raise UserError(Reason.MODEL_INVALID, message)
     assign_artifact(store, plan, artifact.uri, artifact.manifest)

@@ -37,6 +37,8 @@ __all__ = ["Artifact", "Workshop"]
 
 log = logging.getLogger("tunesmith.quantize")
 
+FIELD = "spec.source.uri"
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -55,6 +57,7 @@ class Workshop:
         self._store = store
         self._scratch = scratch
         self._threads = threads
+        self._quantizers: dict[type[Quantizer], Quantizer] = {}
         self._made: dict[QuantizationMethod, Made] = {}
         self._seconds: dict[str, float] = {}
 
@@ -94,13 +97,13 @@ class Workshop:
         """
         if self._plan.model_digest:
             return self._plan.model_digest
-        manifest = find_manifest(self._store, self._plan.model_uri)
-        return manifest.digest if manifest is not None else self._listing()
+        return self._now()
 
-    def _listing(self) -> str:
-        files = model_files(self._store, self._plan.model_uri, "spec.source.uri")
+    def _now(self) -> str:
+        files, manifest = model_files(self._store, self._plan.model_uri, FIELD)
         base = self._plan.model_uri.rstrip("/") + "/"
-        return digest_of([[info.uri.removeprefix(base), info.size, info.tag] for info in files])
+        listing = [[info.uri.removeprefix(base), info.size, info.tag] for info in files]
+        return manifest.digest if manifest is not None else digest_of(listing)
 
     def _folder(self, method: QuantizationMethod) -> Path:
         return self._scratch / "artifacts" / method.value
@@ -119,17 +122,13 @@ class Workshop:
             )
             raise UserError(Reason.MODEL_INVALID, message)
         log.info("downloading %s", plan.model_uri)
-        folder = fetch_model(self._store, plan.model_uri, self._scratch / "model", "spec.source.uri")
-        if manifest is None and self._listing() != state:
+        folder = fetch_model(self._store, plan.model_uri, self._scratch / "model", FIELD)
+        if self._now() != state:
             raise Retryable(
                 f"{plan.model_uri} is being rewritten: what came is not what was listed", Reason.MODEL_INVALID
             )
         self._seconds["downloadSeconds"] = round(time.monotonic() - started, 2)
         return folder, manifest.digest if manifest is not None else files_digest(entries_below(folder))
-
-    @cached_property
-    def _quantizers(self) -> dict[type[Quantizer], Quantizer]:
-        return {}
 
     def _make(self, method: QuantizationMethod) -> Made:
         if method not in self._made:

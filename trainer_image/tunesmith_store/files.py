@@ -26,7 +26,6 @@ __all__ = [
     "file_entry",
     "locked",
     "model_files",
-    "refuse_adapter",
     "sha256_of",
     "verify",
 ]
@@ -132,11 +131,8 @@ def fetch_model(
             return folder
         shutil.rmtree(folder, ignore_errors=True)
         base = uri.rstrip("/") + "/"
-        manifest = _manifest(store, base)
-        names = [info.uri.removeprefix(base) for info in model_files(store, uri, field)]
-        if manifest is not None:
-            wanted = {entry.path for entry in manifest.files}
-            names = [name for name in names if name in wanted]
+        objects, manifest = model_files(store, uri, field)
+        names = [info.uri.removeprefix(base) for info in objects]
         names = [name for name in names if weights or not is_weights(name)]
         with ThreadPoolExecutor(4, thread_name_prefix="download") as pool:
             list(pool.map(lambda name: _download(store, base + name, folder / name), names))
@@ -147,40 +143,34 @@ def fetch_model(
     return folder
 
 
-def model_files(store: ObjectStore, uri: str, field: str) -> list[ObjectInfo]:
-    """Return the files below `uri` that make the model. Weights that stand there twice count once.
+def model_files(store: ObjectStore, uri: str, field: str) -> tuple[list[ObjectInfo], ModelManifest | None]:
+    """Return the files below `uri` that make the model, and the manifest if it is one of ours.
+
+    Weights that stand there twice count once. `field` is the spec's name of `uri`, for messages.
 
     Raises:
         UserError: there is nothing at `uri`, or it is not one whole model.
     """
     base = uri.rstrip("/") + "/"
-    objects = {info.uri.removeprefix(base): info for info in store.list(uri)}
-    if not objects:
+    found = {info.uri.removeprefix(base): info for info in store.list(uri)}
+    if not found:
         message = f"{field}: no files below {uri}; it must hold config.json, a tokenizer and safetensors weights"
         raise UserError(Reason.MODEL_NOT_FOUND, message)
-    refuse_adapter(objects, f"{field} {uri}")
-    direct = {name for name in objects if "/" not in name}
-    weights = weight_files(direct, lambda: store.get_bytes(base + INDEX), f"{field} {uri}")
-    return [
-        info
-        for name, info in objects.items()
-        if name in PARTS or (name in direct and (name in weights if is_weights(name) else not name.endswith(UNREAD)))
-    ]
-
-
-def refuse_adapter(names: Iterable[str], place: str) -> None:
-    """Refuse a folder that holds a whole model and an adapter: transformers would hang the one on the other, unasked.
-
-    Raises:
-        UserError: it does.
-    """
-    found = sorted(name for name in names if name.startswith("adapter_") and "/" not in name)
-    if "adapter_config.json" in found:
+    manifest = _manifest(store, base)
+    if manifest is not None:  # other files are left from an earlier run
+        wanted = {entry.path for entry in manifest.files}
+        found = {name: info for name, info in found.items() if name in wanted}
+    direct = {name: info for name, info in found.items() if "/" not in name}
+    if "adapter_config.json" in direct:
+        names = " and ".join(sorted(name for name in direct if name.startswith("adapter_")))
         message = (
-            f"{place}: {' and '.join(found)} lie beside the model, and would be applied to it unasked. Move them to a "
+            f"{field} {uri}: {names} lie beside the model, and would be applied to it unasked. Move them to a "
             "folder of their own, or merge the adapter into the model (peft: merge_and_unload)"
         )
         raise UserError(Reason.MODEL_INVALID, message)
+    weights = weight_files(direct, lambda: store.get_bytes(base + INDEX), f"{field} {uri}")
+    read = [name for name in direct if (name in weights if is_weights(name) else not name.endswith(UNREAD))]
+    return [found[name] for name in (*read, *(part for part in PARTS if part in found))], manifest
 
 
 def _download(store: ObjectStore, uri: str, path: Path) -> None:

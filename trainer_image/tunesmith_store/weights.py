@@ -1,4 +1,4 @@
-"""Which files of a model's folder hold its weights, and what their headers say. Used by `files`, trainer and quantizer."""
+"""Which files of a model's folder hold its weights, and what their headers say. For `files`, trainer and quantizer."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ def check_tokenizer(folder: Path) -> None:
     highest = max(ids, default=-1)
     if highest >= rows:
         message = (
-            f"the tokenizer has {highest + 1} tokens, the model embeddings for {rows} of them (vocab_size in config.json). "
-            f"Make the embeddings larger before you save the model (model.resize_token_embeddings({highest + 1})), or "
+            f"the tokenizer has {highest + 1} tokens, the model embeddings for {rows} of them (vocab_size in "
+            f"config.json). Make the embeddings larger before you save the model (model.resize_token_embeddings({highest + 1})), or "
             "save it with the tokenizer that it was trained with."
         )
         raise UserError(Reason.MODEL_INVALID, message)

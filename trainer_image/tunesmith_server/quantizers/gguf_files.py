@@ -31,7 +31,7 @@ from tunesmith_store.errors import UserError
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
 
-__all__ = ["GgufQuantizer", "requantize"]
+__all__ = ["GgufQuantizer", "opened", "requantize"]
 
 SLICE = 2 << 20
 """Weights that a thread has in hand at once."""
@@ -49,23 +49,24 @@ class GgufQuantizer:
         self._threads = threads
 
     @cached_property
-    def _exact(self) -> Path:
+    def _exact(self) -> tuple[Path, GGUFReader]:
         """The model with its weights as they are."""
         path = self._scratch / "exact.gguf"
         to_gguf(self._source, path)
-        return path
+        return path, opened(path)
 
     def make(self, method: QuantizationMethod, folder: Path) -> Made:
         """Write `model.gguf`."""
         output = folder / MODEL_FILE
+        exact, reader = self._exact
         if method is not QuantizationMethod.NONE:
-            return requantize(self._exact, output, method, self._threads)
+            return requantize(reader, output, method, self._threads)
         output.unlink(missing_ok=True)
         try:
-            os.link(self._exact, output)
+            os.link(exact, output)
         except OSError:
-            shutil.copyfile(self._exact, output)
-        return _made([_Step(tensor, None, str(tensor.tensor_type.name)) for tensor in _reader(output).tensors])
+            shutil.copyfile(exact, output)
+        return _made([_Step(tensor, None, str(tensor.tensor_type.name)) for tensor in reader.tensors])
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class _Step:
     format: str
 
 
-def requantize(source: Path, output: Path, method: QuantizationMethod, threads: int) -> Made:
+def requantize(reader: GGUFReader, output: Path, method: QuantizationMethod, threads: int) -> Made:
     """Write a GGUF file with unquantized weights anew, in the formats of a method.
 
     Raises:
@@ -85,7 +86,6 @@ def requantize(source: Path, output: Path, method: QuantizationMethod, threads: 
     """
     import gguf
 
-    reader = _reader(source)
     steps = _steps(reader, method)
     writer = gguf.GGUFWriter(output, str(_value(reader, gguf.Keys.General.ARCHITECTURE)))
     writer.data_alignment = reader.alignment
@@ -110,10 +110,17 @@ def requantize(source: Path, output: Path, method: QuantizationMethod, threads: 
     return _made(steps)
 
 
-def _reader(path: Path) -> GGUFReader:
+def opened(path: Path) -> GGUFReader:
+    """Return what is in a GGUF file; tensors are read from disk when they are looked at."""
     import gguf
 
-    return gguf.GGUFReader(path)
+    class Reader(gguf.GGUFReader):
+        """Of a plain array over the mapped file: a slice of numpy's own class for that costs many times more."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, np.asarray(value) if isinstance(value, np.memmap) else value)
+
+    return Reader(path)
 
 
 def _value(reader: GGUFReader, key: str, default: object = None) -> Any:
