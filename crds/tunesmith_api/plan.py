@@ -166,9 +166,11 @@ class ServingPlan(Contract):
     revision: str
     model_uri: str
     model_digest: str = ""
+    model_revision: str | None = None
     quantization: QuantizationMethod
     engine: EngineType
     context_length: int
     parallel_requests: int
     artifact_uri: str
     storage: StoragePlan = Field(default_factory=StoragePlan)
+    hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")

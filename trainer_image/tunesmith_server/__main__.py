@@ -21,7 +21,7 @@ from tunesmith_server.engines.registry import start_engine
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
 from tunesmith_server.health import HealthServer
 from tunesmith_store.errors import Failure, Retryable
-from tunesmith_store.store import S3Store
+from tunesmith_store.router import store_of
 
 log = logging.getLogger("tunesmith.server")
 
@@ -54,7 +54,7 @@ def _start(health: HealthServer) -> Engine:
     plan = read_plan(os.environ)
     started = time.monotonic()
     health.state = "downloading"
-    model = fetch_artifact(S3Store(plan.storage), plan, scratch_folder(os.environ))
+    model = fetch_artifact(store_of(plan), plan, scratch_folder(os.environ))
     downloaded = time.monotonic()
     threads = cpu_threads(os.environ)
     engine = start_engine(plan, model, threads, lambda phase: setattr(health, "state", phase))
