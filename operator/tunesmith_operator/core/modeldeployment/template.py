@@ -74,7 +74,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         "folder": folder,
         "image": image,
         "spec": spec.model_dump(
-            mode="json", by_alias=True, include={"engine", "resources", "node_selector", "tolerations"}
+            mode="json", by_alias=True, include={"engine", "api", "resources", "node_selector", "tolerations"}
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
@@ -89,6 +89,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         engine=spec.engine.type,
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
+        api=spec.api,
         artifact_uri=f"{folder}/{spec.quantization.method.value.lower()}-{content}",
         storage=storage_plan(source.storage),
     )
