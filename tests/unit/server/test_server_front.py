@@ -227,9 +227,10 @@ def test_token_ids_are_a_prompt_where_the_vocabulary_is_known():
 
 
 def test_encoders_are_asked_as_they_stand():
-    (body,) = encoder_call({"model": "smol", "input": ["a"], "encoding_format": "float"}, LIMITS).bodies
-    assert json.loads(body)["encoding_format"] == "float"
-    assert "input" in str(refusal(encoder_call, input=[]))
+    call = encoder_call({"inputs": ["a"], "raw_scores": True}, LIMITS)
+    assert json.loads(call.bodies[0]) == {"inputs": ["a"], "raw_scores": True}
+    assert call.plain
+    assert refusal(encoder_call, model="other", input="a").status == 404
 
 
 @pytest.mark.parametrize(
@@ -239,6 +240,8 @@ def test_encoders_are_asked_as_they_stand():
         (500, {"message": "Jinja Exception: roles must alternate"}, (400, "invalid_messages")),
         (501, {"message": "no embeddings"}, (404, "not_supported")),
         (400, {"message": "failed to parse grammar"}, (400, "unsupported_schema")),
+        (413, {"message": "inputs are longer", "param": "inputs"}, (413, None)),
+        (429, {"message": "the queue is full"}, (429, None)),
         (500, {"message": "out of slots"}, (502, "engine_failed")),
     ],
 )

@@ -22,7 +22,6 @@ from tunesmith_server.front.fields import (
 __all__ = ["completion_call", "encoder_call"]
 
 KNOWN = GENERATION | {"prompt", "echo", "suffix", "best_of"}
-MAX_INPUTS = 2048
 
 
 def completion_call(body: Mapping[str, Any], limits: Limits) -> Call:
@@ -69,11 +68,8 @@ def _is_token(value: Any, limits: Limits) -> bool:
 
 
 def encoder_call(body: Mapping[str, Any], limits: Limits) -> Call:
-    """Check a request for vectors or classes of texts; what is particular to it, the engine checks."""
+    """Check a request for vectors or classes; what is particular to it, the engine checks."""
     fields = Fields(body)
-    model_of(fields, limits)
-    value = fields.get("input")
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not 0 < len(texts) <= MAX_INPUTS:
-        raise fields.refuse("input", f"a string, or an array of up to {MAX_INPUTS}")
-    return Call((encode(body),))
+    if fields.text("model") is not None:
+        model_of(fields, limits)
+    return Call((encode(body),), plain=True)

@@ -42,7 +42,7 @@ def engine_error(status: int, payload: bytes) -> ApiError:
 
     Engines answer 500 where a chat template or a grammar refuses its input: these are the request's faults.
     """
-    message, type_ = _read(payload)
+    message, type_, param = _read(payload)
     lowered = message.lower()
     if type_ == "exceed_context_size_error" or "context size" in lowered or "context length" in lowered:
         return ApiError(400, f"The prompt does not fit the model's context: {message}", code=CONTEXT_CODE)
@@ -55,16 +55,19 @@ def engine_error(status: int, payload: bytes) -> ApiError:
         text = f"The schema can't be enforced: {message}"
         return ApiError(400, text, param="response_format", code="unsupported_schema")
     if 400 <= status < 500:
-        return ApiError(status if status in (400, 413, 422, 429) else 400, message, code="invalid_request")
+        headers = {"Retry-After": "1"} if status == 429 else {}
+        return ApiError(status if status in (413, 422, 429) else 400, message, param=param, headers=headers)
     return ApiError(502, f"The engine failed: {message}", code="engine_failed", type_="server_error")
 
 
-def _read(payload: bytes) -> tuple[str, str]:
+def _read(payload: bytes) -> tuple[str, str, str | None]:
     try:
         document: Any = json.loads(payload)
     except ValueError:
-        return payload[:200].decode(errors="replace").strip() or "no reason given", ""
+        return payload[:200].decode(errors="replace").strip() or "no reason given", "", None
     error = document.get("error", document) if isinstance(document, dict) else document
     if not isinstance(error, dict):
-        return str(error)[:1000], ""
-    return str(error.get("message", "no reason given"))[:1000], str(error.get("type", ""))
+        return str(error)[:1000], "", None
+    param = error.get("param")
+    message, type_ = str(error.get("message", "no reason given"))[:1000], str(error.get("type", ""))
+    return message, type_, param if isinstance(param, str) else None

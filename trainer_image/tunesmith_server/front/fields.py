@@ -81,6 +81,8 @@ class Call:
     answers_per_prompt: int = 1
     stream: bool = False
     include_usage: bool = False
+    plain: bool = False
+    """Whether the engine's answer is no text that comes word by word: it is handed on as it is."""
     legacy_logprobs: bool = False
     """Whether log-probabilities are wanted in the form that `/v1/completions` had first."""
 

@@ -48,6 +48,8 @@ ROUTES: Mapping[str, Callable[[Mapping[str, Any], Limits], Call]] = {
 MODELS = "/v1/models"
 HEALTH = "/health"
 JSON = "application/json"
+Answer = tuple[bytes, Mapping[str, str]]
+"""A body, and headers beside it."""
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -189,9 +191,9 @@ class Front:
             sink.response.force_close()
         try:
             async with asyncio.timeout(self._api.request_timeout_seconds):
-                body = await self._outcome(request, path, sink)
-            if body is not None:
-                return self._response(200, body), 200
+                answer = await self._outcome(request, path, sink)
+            if answer is not None:
+                return self._response(200, *answer), 200
             return sink.response, 200
         except StreamBroken:
             failure = ApiError(502, "")
@@ -215,14 +217,14 @@ class Front:
             return sink.response, failure.status
         return self._response(failure.status, failure.body(), failure.headers), failure.status
 
-    async def _outcome(self, request: web.BaseRequest, path: str, sink: _Sink) -> bytes | None:
+    async def _outcome(self, request: web.BaseRequest, path: str, sink: _Sink) -> Answer | None:
         """The whole answer; None where it was streamed."""
         if path == HEALTH and request.method in ("GET", "HEAD"):
-            return b'{"status":"ok"}'
+            return b'{"status":"ok"}', {}
         if self._keys is not None:
             self._keys.check(request.headers.get("Authorization", ""))
         if path == MODELS or path.startswith(f"{MODELS}/"):
-            return self._models(request.method, path.removeprefix(MODELS).removeprefix("/"))
+            return self._models(request.method, path.removeprefix(MODELS).removeprefix("/")), {}
         check = ROUTES.get(path)
         if check is None:
             known = ", ".join((*ROUTES, MODELS))
@@ -231,10 +233,12 @@ class Front:
             raise ApiError(405, f"{path} takes POST only", code="method_not_allowed", headers={"Allow": "POST"})
         with self._gate.request():
             call = check(parse(await self._body(request)), self._limits)
+            if call.plain:
+                return await self._relay.plain(path, call)
             usage = Usage(call.answers_per_prompt)
             try:
                 if not call.stream:
-                    return await self._relay.whole(path, call, usage)
+                    return await self._relay.whole(path, call, usage), {}
                 await self._relay.stream(path, call, usage, sink)
                 return None
             finally:
