@@ -60,7 +60,9 @@ def served(source: Path, method: QuantizationMethod, scratch: Path) -> Transform
     """Quantize and serve."""
     folder = scratch / method.value
     folder.mkdir()
-    quantizer_of(EngineType.TRANSFORMERS, method)(source, scratch / f"{method.value}-work", THREADS).make(method, folder)
+    quantizer_of(EngineType.TRANSFORMERS, method)(source, scratch / f"{method.value}-work", THREADS).make(
+        method, folder
+    )
     plan = ServingPlan(
         name="m", namespace="n", uid="u", revision="m-r1", model_uri="s3://m/m", quantization=method,
         engine=EngineType.TRANSFORMERS, context_length=128, parallel_requests=CLIENTS, artifact_uri="s3://m/m/q",

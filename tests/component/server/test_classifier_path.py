@@ -93,7 +93,8 @@ def test_a_classifier_goes_from_its_folder_to_its_answers(object_store, bucket, 
     server = subprocess.Popen([sys.executable, "-m", "tunesmith_server"], env=environment, stdout=log, stderr=log)
     try:
         wait_ready(server, log)
-        found = post(f"http://127.0.0.1:{keys.PORT_SERVER}", "/classify", {"inputs": TEXTS, "raw_scores": True})
+        base = f"http://127.0.0.1:{keys.PORT_SERVER}"
+        found = post(base, "/classify", {"model": "m", "inputs": TEXTS, "raw_scores": True})
         np.testing.assert_allclose(scores(found), logits_of(folder), atol=0.05)
     finally:
         server.kill()

@@ -1,1 +1,1 @@
-"""What a model answers by transformers or ONNX Runtime: classes, embeddings, text. For the engine `Transformers`."""
+"""What a model answers by transformers or ONNX Runtime: classes, embeddings, text. Used by `engines.transformers`."""
