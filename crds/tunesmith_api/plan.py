@@ -19,7 +19,7 @@ from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
 from tunesmith_api.v1alpha1.training import EarlyStopping, LrSchedulerType, Optim, Precision, Strategy
 
-__all__ = ["OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
+__all__ = ["EvaluationPlan", "OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
 
 
 class StoragePlan(Contract):
@@ -153,6 +153,16 @@ class TrainingPlan(Contract):
         return (self.dataset.cache_uri or f"{self.checkpoint_uri.rstrip('/')}/tokens").rstrip("/")
 
 
+class EvaluationPlan(Contract):
+    """What the quantized model is compared by. Without rows only size, speed and memory are."""
+
+    uri: str | None = None
+    inline: str | None = None
+    messages_field: str = "messages"
+    max_examples: int = 200
+    seed: int = 0
+
+
 class ServingPlan(Contract):
     """Everything that the quantize Job and the server pods of one revision need to know."""
 
@@ -168,4 +178,5 @@ class ServingPlan(Contract):
     context_length: int
     parallel_requests: int
     artifact_uri: str
+    evaluation: EvaluationPlan | None = None
     storage: StoragePlan = Field(default_factory=StoragePlan)

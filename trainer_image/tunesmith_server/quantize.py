@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from tunesmith_api import keys
@@ -17,9 +18,11 @@ from tunesmith_api.artifacts import ModelManifest, files_digest
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
-from tunesmith_server.artifact import MODEL_FILE, find_artifact, find_manifest, publish_artifact
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+from tunesmith_server.artifact import MODEL_FILE, fetch_artifact, find_artifact, find_manifest, publish_artifact
 from tunesmith_server.convert import to_gguf
-from tunesmith_server.environment import read_plan, scratch_folder, write_report
+from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
+from tunesmith_server.evaluation.compare import compare
 from tunesmith_store.errors import Failure, UserError
 from tunesmith_store.files import entries_below, fetch_model
 from tunesmith_store.store import ObjectStore, S3Store
@@ -63,6 +66,15 @@ def quantize(plan: ServingPlan, store: ObjectStore, scratch: Path) -> ModelManif
     return publish_artifact(store, plan, output, base_digest, metrics)
 
 
+def file_of(plan: ServingPlan, store: ObjectStore, scratch: Path, method: QuantizationMethod) -> Path:
+    """Bring the artefact, or the unquantized model that it is compared with, to this machine."""
+    if method is plan.quantization:
+        return fetch_artifact(store, plan, scratch / "artifact")
+    output = scratch / "unquantized" / MODEL_FILE
+    to_gguf(fetch_model(store, plan.model_uri, scratch / "model"), output, method)
+    return output
+
+
 def main() -> int:
     """Quantize as the mounted plan says; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
@@ -75,7 +87,10 @@ def main() -> int:
 def _attempt() -> tuple[TerminationReport, ExitCode]:
     try:
         plan = read_plan(os.environ)
-        manifest = quantize(plan, S3Store(plan.storage), scratch_folder(os.environ))
+        store, scratch = S3Store(plan.storage), scratch_folder(os.environ)
+        manifest = quantize(plan, store, scratch)
+        bring = partial(file_of, plan, store, scratch)
+        evaluation = compare(plan, store, plan.artifact_uri, manifest, bring, scratch, cpu_threads(os.environ))
     except Failure as failure:
         report = TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message)
         return report, failure.exit_code
@@ -91,6 +106,7 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
             reason=Reason.QUANTIZED,
             message=f"{keys.MODEL_MANIFEST} written to {plan.artifact_uri}",
             model=model,
+            evaluation=evaluation,
             metrics=manifest.metrics,
         ),
         ExitCode.SUCCESS,

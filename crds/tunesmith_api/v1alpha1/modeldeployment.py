@@ -18,6 +18,7 @@ from tunesmith_api.v1alpha1.common import (
 )
 from tunesmith_api.v1alpha1.deploymentstatus import ModelDeploymentStatus
 from tunesmith_api.v1alpha1.engine import Engine
+from tunesmith_api.v1alpha1.gate import EvaluationSpec, Gate
 from tunesmith_api.v1alpha1.quantization import Quantization
 from tunesmith_api.v1alpha1.rollout import Rollout
 from tunesmith_api.v1alpha1.source import Source
@@ -30,6 +31,13 @@ class ModelDeploymentSpec(SpecModel):
 
     source: Source = Field(description="The model to serve.")
     quantization: Quantization = Field(default_factory=Quantization, description="How the weights are made smaller.")
+    evaluation: EvaluationSpec | None = Field(
+        default=None,
+        description="Compare the quantized model with the unquantized one on held-out rows before it is rolled out; {} takes those of the FineTuneJob.",
+    )
+    gate: Gate | None = Field(
+        default=None, description="What a new revision must keep to before it gets traffic; leave it out for no gate."
+    )
     engine: Engine = Field(default_factory=Engine, description="The server that answers.")
     replicas: int = Field(default=1, ge=0, le=1000, description="Number of server pods.")
     resources: Resources = Field(
@@ -58,7 +66,21 @@ class ModelDeploymentSpec(SpecModel):
                 cel(
                     "!has(self.source.uri) || has(self.storage)",
                     "source.uri needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
-                )
+                ),
+                cel(
+                    "!has(self.evaluation) || has(self.evaluation.dataset) || has(self.source.fineTuneJobRef)",
+                    "evaluation needs a dataset: only a FineTuneJob brings one (dataset.eval), a uri does not",
+                ),
+                cel(
+                    "!has(self.gate) || has(self.source.fineTuneJobRef) || has(self.evaluation) || "
+                    "!(has(self.gate.maxPerplexityIncreasePercent) || has(self.gate.maxAccuracyDropPercent) || "
+                    "has(self.gate.minAgreementPercent))",
+                    "a gate on perplexity, accuracy or agreement needs held-out rows: give evaluation.dataset",
+                ),
+                cel(
+                    "!has(self.gate) || !has(self.gate.fallbackMethod) || self.gate.fallbackMethod != self.quantization.method",
+                    "gate.fallbackMethod is quantization.method itself: name another",
+                ),
             ]
         },
     )

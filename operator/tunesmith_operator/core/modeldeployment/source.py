@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunesmith_api.keys import JobCondition, Reason
+from tunesmith_api.plan import EvaluationPlan
 from tunesmith_api.v1alpha1 import ConditionStatus, FineTuneJob, Storage
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.task import Task
+from tunesmith_operator.core.modeldeployment.heldout import held_out_of
 from tunesmith_operator.core.status.conditions import find, holds
 
 __all__ = ["Source", "SourceAbsent", "SourceModel", "of_finetunejob"]
@@ -23,6 +25,7 @@ class SourceModel:
     uri: str
     digest: str
     storage: Storage
+    held_out: EvaluationPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ def of_finetunejob(name: str, namespace: str, job: FineTuneJob | None, storage: 
         else:
             message = f"FineTuneJob {name} hasn't succeeded yet: its model is served as soon as it has."
         return SourceAbsent(Reason.SOURCE_NOT_READY, message)
-    return SourceModel(job.status.model.uri, job.status.model.digest, storage or job.spec.storage)
+    model = job.status.model
+    return SourceModel(model.uri, model.digest, storage or job.spec.storage, held_out_of(job))
 
 
 def _obstacle(name: str, job: FineTuneJob) -> str | None:

@@ -17,6 +17,7 @@ from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment, Resources, Storage, Toleration
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
+from tunesmith_operator.core.modeldeployment.heldout import evaluation_plan
 from tunesmith_operator.core.modeldeployment.observed import revision_name
 from tunesmith_operator.core.modeldeployment.source import SourceModel
 from tunesmith_operator.core.pods.spec import storage_plan
@@ -48,6 +49,7 @@ class Template:
     plan: ServingPlan
     pods: Pods
     hash: str
+    stands_in_for: str = ""
 
     @property
     def artifact_uri(self) -> str:
@@ -69,7 +71,8 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
     content = digest_of([model_uri, source.digest, spec.quantization.method.value, spec.engine.type.value])[:12]
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
     image = spec.image or config.server_image
-    identity = {
+    evaluation = evaluation_plan(deployment, source.held_out)
+    identity: dict[str, object] = {
         "content": content,
         "folder": folder,
         "image": image,
@@ -78,6 +81,8 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
+    if evaluation is not None:
+        identity["evaluation"] = evaluation.model_dump(mode="json", by_alias=True)
     plan = ServingPlan(
         name=meta.name,
         namespace=meta.namespace,
@@ -90,6 +95,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
         artifact_uri=f"{folder}/{spec.quantization.method.value.lower()}-{content}",
+        evaluation=evaluation,
         storage=storage_plan(source.storage),
     )
     pods = Pods(
@@ -111,5 +117,11 @@ def stored_template(deployment: ModelDeployment, config_map: ConfigMapView | Non
         pods = Pods.from_json(config_map.data.get(TEMPLATE_FILE, ""))
     except ValidationError:
         return None
-    revision_hash = config_map.annotations.get(keys.ANNOTATION_REVISION_HASH, "")
-    return Template(deployment=deployment, plan=plan, pods=pods, hash=revision_hash)
+    annotations = config_map.annotations
+    return Template(
+        deployment=deployment,
+        plan=plan,
+        pods=pods,
+        hash=annotations.get(keys.ANNOTATION_REVISION_HASH, ""),
+        stands_in_for=annotations.get(keys.ANNOTATION_STANDS_IN_FOR, ""),
+    )
