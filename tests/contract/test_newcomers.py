@@ -55,9 +55,9 @@ NAMED = {
     "A quantization method": (
         QuantizationMethod,
         {
-            "trainer_image/tunesmith_server/convert.py": "QuantizationMethod.{0.name}: ",
-            "tests/component/server/test_quantize_and_serve.py": '"{0.value}"',
-            "docs/modeldeployment.md": "`{0.value}`",
+            "trainer_image/tunesmith_server/quantizers/__init__.py": "QuantizationMethod.{0.name}: ",
+            "tests/component/server/test_quantize_methods.py": '"{0.value}"',
+            "docs/modeldeployment.md": "| `{0.value}`",
         },
     ),
 }

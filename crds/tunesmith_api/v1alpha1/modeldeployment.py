@@ -17,7 +17,7 @@ from tunesmith_api.v1alpha1.common import (
     unseen,
 )
 from tunesmith_api.v1alpha1.deploymentstatus import ModelDeploymentStatus
-from tunesmith_api.v1alpha1.engine import Engine
+from tunesmith_api.v1alpha1.engine import Engine, pairing_rules
 from tunesmith_api.v1alpha1.gate import EvaluationSpec, Gate
 from tunesmith_api.v1alpha1.quantization import Quantization
 from tunesmith_api.v1alpha1.rollout import Rollout
@@ -78,9 +78,11 @@ class ModelDeploymentSpec(SpecModel):
                     "a gate on perplexity, accuracy or agreement needs held-out rows: give evaluation.dataset",
                 ),
                 cel(
-                    "!has(self.gate) || !has(self.gate.fallbackMethod) || self.gate.fallbackMethod != self.quantization.method",
-                    "gate.fallbackMethod is quantization.method itself: name another",
+                    "!has(self.gate) || !has(self.gate.fallbackMethod) || "
+                    "!(self.quantization.method in ['Auto', self.gate.fallbackMethod] || self.gate.fallbackMethod == 'Auto')",
+                    "gate.fallbackMethod and quantization.method name two different methods, neither of them Auto",
                 ),
+                *pairing_rules(),
             ]
         },
     )

@@ -12,7 +12,7 @@ from tunesmith_api.v1alpha1.gate import Estimate, Evaluation, Figures, Metric
 KIND = MODELDEPLOYMENT_KIND
 ROWS = {"dataset": "s3://data/eval.jsonl"}
 GATE = {"maxAccuracyDropPercent": 3}
-FALLBACK = {"onGateFailure": "FallbackMethod", "fallbackMethod": "None"}
+FALLBACK = {"onGateFailure": "FallbackMethod", "fallbackMethod": "Q8_0"}
 
 
 def evaluation(drop: str, low: str, high: str) -> Evaluation:
@@ -32,7 +32,9 @@ BAD, GOOD = evaluation("11.2", "6.1", "16.4"), evaluation("0.5", "-1.0", "2.0")
 
 def started(world: World | None = None, **spec) -> World:
     world = world or World()
-    world.cluster.put(make.modeldeployment(**{"evaluation": ROWS, "gate": GATE, **spec}))
+    world.cluster.put(
+        make.modeldeployment(**{"quantization": {"method": "Q4_0"}, "evaluation": ROWS, "gate": GATE, **spec})
+    )
     world.reconcile()
     return world
 
@@ -98,7 +100,7 @@ def test_a_revision_within_its_limits_goes_out_and_the_status_has_the_figures():
 
 def test_traffic_never_moves_to_what_the_gate_holds_back():
     world = served()
-    edit(world, quantization={"method": "None"})
+    edit(world, quantization={"method": "Q2_K"})
     quantized(world, "r2", BAD)
     world.wait(3600)
     assert phases(world) == ["Active", "Failed"]
@@ -127,17 +129,17 @@ def test_a_fallback_goes_out_in_its_place_and_the_status_says_why():
     world = started(gate={**GATE, **FALLBACK})
     quantized(world, "r1", BAD)
     plan = ServingPlan.from_json(world.cluster.get("ConfigMap", "sentiment-r2")["data"]["plan.json"])
-    assert plan.quantization == "None"
+    assert plan.quantization == "Q8_0"
     quantized(world, "r2", GOOD)
     rolled_out(world, "r2")
     world.wait(3600)
     assert phases(world) == ["Failed", "Active"]
-    assert world.status(KIND)["display"]["quantization"] == "None"
+    assert world.status(KIND)["display"]["quantization"] == "Q8_0"
     assert world.status(KIND)["phase"] == "Ready"
     status, _, message = condition(world, "QualityHeld")
     assert status == "True"
     assert "accuracy fell 0.5 points" in message
-    assert "None is tried instead of Q8_0: of sentiment-r1" in message
+    assert "Q8_0 is tried instead of Q4_0: of sentiment-r1" in message
     assert "accuracy fell 11.2 points" in message
 
 

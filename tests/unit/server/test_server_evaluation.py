@@ -164,7 +164,7 @@ def test_a_bad_row_is_named(text, complaint):
 
 
 def test_missing_rows_are_told():
-    with pytest.raises(UserError, match="no evaluation set at s3://data/gone.jsonl"):
+    with pytest.raises(UserError, match="no evaluation set at s3://data/gone"):
         read_rows(Files(), EvaluationPlan(uri="s3://data/gone.jsonl"))
 
 

@@ -35,14 +35,14 @@ class Candidate:
 
 
 def metric_of(rows: Sequence[Row]) -> Metric:
-    """Say what counts as right: the very words where all references are labels that come again, else words in common."""
+    """Say what counts as right: the very words where all references are labels that recur, else words in common."""
     references = {_plain(row.reference) for row in rows}
     short = all(len(reference.split()) <= LABEL_WORDS for reference in references)
     return Metric.EXACT_MATCH if short and 2 * len(references) <= len(rows) else Metric.F1
 
 
 def score_of(metric: Metric, answer: str, reference: str) -> float:
-    """How right an answer is, 0 to 1: exact match, or F1 of words (Rajpurkar et al. 2016), without case and punctuation."""
+    """How right an answer is, 0 to 1, without case and punctuation: exact match, or F1 of words (Rajpurkar 2016)."""
     said, wanted = _plain(answer).split(), _plain(reference).split()
     if metric is Metric.EXACT_MATCH or not said or not wanted:
         return float(said == wanted)

@@ -17,7 +17,8 @@ __all__ = ["page_of"]
 MOST_DIFFERENT = 30
 
 TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ plan.quantization }} of {{ plan.model_uri }}</title>
+<html lang="en"><head><meta charset="utf-8">
+<title>{{ plan.quantization }} of {{ plan.model_uri }}</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2433; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0 }
@@ -27,19 +28,22 @@ td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
 footer { color: #5c667a }
 </style></head><body>
 <h1>{{ plan.quantization }} against 16 bits</h1>
-<p>{{ plan.model_uri }}, revision {{ plan.revision }}: both models as served, asked the same {{ found.examples }} held-out
-rows{% if found.skipped %}; {{ found.skipped }} more don't fit into the context of {{ plan.context_length }} tokens{% endif %}.</p>
+<p>{{ plan.model_uri }}, revision {{ plan.revision }}: both models as served, asked the same
+{{ found.examples }} held-out rows{% if found.skipped %}; {{ found.skipped }} more don't fit into the context of
+{{ plan.context_length }} tokens{% endif %}.</p>
 <table><tr><th></th><th>16 bits</th><th>{{ plan.quantization }}</th><th>difference, 95 % interval</th></tr>
 {% for name, before, after, difference in lines %}<tr><th>{{ name }}</th><td class="number">{{ before }}</td>
 <td class="number">{{ after }}</td><td class="number">{{ difference }}</td></tr>
 {% endfor %}</table>
 {% if different %}<h2>Rows that they answer differently</h2>
 <table><tr><th>question</th><th>reference</th><th>16 bits</th><th>{{ plan.quantization }}</th></tr>
-{% for question, reference, one, other in different %}<tr><td class="text">{{ question }}</td><td class="text">{{ reference }}</td>
+{% for question, reference, one, other in different %}<tr><td class="text">{{ question }}</td>
+<td class="text">{{ reference }}</td>
 <td class="text">{{ one }}</td><td class="text">{{ other }}</td></tr>
 {% endfor %}</table>
-{% endif %}<footer>Intervals: score interval of paired proportions (Newcombe 1998, method 10) for exact matches, Wilson's for
-agreement, bootstrap over rows for F1 and perplexity. Perplexity is of the reference answers, teacher-forced.</footer>
+{% endif %}<footer>Intervals: score interval of paired proportions (Newcombe 1998, method 10) for exact matches,
+Wilson's for agreement, bootstrap over rows for F1 and perplexity. Perplexity is of the reference answers,
+teacher-forced.</footer>
 </body></html>
 """
 

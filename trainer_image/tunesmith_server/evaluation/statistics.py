@@ -55,14 +55,14 @@ def _correlation(both: int, first_only: int, second_only: int, neither: int) -> 
     margins = (both + first_only) * (second_only + neither) * (both + second_only) * (first_only + neither)
     if margins == 0:
         return 0.0
-    rows, excess = both + first_only + second_only + neither, both * neither - first_only * second_only
+    rows, excess = both + first_only + second_only + neither, float(both * neither - first_only * second_only)
     if excess > 0:
-        excess = max(excess - rows / 2, 0)  # type: ignore[assignment]
+        excess = max(excess - rows / 2, 0.0)
     return excess / math.sqrt(margins)
 
 
 def mean_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Interval:
-    """Return the interval of the mean difference of scores on the same rows: percentile bootstrap over rows (Efron 1979)."""
+    """Return the interval of the mean difference of scores on the same rows: percentile bootstrap over rows."""
     differences = numpy.asarray(first) - numpy.asarray(second)
     means = [differences[draw].mean(axis=1) for draw in _draws(len(differences), seed)]
     return _ends(numpy.concatenate(means))

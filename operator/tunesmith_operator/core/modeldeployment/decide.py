@@ -20,7 +20,7 @@ from tunesmith_operator.core.modeldeployment.children import (
     service,
 )
 from tunesmith_operator.core.modeldeployment.fallback import with_fallback
-from tunesmith_operator.core.modeldeployment.heldout import rows_missing
+from tunesmith_operator.core.modeldeployment.heldout import cannot_be_evaluated
 from tunesmith_operator.core.modeldeployment.observed import Children, Observed, children_of, revision_label
 from tunesmith_operator.core.modeldeployment.policies import violation
 from tunesmith_operator.core.modeldeployment.revisions import (
@@ -63,7 +63,7 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     children = children_of(observed)
     broken, history = violation(owner), history_of(owner, children)
     if broken is None and isinstance(source, SourceModel):
-        broken = rows_missing(owner, source.held_out)
+        broken = cannot_be_evaluated(owner, source)
     if history.latest is None and broken is not None:
         return _report(owner, refused_status(owner, broken, now))
     if history.latest is None and isinstance(source, SourceAbsent):

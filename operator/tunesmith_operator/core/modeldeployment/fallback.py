@@ -1,7 +1,7 @@
 """Which revision the spec asks for where its gate has a fallback: its own, or the one that stands in for it.
 
-`decide` asks. The answer follows from the history alone, so an operator that restarts gives the same one, and a fallback
-that fails, too, has no other after it.
+`decide` asks. The answer follows from the history alone, so an operator that restarts gives the same one, and a
+fallback that fails, too, has no other after it.
 """
 
 from __future__ import annotations

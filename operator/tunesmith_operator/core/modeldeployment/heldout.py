@@ -5,13 +5,30 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from tunesmith_api.plan import EvaluationPlan
 from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment
 from tunesmith_api.v1alpha1.dataset import DataFormat
+from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
 from tunesmith_api.v1alpha1.task import Task
+from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
 from tunesmith_operator.core.reconcile.rules import Violation
 
-__all__ = ["evaluation_plan", "held_out_of", "rows_missing"]
+__all__ = ["Evaluated", "cannot_be_evaluated", "evaluation_plan", "held_out_of"]
+
+
+class Evaluated(Protocol):
+    """What is asked of a source."""
+
+    @property
+    def task(self) -> Task | None:
+        """What the model was trained for, where that is known."""
+
+    @property
+    def held_out(self) -> EvaluationPlan | None:
+        """The rows that its FineTuneJob holds out."""
+
 
 _OTHER_FORMATS = (".csv", ".tsv", ".parquet", ".txt")
 
@@ -40,8 +57,23 @@ def evaluation_plan(deployment: ModelDeployment, held_out: EvaluationPlan | None
     return rows.model_copy(update={"max_examples": asked.max_examples, "seed": asked.seed})
 
 
-def rows_missing(deployment: ModelDeployment, held_out: EvaluationPlan | None) -> Violation | None:
-    """What is asked for takes rows, and there are none that can be read."""
+def cannot_be_evaluated(deployment: ModelDeployment, source: Evaluated) -> Violation | None:
+    """What is asked for takes rows that can't be read, or an engine that can't be asked."""
+    spec = deployment.spec
+    if spec.evaluation is None and spec.gate is None:
+        return None
+    fallback = spec.gate.fallback_method if spec.gate is not None else None
+    for method in (spec.quantization.method, fallback or spec.quantization.method):
+        engine = engine_for(spec.engine.type, method, source.task)
+        if engine is not EngineType.LLAMA_CPP or method_for(method, engine) not in ENGINE_METHODS[engine]:
+            return Violation(
+                f"spec.evaluation and spec.gate are for engine LlamaCpp, which doesn't serve this model as {method}: "
+                "leave them out, or name another method"
+            )
+    return _rows_missing(deployment, source.held_out)
+
+
+def _rows_missing(deployment: ModelDeployment, held_out: EvaluationPlan | None) -> Violation | None:
     spec = deployment.spec
     dataset = spec.evaluation.dataset if spec.evaluation is not None else None
     if dataset is not None:
