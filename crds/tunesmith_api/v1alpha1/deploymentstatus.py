@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tunesmith_api.model import StatusModel
 from tunesmith_api.v1alpha1.common import Conditions, OptionalTime, keyed_by
+from tunesmith_api.v1alpha1.gate import Evaluation
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 
 __all__ = ["DeploymentDisplay", "DeploymentPhase", "ModelDeploymentStatus", "Revision", "RevisionPhase"]
@@ -56,6 +57,13 @@ class Revision(StatusModel):
     )
     artifact_digest: str = Field(default="", description="sha256 over those files, as recorded in their manifest.")
     artifact_size_bytes: int = Field(default=0, ge=0, description="Size of those files.")
+    evaluation: Evaluation | None = Field(
+        default=None, description="The comparison with the unquantized model, where there was one."
+    )
+    stands_in_for: str = Field(
+        default="",
+        description="Hash of the revision that the gate held back and that this one, of fallbackMethod, is tried for.",
+    )
     bits_per_weight: str = Field(
         default="",
         description="Bits of those files for each weight of the model: what the method came to, with all it falls back to.",
@@ -80,7 +88,8 @@ class ModelDeploymentStatus(StatusModel):
         default=DeploymentPhase.PENDING, description="Printed summary; conditions are authoritative."
     )
     conditions: Conditions = Field(
-        default_factory=list, description="Accepted, ArtifactReady, ChildrenApplied, Progressing, Available, Ready."
+        default_factory=list,
+        description="Accepted, ArtifactReady, QualityHeld, ChildrenApplied, Progressing, Available, Ready.",
     )
     current_revision: str = Field(default="", description="Name of the revision that answers.")
     latest_revision: str = Field(

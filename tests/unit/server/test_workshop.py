@@ -8,9 +8,9 @@ from tunesmith_api.artifacts import ModelManifest, files_digest
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
+from tunesmith_server import quantize as job
 from tunesmith_server import workshop
 from tunesmith_server.artifact import MODEL_FILE, fetch_artifact
-from tunesmith_server.quantize import quantize
 from tunesmith_server.quantizers.base import Made
 from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Retryable, UserError
@@ -57,6 +57,10 @@ def plan(revision: str = "m-r1", **changes) -> ServingPlan:
         "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": f"{MODEL}/quantized",
     }  # fmt: skip
     return ServingPlan(**{**values, **changes})
+
+
+def quantize(wanted: ServingPlan, store, scratch) -> ModelManifest:
+    return job.quantize(wanted, store, Workshop(wanted, store, scratch))
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ class Relay:
         return found if isinstance(found, dict) else {}
 
     async def plain(self, path: str, call: Call) -> tuple[bytes, dict[str, str]]:
-        """The engine's own answer, with the headers that are about it. Engines put such requests together: none waits."""
+        """The engine's own answer, with the headers about it. Engines put such requests together: none waits."""
         async with self._response(path, call.bodies[0]) as response:
             return await response.read(), {name: it for name, it in response.headers.items() if name.startswith("X-")}
 

@@ -50,6 +50,8 @@ def network_policy(deployment: ModelDeployment, config: Config) -> Manifest:
 def config_map(template: Template, number: int) -> Manifest:
     """The plan of a revision. The revision hash on it lets the history be rebuilt from the children."""
     annotations = {keys.ANNOTATION_REVISION_HASH: template.hash}
+    if template.stands_in_for:
+        annotations[keys.ANNOTATION_STANDS_IN_FOR] = template.stands_in_for
     labels = _labels(number, keys.COMPONENT_SERVER)
     name = revision_name(template.deployment, number)
     data = {keys.PLAN_FILE: template.plan_of(number).to_json(), TEMPLATE_FILE: template.pods.to_json()}

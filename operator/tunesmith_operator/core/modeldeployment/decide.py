@@ -19,6 +19,8 @@ from tunesmith_operator.core.modeldeployment.children import (
     server_deployment,
     service,
 )
+from tunesmith_operator.core.modeldeployment.fallback import with_fallback
+from tunesmith_operator.core.modeldeployment.heldout import cannot_be_evaluated
 from tunesmith_operator.core.modeldeployment.observed import Children, Observed, children_of, revision_label
 from tunesmith_operator.core.modeldeployment.policies import violation
 from tunesmith_operator.core.modeldeployment.revisions import (
@@ -60,6 +62,8 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
         return Decision()
     children = children_of(observed)
     broken, history = violation(owner), history_of(owner, children)
+    if broken is None and isinstance(source, SourceModel):
+        broken = cannot_be_evaluated(owner, source)
     if history.latest is None and broken is not None:
         return _report(owner, refused_status(owner, broken, now))
     if history.latest is None and isinstance(source, SourceAbsent):
@@ -69,8 +73,10 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
         status = waiting_status(owner, Reason.PENDING, message, now)
         return replace(_report(owner, status), requeue_after=ORPHANS_SECONDS)
     # what can't be accepted changes nothing: the revisions that there are go on as they were made
-    template = template_of(owner, source, config) if isinstance(source, SourceModel) and broken is None else None
-    if template is not None:
+    template = None
+    if isinstance(source, SourceModel) and broken is None:
+        asked = template_of(owner, source, config)
+        template = with_fallback(asked, owner, source, config, history.revisions)
         history = with_target(history, template, now)
     assert history.latest is not None
     history = history.with_revision(advance(owner, history.latest, children, now))

@@ -15,6 +15,7 @@ from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
+from tunesmith_operator.core.modeldeployment.gate import held_back, judged
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label, revision_name
 from tunesmith_operator.core.modeldeployment.template import Template
 from tunesmith_operator.core.pods.crashes import first_crash
@@ -98,6 +99,7 @@ def _rebuilt(deployment: ModelDeployment, label: str, config_map: ConfigMapView)
         model_digest=plan.model_digest,
         quantization=plan.quantization,
         artifact_uri=plan.artifact_uri,
+        stands_in_for=config_map.annotations.get(keys.ANNOTATION_STANDS_IN_FOR, ""),
         created_time=rfc3339(config_map.created) if config_map.created is not None else None,
     )
 
@@ -113,6 +115,7 @@ def _new_revision(template: Template, number: int, now: datetime) -> Revision:
         model_digest=template.plan.model_digest,
         quantization=template.plan.quantization,
         artifact_uri=template.artifact_uri,
+        stands_in_for=template.stands_in_for,
         created_time=rfc3339(now),
     )
 
@@ -155,14 +158,15 @@ def _secret_uses(deployment: ModelDeployment) -> tuple[SecretUse, ...]:
 def advance(deployment: ModelDeployment, revision: Revision, children: Children, now: datetime) -> Revision:
     """The revision as far as its children have brought it.
 
-    A failed one starts again when the child that failed has been deleted.
+    A failed one starts again when the child that failed has been deleted; one that the gate holds back is judged again,
+    by the limits as they are now.
     """
     label = revision_label(revision.number)
     job, servers = children.jobs.get(label), children.deployments.get(label)
     if revision.phase is RevisionPhase.FAILED:
         rollout = failed_in_rollout(revision)
         if (servers if rollout else job) is not None:
-            return revision
+            return judged(deployment, revision) if held_back(revision) else revision
         phase = RevisionPhase.ROLLING_OUT if rollout else RevisionPhase.QUANTIZING
         revision = revision.model_copy(update={"phase": phase, "reason": "", "message": ""})
     if revision.phase is RevisionPhase.QUANTIZING:
@@ -189,7 +193,7 @@ def _quantized(
     if job.complete:
         reports = [pod.report for pod in pods if pod.phase == "Succeeded" and pod.report is not None]
         artifact = reports[0].model if reports else None
-        update: dict[str, object] = {"phase": RevisionPhase.ROLLING_OUT}
+        update: dict[str, object] = {"evaluation": reports[0].evaluation if reports else None}
         if artifact is not None:
             update |= {
                 "artifact_uri": artifact.uri,
@@ -198,7 +202,13 @@ def _quantized(
                 "bits_per_weight": f"{artifact.bits_per_weight:.2f}" if artifact.bits_per_weight is not None else "",
                 "model_digest": artifact.base_digest or revision.model_digest,
             }
-        return revision.model_copy(update=update)
+        made = revision.model_copy(update=update)
+        # servers that are there have passed the gate already: the status that said so was lost
+        return (
+            judged(deployment, made)
+            if servers is None
+            else made.model_copy(update={"phase": RevisionPhase.ROLLING_OUT})
+        )
     again = f"Then try again with: kubectl delete job -n {job.namespace} {job.name}"
     if job.failed is not None:
         crash = first_crash(pods)

@@ -8,6 +8,7 @@ from tunesmith_api.keys import DeploymentCondition, Reason
 from tunesmith_api.v1alpha1 import ModelDeployment, ModelDeploymentStatus, ObjectMeta
 from tunesmith_api.v1alpha1.deploymentstatus import DeploymentDisplay, DeploymentPhase, Revision, RevisionPhase
 from tunesmith_operator.core.modeldeployment.children import selector
+from tunesmith_operator.core.modeldeployment.gate import held_back, quality_held
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label
 from tunesmith_operator.core.modeldeployment.revisions import History, failed_in_rollout, trim
 from tunesmith_operator.core.modeldeployment.source import SourceAbsent
@@ -99,6 +100,7 @@ def serving_status(
     findings = (
         accepted(),
         _artifact(latest, problem, absent),
+        quality_held(deployment, history.revisions),
         children_applied(),
         _progressing(history, latest, problem, children),
         _available(history, answering, desired, children),
@@ -133,7 +135,7 @@ def _artifact(latest: Revision, problem: StartupProblem | None, absent: SourceAb
         if problem is not None:
             return Finding(type_, FALSE, problem.reason, problem.message)
         return Finding(type_, FALSE, Reason.QUANTIZING, f"The artefact of {latest.name} is being made.")
-    if latest.phase is RevisionPhase.FAILED and not failed_in_rollout(latest):
+    if latest.phase is RevisionPhase.FAILED and not failed_in_rollout(latest) and not held_back(latest):
         return Finding(type_, FALSE, Reason(latest.reason), latest.message)
     return Finding(type_, TRUE, Reason.QUANTIZED, f"The artefact of {latest.name} is in {latest.artifact_uri}.")
 
