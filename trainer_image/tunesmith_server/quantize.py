@@ -22,7 +22,8 @@ from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder,
 from tunesmith_server.evaluation.compare import compare
 from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Failure, UserError
-from tunesmith_store.store import ObjectStore, S3Store
+from tunesmith_store.router import store_of
+from tunesmith_store.store import ObjectStore
 
 __all__ = ["evaluate", "main", "quantize"]
 
@@ -84,7 +85,7 @@ def main() -> int:
 def _attempt() -> tuple[TerminationReport, ExitCode]:
     try:
         plan = read_plan(os.environ)
-        store, scratch = S3Store(plan.storage), scratch_folder(os.environ)
+        store, scratch = store_of(plan), scratch_folder(os.environ)
         workshop = Workshop(plan, store, scratch, cpu_threads(os.environ))
         manifest = quantize(plan, store, workshop)
         evaluation = evaluate(plan, store, workshop, manifest, scratch)

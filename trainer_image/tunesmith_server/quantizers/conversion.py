@@ -96,8 +96,8 @@ def check_tokenizer(folder: Path) -> None:
     if highest >= rows:
         message = (
             f"the tokenizer has {highest + 1} tokens, the model embeddings for {rows} of them (vocab_size of "
-            f"config.json). Make them more before you save the model (model.resize_token_embeddings({highest + 1})), or "
-            "save it with the tokenizer that it was trained with."
+            f"config.json). Make them more before you save it (model.resize_token_embeddings({highest + 1})), or "
+            "take the tokenizer that it was trained with."
         )
         raise UserError(Reason.MODEL_INVALID, message)
 

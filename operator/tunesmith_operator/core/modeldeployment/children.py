@@ -10,7 +10,7 @@ from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT,
 from tunesmith_operator.core.kubernetes.workloads import pod_failure_policy
 from tunesmith_operator.core.modeldeployment.observed import owner_of, revision_label, revision_name
 from tunesmith_operator.core.modeldeployment.template import TEMPLATE_FILE, Template
-from tunesmith_operator.core.pods.spec import Workload, pod_spec
+from tunesmith_operator.core.pods.spec import Workload, claim_of, hub_env, pod_spec
 
 __all__ = ["config_map", "network_policy", "quantize_job", "selector", "server_deployment", "service"]
 
@@ -32,13 +32,17 @@ def service(deployment: ModelDeployment, number: int) -> Manifest:
     return owner.manifest(SERVICE, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
 
 
-def network_policy(deployment: ModelDeployment) -> Manifest:
-    """Anyone may ask for completions; nothing else of the pods can be reached."""
+def network_policy(deployment: ModelDeployment, config: Config) -> Manifest:
+    """Anyone may ask for completions; the operator reads metrics; nothing else of the pods can be reached."""
     owner = owner_of(deployment)
+    health: JSON = {"ports": [{"port": keys.PORT_HEALTH, "protocol": "TCP"}]}
+    if config.operator_namespace:
+        home = {"kubernetes.io/metadata.name": config.operator_namespace}
+        health["from"] = [{"namespaceSelector": {"matchLabels": home}}]
     spec: JSON = {
         "podSelector": {"matchLabels": {keys.LABEL_MODELDEPLOYMENT: owner.name}},
         "policyTypes": ["Ingress"],
-        "ingress": [{"ports": [{"port": keys.PORT_SERVER, "protocol": "TCP"}]}],
+        "ingress": [{"ports": [{"port": keys.PORT_SERVER, "protocol": "TCP"}]}, health],
     }
     return owner.manifest(NETWORK_POLICY, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
 
@@ -67,10 +71,21 @@ def _workload(
         storage=pods.storage,
         node_selector=pods.node_selector,
         tolerations=pods.tolerations,
+        env=hub_env(pods.hugging_face),
+        claims=_claims(template, container),
         restart_policy="Always" if container == keys.SERVER_CONTAINER else "Never",
         container_fields=container_fields,
         pod_fields=more.get("pod_fields", {}),
+        secrets=more.get("secrets", {}),
     )
+
+
+def _claims(template: Template, container: str) -> dict[str, bool]:
+    """The PersistentVolumeClaims of a container, by name, and whether it writes: servers only read artefacts."""
+    quantizes = container == keys.QUANTIZE_CONTAINER
+    uses = {claim_of(template.plan.model_uri): False} if quantizes else {}
+    uses[claim_of(template.plan.artifact_uri)] = quantizes
+    return {claim: written for claim, written in uses.items() if claim}
 
 
 def quantize_job(template: Template, number: int, config: Config) -> Manifest:
@@ -110,7 +125,7 @@ def server_deployment(template: Template, number: int, config: Config) -> Manife
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": chosen},
     }
-    deadline = spec.rollout.progress_deadline_seconds
+    deadline, api = spec.rollout.progress_deadline_seconds, template.plan.api
     container: JSON = {
         "ports": [
             {"name": "http", "containerPort": keys.PORT_SERVER, "protocol": "TCP"},
@@ -127,7 +142,11 @@ def server_deployment(template: Template, number: int, config: Config) -> Manife
         keys.SERVER_CONTAINER,
         "tunesmith_server",
         container,
-        pod_fields={"topologySpreadConstraints": [spread]},
+        pod_fields={
+            "topologySpreadConstraints": [spread],
+            "terminationGracePeriodSeconds": api.termination_grace_period_seconds,
+        },
+        secrets={keys.API_KEYS_DIRECTORY: api.keys_secret_ref.name} if api.keys_secret_ref is not None else {},
     )
     fields: JSON = {
         "replicas": spec.replicas,
