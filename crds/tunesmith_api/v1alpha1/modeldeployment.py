@@ -77,18 +77,13 @@ class ModelDeploymentSpec(SpecModel):
                     "source.uri needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
                 ),
                 cel(
-                    "!has(self.artifactsURI) || !self.artifactsURI.startsWith('s3://') || has(self.storage) || "
-                    "has(self.source.fineTuneJobRef)",
-                    "artifactsURI needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
-                ),
-                cel(
-                    "!has(self.source.uri) || !self.source.uri.startsWith('hf://') || has(self.artifactsURI)",
-                    "a model of the Hub needs artifactsURI: say where its quantized files go (s3://bucket/key or "
-                    "pvc://claim/path)",
-                ),
-                cel(
                     "!has(self.evaluation) || has(self.evaluation.dataset) || has(self.source.fineTuneJobRef)",
                     "evaluation needs a dataset: only a FineTuneJob brings one (dataset.eval), a uri does not",
+                ),
+                cel(
+                    "!has(self.evaluation) || !has(self.evaluation.dataset) || has(self.storage) || "
+                    "has(self.source.fineTuneJobRef)",
+                    "evaluation.dataset needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
                 ),
                 cel(
                     "!has(self.gate) || has(self.source.fineTuneJobRef) || has(self.evaluation) || "
@@ -100,6 +95,16 @@ class ModelDeploymentSpec(SpecModel):
                     "!has(self.gate) || !has(self.gate.fallbackMethod) || "
                     "!(self.quantization.method in ['Auto', self.gate.fallbackMethod] || self.gate.fallbackMethod == 'Auto')",
                     "gate.fallbackMethod and quantization.method name two different methods, neither of them Auto",
+                ),
+                cel(
+                    "!has(self.artifactsURI) || !self.artifactsURI.startsWith('s3://') || has(self.storage) || "
+                    "has(self.source.fineTuneJobRef)",
+                    "artifactsURI needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
+                ),
+                cel(
+                    "!has(self.source.uri) || !self.source.uri.startsWith('hf://') || has(self.artifactsURI)",
+                    "a model of the Hub needs artifactsURI: say where its quantized files go (s3://bucket/key or "
+                    "pvc://claim/path)",
                 ),
                 *pairing_rules(),
             ]

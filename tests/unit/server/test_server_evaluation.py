@@ -7,10 +7,11 @@ import pytest
 from scipy import stats
 
 from tunesmith_api.keys import Reason
-from tunesmith_api.plan import EvaluationPlan
+from tunesmith_api.plan import EvaluationPlan, ServingPlan
 from tunesmith_api.v1alpha1.gate import Metric
 from tunesmith_server.evaluation.answers import Answer, Answers
 from tunesmith_server.evaluation.figures import Candidate, figures_of, metric_of, score_of
+from tunesmith_server.evaluation.page import page_of
 from tunesmith_server.evaluation.rows import Message, Row, draw, read_rows
 from tunesmith_server.evaluation.statistics import mean_difference, paired_difference, perplexity_increase, wilson
 from tunesmith_store.errors import UserError
@@ -102,6 +103,20 @@ def test_without_rows_only_what_takes_none_is_measured():
     found = figures_of([], candidate(), candidate(), "")
     assert (found.examples, found.metric, found.accuracy_drop_percent) == (0, None, None)
     assert found.quantized.tokens_per_second == "20.00"
+
+
+def test_what_rows_and_models_say_is_text_on_the_page():
+    rows = [row("<script>alert(1)</script>", "yes")]
+    first, second = (candidate(Answer(text=it, loss=0.1, tokens=1)) for it in ("yes", "<b>no</b>"))
+    values = {
+        "name": "m", "namespace": "n", "uid": "u", "revision": "m-r1", "model_uri": "s3://models/m", "quantization": "Q4_0",
+        "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": "s3://models/m/quantized",
+    }  # fmt: skip
+    page = page_of(ServingPlan(**values), figures_of(rows, first, second, "abc"), rows, first, second)
+    assert "Q4_0 against 16 bits" in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "&lt;b&gt;no" in page
+    assert "<script>" not in page
 
 
 class Files:

@@ -88,10 +88,10 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
-    if model_uri.startswith("hf://"):
-        identity["hub"] = [spec.source.revision, spec.hugging_face.model_dump(mode="json", by_alias=True)]
     if evaluation is not None:
         identity["evaluation"] = evaluation.model_dump(mode="json", by_alias=True)
+    if model_uri.startswith("hf://"):
+        identity["hub"] = [spec.source.revision, spec.hugging_face.model_dump(mode="json", by_alias=True)]
     plan = ServingPlan(
         name=meta.name,
         namespace=meta.namespace,
