@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from tunesmith_api import keys
 from tunesmith_api.model import SpecModel, StatusModel, WritableUri, cel
+from tunesmith_api.v1alpha1.api import Api
 from tunesmith_api.v1alpha1.common import (
     Image,
     NodeSelector,
@@ -32,6 +33,7 @@ class ModelDeploymentSpec(SpecModel):
     source: Source = Field(description="The model to serve.")
     quantization: Quantization = Field(default_factory=Quantization, description="How the weights are made smaller.")
     engine: Engine = Field(default_factory=Engine, description="The server that answers.")
+    api: Api = Field(default_factory=Api, description="Who may use the servers, and how much one request may take.")
     replicas: int = Field(default=1, ge=0, le=1000, description="Number of server pods.")
     resources: Resources = Field(
         default_factory=Resources,

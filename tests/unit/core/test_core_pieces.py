@@ -8,12 +8,18 @@ from pydantic import ValidationError
 from support import make
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
+from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, ModelDeployment, Storage
 from tunesmith_operator.core import text
 from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.finetunejob.policies import violation
 from tunesmith_operator.core.finetunejob.training_plan import training_plan
-from tunesmith_operator.core.modeldeployment.children import quantize_job, server_deployment
+from tunesmith_operator.core.modeldeployment.children import (
+    config_map,
+    network_policy,
+    quantize_job,
+    server_deployment,
+)
 from tunesmith_operator.core.modeldeployment.policies import violation as deployment_violation
 from tunesmith_operator.core.modeldeployment.source import SourceAbsent, SourceModel, of_finetunejob
 from tunesmith_operator.core.modeldeployment.template import template_of
@@ -211,6 +217,40 @@ def test_progress_is_open_to_the_operators_namespace_only():
     home = {"kubernetes.io/metadata.name": "tunesmith-system"}
     assert operator["from"] == [{"namespaceSelector": {"matchLabels": home}}]
     assert operator["ports"][0]["port"] == keys.PORT_PROGRESS
+
+
+def served(**spec):
+    """The template of a deployment, and the spec of its server pods."""
+    made = template_of(deployment(**spec), SourceModel("s3://models/m", "d", Storage()), make.CONFIG)
+    return made, server_deployment(made, 1, make.CONFIG).body["spec"]["template"]["spec"]
+
+
+def test_the_health_port_of_servers_is_open_to_the_operators_namespace_only():
+    everyone, operator = network_policy(deployment(), make.CONFIG).body["spec"]["ingress"]
+    assert everyone == {"ports": [{"port": keys.PORT_SERVER, "protocol": "TCP"}]}
+    assert operator["ports"] == [{"port": keys.PORT_HEALTH, "protocol": "TCP"}]
+    (source,) = operator["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": make.CONFIG.operator_namespace}
+
+
+def test_api_keys_are_mounted_as_files_that_may_be_missing():
+    _, plain = served()
+    assert not [it for it in plain["volumes"] if "secret" in it]
+    made, pod = served(api={"keysSecretRef": {"name": "clients"}})
+    (volume,) = [it for it in pod["volumes"] if "secret" in it]
+    # a pod that waits for a volume says nothing in its status: this one starts, and says that it has no keys
+    assert volume["secret"] == {"secretName": "clients", "optional": True}
+    (mount,) = [it for it in pod["containers"][0]["volumeMounts"] if it["name"] == volume["name"]]
+    assert (mount["mountPath"], mount["readOnly"]) == (keys.API_KEYS_DIRECTORY, True)
+    assert "clients" not in json.dumps(pod["containers"][0]["env"])
+    assert made.hash != served()[0].hash
+    plan = ServingPlan.from_json(config_map(made, 1).body["data"][keys.PLAN_FILE])
+    assert plan.api.keys_secret_ref.name == "clients"
+
+
+def test_servers_get_the_time_to_finish_that_the_spec_says():
+    assert served()[1]["terminationGracePeriodSeconds"] == 60
+    assert served(api={"terminationGracePeriodSeconds": 300})[1]["terminationGracePeriodSeconds"] == 300
 
 
 def test_a_manifest_has_the_same_hash_until_something_in_it_changes():

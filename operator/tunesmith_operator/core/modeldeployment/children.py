@@ -32,13 +32,17 @@ def service(deployment: ModelDeployment, number: int) -> Manifest:
     return owner.manifest(SERVICE, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
 
 
-def network_policy(deployment: ModelDeployment) -> Manifest:
-    """Anyone may ask for completions; nothing else of the pods can be reached."""
+def network_policy(deployment: ModelDeployment, config: Config) -> Manifest:
+    """Anyone may ask for completions; the operator reads metrics; nothing else of the pods can be reached."""
     owner = owner_of(deployment)
+    health: JSON = {"ports": [{"port": keys.PORT_HEALTH, "protocol": "TCP"}]}
+    if config.operator_namespace:
+        home = {"kubernetes.io/metadata.name": config.operator_namespace}
+        health["from"] = [{"namespaceSelector": {"matchLabels": home}}]
     spec: JSON = {
         "podSelector": {"matchLabels": {keys.LABEL_MODELDEPLOYMENT: owner.name}},
         "policyTypes": ["Ingress"],
-        "ingress": [{"ports": [{"port": keys.PORT_SERVER, "protocol": "TCP"}]}],
+        "ingress": [{"ports": [{"port": keys.PORT_SERVER, "protocol": "TCP"}]}, health],
     }
     return owner.manifest(NETWORK_POLICY, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
 
@@ -70,6 +74,7 @@ def _workload(
         restart_policy="Always" if container == keys.SERVER_CONTAINER else "Never",
         container_fields=container_fields,
         pod_fields=more.get("pod_fields", {}),
+        secrets=more.get("secrets", {}),
     )
 
 
@@ -118,7 +123,7 @@ def server_deployment(template: Template, number: int, config: Config) -> Manife
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": chosen},
     }
-    deadline = spec.rollout.progress_deadline_seconds
+    deadline, api = spec.rollout.progress_deadline_seconds, template.plan.api
     container: JSON = {
         "ports": [
             {"name": "http", "containerPort": keys.PORT_SERVER, "protocol": "TCP"},
@@ -135,7 +140,11 @@ def server_deployment(template: Template, number: int, config: Config) -> Manife
         keys.SERVER_CONTAINER,
         "tunesmith_server",
         container,
-        pod_fields={"topologySpreadConstraints": [spread]},
+        pod_fields={
+            "topologySpreadConstraints": [spread],
+            "terminationGracePeriodSeconds": api.termination_grace_period_seconds,
+        },
+        secrets={keys.API_KEYS_DIRECTORY: api.keys_secret_ref.name} if api.keys_secret_ref is not None else {},
     )
     fields: JSON = {
         "replicas": spec.replicas,

@@ -120,7 +120,7 @@ def _actions(
     """Children in dependency order. The Service comes last: it is switched when the Deployment behind it is proven."""
     latest, current = history.latest, history.current
     assert latest is not None
-    yield from keeper.keep(network_policy(owner), children.network_policy)
+    yield from keeper.keep(network_policy(owner, config), children.network_policy)
     for revision in (latest, current) if current is not None and current.number != latest.number else (latest,):
         yield from _revision_children(owner, revision, children, template, keeper, config)
     yield from _stop_failed(latest, children)

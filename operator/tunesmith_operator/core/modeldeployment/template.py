@@ -81,7 +81,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         "folder": folder,
         "image": image,
         "spec": fixed.model_dump(
-            mode="json", by_alias=True, include={"engine", "resources", "node_selector", "tolerations"}
+            mode="json", by_alias=True, include={"engine", "api", "resources", "node_selector", "tolerations"}
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
@@ -99,6 +99,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         engine=engine,
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
+        api=spec.api,
         artifact_uri=folder,
         storage=storage_plan(source.storage),
         hub_endpoint_url=spec.hugging_face.endpoint_url,

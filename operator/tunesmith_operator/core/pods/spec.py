@@ -50,6 +50,8 @@ class Workload:
     env: Sequence[JSON] = ()
     claims: Mapping[str, bool] = field(default_factory=dict)
     """PersistentVolumeClaims to mount below VOLUMES_DIRECTORY, and whether they are written to."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Secrets to mount, by the folder where their entries appear. One that is missing leaves the folder empty."""
     container_fields: JSON = field(default_factory=dict)
     pod_fields: JSON = field(default_factory=dict)
     shared_memory: bool = False
@@ -136,6 +138,9 @@ def _container(workload: Workload, config: Config) -> JSON:
         {"name": volume, "mountPath": f"{keys.VOLUMES_DIRECTORY}/{claim}"} | ({} if written else {"readOnly": True})
         for volume, claim, written in _claims(workload)
     ]
+    mounts += [
+        {"name": volume, "mountPath": folder, "readOnly": True} for volume, folder, _ in _secret_volumes(workload)
+    ]
     return {
         "name": workload.container,
         "image": workload.image,
@@ -160,6 +165,10 @@ def _claims(workload: Workload) -> list[tuple[str, str, bool]]:
     return [(f"claim-{number}", claim, written) for number, (claim, written) in enumerate(workload.claims.items())]
 
 
+def _secret_volumes(workload: Workload) -> list[tuple[str, str, str]]:
+    return [(f"secret-{number}", folder, name) for number, (folder, name) in enumerate(workload.secrets.items())]
+
+
 def pod_spec(workload: Workload, config: Config) -> JSON:
     """A pod spec that passes the restricted Pod Security Standard and holds no Kubernetes token."""
     volumes: list[JSON] = [
@@ -171,6 +180,9 @@ def pod_spec(workload: Workload, config: Config) -> JSON:
     for volume, claim, written in _claims(workload):
         source: JSON = {"claimName": claim} if written else {"claimName": claim, "readOnly": True}
         volumes.append({"name": volume, "persistentVolumeClaim": source})
+    for volume, _, name in _secret_volumes(workload):
+        # optional: where it is missing the program says so in its report, which a pod that waits for it can't
+        volumes.append({"name": volume, "secret": {"secretName": name, "optional": True}})
     spec: JSON = {
         "restartPolicy": workload.restart_policy,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
