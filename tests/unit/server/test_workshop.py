@@ -108,6 +108,17 @@ def test_the_manifest_says_what_the_method_came_to(store, made, tmp_path):
     )  # fmt: skip
 
 
+def test_a_place_that_can_not_be_written_is_known_before_the_work(store, made, tmp_path, monkeypatch):
+    def refuse(uri, data):
+        raise UserError(Reason.STORAGE_UNWRITABLE, f"can't write {uri}")
+
+    monkeypatch.setattr(store, "put_bytes", refuse)
+    with pytest.raises(UserError, match="can't write pvc://models/m/quantized"):
+        quantize(plan(), store, tmp_path / "1")
+    assert made == []
+    assert not (tmp_path / "1/model").exists()
+
+
 def test_a_full_disk_is_no_crash(store, made, tmp_path, monkeypatch):
     path, told = tmp_path / "plan.json", tmp_path / "termination.json"
     path.write_text(plan().to_json())
