@@ -5,6 +5,7 @@ Reads the ServingPlan, makes the artefact unless it exists already, and reports 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import assign_artifact, assigned_artifact, find_artifact, folder_of
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
 from tunesmith_server.evaluation.compare import compare
+from tunesmith_server.quantizers.conversion import DISK_FULL
 from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Failure, UserError
 from tunesmith_store.router import store_of
@@ -93,6 +95,9 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
         report = TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message)
         return report, failure.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.DISK_FULL, message=DISK_FULL)
+            return report, ExitCode.STORAGE_DENIED
         log.exception("unexpected failure")
         message = f"unexpected {type(error).__name__}: {error}"
         report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.QUANTIZATION_FAILED, message=message)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import openai
 import pytest
-from tunesmith_server.convert import to_gguf
 
 import assets
 from tunesmith_api import keys
@@ -25,6 +24,7 @@ from tunesmith_server.front.apikeys import ApiKeys
 from tunesmith_server.front.fields import Limits
 from tunesmith_server.front.server import Front
 from tunesmith_server.health import HealthServer
+from tunesmith_server.quantizers.gguf_files import GgufQuantizer
 
 CONTEXT, PARALLEL = 1024, 2
 USER = {"role": "user", "content": "What is the capital of France?"}
@@ -48,8 +48,9 @@ def shaped(schema) -> dict:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gguf") / MODEL_FILE
-    to_gguf(assets.smollm2(), path, QuantizationMethod.Q8_0)
+    folder = tmp_path_factory.mktemp("gguf")
+    path = folder / MODEL_FILE
+    GgufQuantizer(assets.smollm2(), folder / "scratch", 1).make(QuantizationMethod.Q8_0, folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

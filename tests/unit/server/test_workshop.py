@@ -1,16 +1,19 @@
 """Which artefact a revision gets: named by its source, made once, kept whatever becomes of the source."""
 
+import errno
+
 import pytest
 
 from support.hubserver import running_hub
 from tunesmith_api import keys
 from tunesmith_api.artifacts import ModelManifest, files_digest
-from tunesmith_api.keys import Reason
+from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
+from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
 from tunesmith_server import workshop
 from tunesmith_server.artifact import MODEL_FILE, fetch_artifact
-from tunesmith_server.quantize import quantize
+from tunesmith_server.quantize import main, quantize
 from tunesmith_server.quantizers.base import Made
 from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Retryable, UserError
@@ -107,6 +110,30 @@ def test_the_manifest_says_what_the_method_came_to(store, made, tmp_path):
     assert (manifest.quantization, manifest.tensor_types, manifest.fallbacks, manifest.tools) == (
         "Q8_0", {"Q8_0": 2}, {"Q6_K → Q8_0": 1}, {"copier": "1"},
     )  # fmt: skip
+
+
+def test_a_place_that_can_not_be_written_is_known_before_the_work(store, made, tmp_path, monkeypatch):
+    def refuse(uri, data):
+        raise UserError(Reason.STORAGE_UNWRITABLE, f"can't write {uri}")
+
+    monkeypatch.setattr(store, "put_bytes", refuse)
+    with pytest.raises(UserError, match="can't write pvc://models/m/quantized"):
+        quantize(plan(), store, tmp_path / "1")
+    assert made == []
+    assert not (tmp_path / "1/model").exists()
+
+
+def test_a_full_disk_is_no_crash(store, made, tmp_path, monkeypatch):
+    path, told = tmp_path / "plan.json", tmp_path / "termination.json"
+    path.write_text(plan().to_json())
+    monkeypatch.setenv(keys.ENV_PLAN, str(path))
+    monkeypatch.setenv(keys.ENV_SCRATCH, str(tmp_path / "scratch"))
+    monkeypatch.setenv(keys.ENV_VOLUMES, str(tmp_path / "volumes"))
+    monkeypatch.setenv(keys.ENV_TERMINATION_LOG, str(told))
+    monkeypatch.setattr(Copying, "make", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    assert main() == ExitCode.STORAGE_DENIED
+    report = TerminationReport.from_json(told.read_text())
+    assert (report.reason, "room for the model three times" in report.message) == (Reason.DISK_FULL, True)
 
 
 def test_a_pinned_digest_is_served_after_the_model_has_changed(store, served, made, tmp_path):
