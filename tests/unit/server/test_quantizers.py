@@ -127,7 +127,8 @@ def written(path, dtype=np.float32, **changed):
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(3)
-    writer.add_token_list(["a", "b", "ü"])
+    writer.add_token_list(["a", b"\xc3", "ü"])
+    writer.add_string("general.name", "Ü")
     writer.add_file_type(0)
     tensors = {f"blk.{layer}.attn_v.weight": rng.standard_normal((5000, 256)) for layer in range(3)}
     tensors |= {"output.weight": rng.standard_normal((7, 96)), "output_norm.weight": rng.standard_normal(96)}
@@ -153,7 +154,9 @@ def test_a_file_is_rewritten_tensor_by_tensor_with_all_else_as_it_was(tmp_path, 
     assert made.fallbacks == {"Q6_K → Q8_0": 1}
     assert made.weights == 3 * 5000 * 256 + 7 * 96 + 96
     read = opened(tmp_path / "q.gguf")
-    assert read.get_field("tokenizer.ggml.tokens").contents() == ["a", "b", "ü"]
+    tokens, name = read.get_field("tokenizer.ggml.tokens"), read.get_field("general.name")
+    assert [tokens.parts[index].tobytes() for index in tokens.data] == [b"a", b"\xc3", "ü".encode()]
+    assert name.contents() == "Ü"
     assert read.get_field("general.file_type").contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
     for before, after in zip(source.tensors, read.tensors, strict=True):
         assert (before.name, before.shape.tolist()) == (after.name, after.shape.tolist())

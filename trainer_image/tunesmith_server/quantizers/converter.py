@@ -48,7 +48,7 @@ def name_all_architectures() -> list[str]:
 
 def end_tokens(folder: Path, known: Mapping[str, int]) -> dict[str, int]:
     """Return `known`, kind → special token, with the end tokens that the model's configuration lists beyond it."""
-    listed: list[int] = []
+    listed: list[Any] = []
     for name in ("generation_config.json", "config.json"):
         value = json_of(folder / name).get("eos_token_id")
         listed += value if isinstance(value, list) else [value]
@@ -82,7 +82,7 @@ def hear_all_end_tokens() -> None:
         load(self, path)
         self.special_token_ids = end_tokens(path, self.special_token_ids)
 
-    gguf.SpecialVocab._load = load_all  # type: ignore[method-assign]
+    gguf.SpecialVocab._load = load_all
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
     image = spec.image or config.server_image
     fixed = spec.model_copy(update={"engine": spec.engine.model_copy(update={"type": engine})})
-    identity = {
+    identity: dict[str, object] = {
         "content": content,
         "folder": folder,
         "image": image,
