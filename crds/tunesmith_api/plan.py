@@ -167,6 +167,7 @@ class ServingPlan(Contract):
     revision: str
     model_uri: str
     model_digest: str = ""
+    model_revision: str | None = None
     quantization: QuantizationMethod
     engine: EngineType
     context_length: int
@@ -174,3 +175,4 @@ class ServingPlan(Contract):
     api: Api = Field(default_factory=Api)
     artifact_uri: str
     storage: StoragePlan = Field(default_factory=StoragePlan)
+    hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")

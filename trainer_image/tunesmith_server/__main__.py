@@ -26,7 +26,7 @@ from tunesmith_server.front.fields import Limits
 from tunesmith_server.front.server import Front
 from tunesmith_server.health import HealthServer
 from tunesmith_store.errors import Failure, Retryable, UserError
-from tunesmith_store.store import S3Store
+from tunesmith_store.router import store_of
 
 log = logging.getLogger("tunesmith.server")
 
@@ -63,7 +63,7 @@ def _start(plan: ServingPlan, health: HealthServer) -> Front:
     started = time.monotonic()
     api_keys = _api_keys(plan)
     health.state = "downloading"
-    model = fetch_artifact(S3Store(plan.storage), plan, scratch_folder(os.environ))
+    model = fetch_artifact(store_of(plan), plan, scratch_folder(os.environ))
     downloaded = time.monotonic()
     threads = cpu_threads(os.environ)
     engine = start_engine(plan, model, threads, lambda phase: setattr(health, "state", phase))

@@ -14,7 +14,12 @@ from tunesmith_operator.core import text
 from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.finetunejob.policies import violation
 from tunesmith_operator.core.finetunejob.training_plan import training_plan
-from tunesmith_operator.core.modeldeployment.children import config_map, network_policy, server_deployment
+from tunesmith_operator.core.modeldeployment.children import (
+    config_map,
+    network_policy,
+    quantize_job,
+    server_deployment,
+)
 from tunesmith_operator.core.modeldeployment.policies import violation as deployment_violation
 from tunesmith_operator.core.modeldeployment.source import SourceAbsent, SourceModel, of_finetunejob
 from tunesmith_operator.core.modeldeployment.template import template_of
@@ -410,6 +415,41 @@ def test_a_pinned_digest_is_served_whatever_the_job_makes_next():
         deployment(source={"fineTuneJobRef": {"name": "a", "digest": "sha256:abc"}})
 
 
+def claims_of(manifest) -> dict[str, bool]:
+    """Claim → whether it is written to."""
+    pod = manifest.body["spec"]["template"]["spec"]
+    found = (volume.get("persistentVolumeClaim") for volume in pod["volumes"])
+    return {claim["claimName"]: not claim.get("readOnly", False) for claim in found if claim}
+
+
+def test_claims_are_mounted_where_they_are_needed():
+    spec = deployment(source={"uri": "pvc://models/base"}, artifactsURI="pvc://served/x")
+    template = template_of(spec, SourceModel("pvc://models/base", "", Storage()), make.CONFIG)
+    assert claims_of(quantize_job(template, 1, make.CONFIG)) == {"models": False, "served": True}
+    assert claims_of(server_deployment(template, 1, make.CONFIG)) == {"served": False}
+    below = template_of(
+        deployment(source={"uri": "pvc://models/base"}), SourceModel("pvc://models/base", "", Storage()), make.CONFIG
+    )
+    assert claims_of(quantize_job(below, 1, make.CONFIG)) == {"models": True}
+    assert claims_of(server_deployment(below, 1, make.CONFIG)) == {"models": False}
+    assert claims_of(quantize_job(template_of(deployment(), MODEL, make.CONFIG), 1, make.CONFIG)) == {}
+
+
+def test_a_model_of_the_hub_is_read_at_its_revision_with_its_token():
+    hub = {"endpointURL": "https://mirror.local", "secretRef": {"name": "hub"}}
+    source = {"uri": "hf://owner/name", "revision": "v1"}
+    found = SourceModel("hf://owner/name", "", Storage())
+    template = template_of(deployment(source=source, artifactsURI="s3://art/x", huggingFace=hub), found, make.CONFIG)
+    assert (template.plan.model_revision, template.plan.hub_endpoint_url) == ("v1", "https://mirror.local")
+    container = quantize_job(template, 1, make.CONFIG).body["spec"]["template"]["spec"]["containers"][0]
+    token = next(it for it in container["env"] if it["name"] == "HF_TOKEN")
+    assert token["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "HF_TOKEN"}
+    other = template_of(
+        deployment(source=source | {"revision": "v2"}, artifactsURI="s3://art/x", huggingFace=hub), found, make.CONFIG
+    )
+    assert other.hash != template.hash
+
+
 def test_a_source_is_what_a_finetunejob_has_made():
     assert of_finetunejob("a", "ml", None, None).reason == Reason.SOURCE_NOT_FOUND
     assert isinstance(of_finetunejob("a", "ml", job(), None), SourceAbsent)
@@ -425,7 +465,6 @@ def test_a_source_is_what_a_finetunejob_has_made():
         ({"task": "Reward"}, "task Reward"),
         ({"task": "Seq2Seq"}, "served are those of CausalLM, ChatSFT, DPO, ImageClassification"),
         ({"output": {"save": "Adapter"}}, "output.save: Merged or Both"),
-        ({"output": {"uri": "pvc://models/sentiment"}}, "servers read s3:// only"),
     ],
 )
 def test_a_job_whose_model_can_never_be_served_says_so_before_it_has_ended(spec, words):

@@ -10,7 +10,7 @@ from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT,
 from tunesmith_operator.core.kubernetes.workloads import pod_failure_policy
 from tunesmith_operator.core.modeldeployment.observed import owner_of, revision_label, revision_name
 from tunesmith_operator.core.modeldeployment.template import TEMPLATE_FILE, Template
-from tunesmith_operator.core.pods.spec import Workload, pod_spec
+from tunesmith_operator.core.pods.spec import Workload, claim_of, hub_env, pod_spec
 
 __all__ = ["config_map", "network_policy", "quantize_job", "selector", "server_deployment", "service"]
 
@@ -69,11 +69,21 @@ def _workload(
         storage=pods.storage,
         node_selector=pods.node_selector,
         tolerations=pods.tolerations,
+        env=hub_env(pods.hugging_face),
+        claims=_claims(template, container),
         restart_policy="Always" if container == keys.SERVER_CONTAINER else "Never",
         container_fields=container_fields,
         pod_fields=more.get("pod_fields", {}),
         secrets=more.get("secrets", {}),
     )
+
+
+def _claims(template: Template, container: str) -> dict[str, bool]:
+    """The PersistentVolumeClaims of a container, by name, and whether it writes: servers only read artefacts."""
+    quantizes = container == keys.QUANTIZE_CONTAINER
+    uses = {claim_of(template.plan.model_uri): False} if quantizes else {}
+    uses[claim_of(template.plan.artifact_uri)] = quantizes
+    return {claim: written for claim, written in uses.items() if claim}
 
 
 def quantize_job(template: Template, number: int, config: Config) -> Manifest:

@@ -18,7 +18,7 @@ from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label, revision_name
 from tunesmith_operator.core.modeldeployment.template import Template
 from tunesmith_operator.core.pods.crashes import first_crash
-from tunesmith_operator.core.pods.startup import Startup, examine
+from tunesmith_operator.core.pods.startup import STORAGE_SECRET, SecretUse, Startup, examine
 from tunesmith_operator.core.text import duration, rfc3339, shortened
 
 __all__ = ["History", "advance", "failed_in_rollout", "history_of", "quantize_startup", "trim"]
@@ -139,7 +139,17 @@ def quantize_startup(deployment: ModelDeployment, children: Children, label: str
         return Startup()
     busy = any(not pod.finished for pod in pods)
     rejections = () if busy else tuple(it for it in children.rejections if it.job_uid == job.uid)
-    return examine(pods, rejections, patience, now)
+    return examine(pods, rejections, patience, now, _secret_uses(deployment))
+
+
+def _secret_uses(deployment: ModelDeployment) -> tuple[SecretUse, ...]:
+    hub = deployment.spec.hugging_face.secret_ref
+    if hub is None:
+        return (STORAGE_SECRET,)
+    used = SecretUse("huggingFace.secretRef", keys.HUB_SECRET_KEYS, hub.name)
+    storage = deployment.spec.storage
+    named = storage.secret_ref.name if storage is not None and storage.secret_ref is not None else ""
+    return (used, SecretUse(STORAGE_SECRET.field, STORAGE_SECRET.keys, named)) if named else (used,)
 
 
 def advance(deployment: ModelDeployment, revision: Revision, children: Children, now: datetime) -> Revision:

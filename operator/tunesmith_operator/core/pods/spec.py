@@ -9,14 +9,26 @@ from tunesmith_api import keys
 from tunesmith_api.model import Contract
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.v1alpha1 import Resources, Storage, Toleration
+from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest, Owner
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP
 
-__all__ = ["Workload", "env", "plan_config_map", "pod_spec", "secret_env", "storage_env", "storage_plan"]
+__all__ = [
+    "Workload",
+    "claim_of",
+    "env",
+    "hub_env",
+    "plan_config_map",
+    "pod_spec",
+    "secret_env",
+    "storage_env",
+    "storage_plan",
+]
 
 USER_ID = 65532
 GRACE_SECONDS = 60
+PVC = "pvc://"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +78,18 @@ def storage_env(storage: Storage) -> list[JSON]:
     return [secret_env(key, secret, key) for key in keys.STORAGE_SECRET_KEYS] + [
         secret_env(key, secret, key, optional=True) for key in keys.STORAGE_SECRET_OPTIONAL_KEYS
     ]
+
+
+def hub_env(hub: HuggingFace) -> list[JSON]:
+    """The Hub's credentials, where a Secret is named."""
+    if hub.secret_ref is None:
+        return []
+    return [secret_env(key, hub.secret_ref.name, key) for key in keys.HUB_SECRET_KEYS]
+
+
+def claim_of(uri: str) -> str:
+    """Name of the PersistentVolumeClaim of a `pvc://` URI; empty for other URIs."""
+    return uri.removeprefix(PVC).partition("/")[0] if uri.startswith(PVC) else ""
 
 
 def storage_plan(storage: Storage) -> StoragePlan:
