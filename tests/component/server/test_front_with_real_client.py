@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import openai
 import pytest
+from tunesmith_server.convert import to_gguf
 
 import assets
 from tunesmith_api import keys
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.api import Api
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE
 from tunesmith_server.engines.llama_cpp import LlamaEngine
@@ -24,7 +26,7 @@ from tunesmith_server.front.apikeys import ApiKeys
 from tunesmith_server.front.fields import Limits
 from tunesmith_server.front.server import Front
 from tunesmith_server.health import HealthServer
-from tunesmith_server.quantizers.gguf_files import GgufQuantizer
+from tunesmith_server.quantizers import quantizer_of
 
 CONTEXT, PARALLEL = 1024, 2
 USER = {"role": "user", "content": "What is the capital of France?"}
@@ -48,9 +50,8 @@ def shaped(schema) -> dict:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gguf")
-    path = folder / MODEL_FILE
-    GgufQuantizer(assets.smollm2(), folder / "scratch", 1).make(QuantizationMethod.Q8_0, folder)
+    folder, method = tmp_path_factory.mktemp("gguf"), QuantizationMethod.Q8_0
+    quantizer_of(EngineType.LLAMA_CPP, method)(assets.smollm2(), folder / "scratch", 1).make(method, folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -58,7 +59,7 @@ def engine(tmp_path_factory):
         name="smol", namespace="n", uid="u", revision="smol-r1", model_uri="s3://m/m", quantization="Q8_0", engine="LlamaCpp",
         context_length=CONTEXT, parallel_requests=PARALLEL, artifact_uri="s3://m/a",
     )  # fmt: skip
-    return LlamaEngine(plan, path, threads=1, port=port)
+    return LlamaEngine(plan, folder / MODEL_FILE, threads=1, port=port)
 
 
 @contextmanager
@@ -93,6 +94,11 @@ def text(answer) -> str:
     return answer.choices[0].message.content
 
 
+def called(answer) -> list[str]:
+    functions = [it.function for it in answer.choices[0].message.tool_calls]
+    return [it.name for it in functions if set(json.loads(it.arguments)) <= {"city"}]
+
+
 @pytest.mark.parametrize(
     ("fields", "check"),
     [
@@ -100,18 +106,20 @@ def text(answer) -> str:
         # answered as the new turn that it is, not gone on with
         ({"messages": [USER, {"role": "assistant", "content": "The capital"}]}, lambda it: "capital of France is" in text(it)),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": USER["content"]}]}]}, lambda it: "Paris" in text(it)),
-        ({"messages": [{"role": "developer", "content": "You are a geographer."}, USER]}, lambda it: "Paris" in text(it)),
+        ({"messages": [{"role": "developer", "content": "You are a geographer."}, USER]}, lambda it: text(it)),
         ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "a", "content": "Paris"}]}, lambda it: text(it)),
         ({"n": 3, "temperature": 1, "seed": 5}, lambda it: [c.index for c in it.choices] == [0, 1, 2] and it.usage.completion_tokens > 8 and it.usage.prompt_tokens < 50),
         ({"logprobs": True, "top_logprobs": 2, "max_tokens": 2}, lambda it: [len(e.top_logprobs) for e in it.choices[0].logprobs.content] == [2, 2]),
         ({"logprobs": True, "max_tokens": 2}, lambda it: all(e.logprob <= 0 for e in it.choices[0].logprobs.content)),
         ({"max_completion_tokens": 3, "max_tokens": openai.omit}, lambda it: it.usage.completion_tokens == 3 and it.choices[0].finish_reason == "length"),
         ({"max_tokens": openai.omit}, lambda it: "Paris" in text(it) and it.choices[0].finish_reason == "stop"),
-        ({"max_tokens": openai.omit, "extra_body": {"ignore_eos": True}, "messages": [{"role": "user", "content": "word " * 940}]}, lambda it: 900 < it.usage.total_tokens <= CONTEXT and it.choices[0].finish_reason == "length"),
+        ({"max_tokens": openai.omit, "extra_body": {"ignore_eos": True}, "messages": [{"role": "user", "content": "word " * 960}]}, lambda it: 900 < it.usage.total_tokens <= CONTEXT and it.choices[0].finish_reason == "length"),
         ({"response_format": shaped(CITY), "max_tokens": 40}, lambda it: set(json.loads(text(it))) == {"city"}),
         ({"response_format": shaped({"type": "string", "pattern": "^(?:ab|c)d$"})}, lambda it: json.loads(text(it)) in ("abd", "cd")),
         ({"response_format": shaped({"anyOf": [{"const": "x"}, {"type": "integer", "minimum": 3, "maximum": 5}]})}, lambda it: json.loads(text(it)) in ("x", 3, 4, 5)),
         ({"tools": [WEATHER], "tool_choice": "none"}, lambda it: "Paris" in text(it)),
+        ({"tools": [WEATHER], "tool_choice": "required", "max_tokens": 40}, lambda it: called(it) == ["weather"] and it.choices[0].finish_reason == "tool_calls"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "weather"}}, "max_tokens": 40}, lambda it: called(it) == ["weather"]),
         ({"stop": ["France"], "max_tokens": 12}, lambda it: "France" not in text(it)),
         ({"logit_bias": {"504": -100}, "user": "u", "metadata": {}, "service_tier": "auto"}, lambda it: text(it)),
     ],
@@ -131,7 +139,7 @@ def test_what_openai_answers_is_answered(server, fields, check):
         ({"temperature": -1}, 400, None, "temperature"),
         ({"tool_choice": "required"}, 400, None, "tool_choice"),
         # this model's template has no place for tools: it would answer as if there were none
-        ({"tools": [WEATHER], "tool_choice": "required"}, 400, None, "tools"),
+        ({"tools": [WEATHER]}, 400, None, "tools"),
         ({"model": "gpt-4"}, 404, "model_not_found", "model"),
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, "context_length_exceeded", None),
         ({"response_format": shaped({"not": {"type": "string"}})}, 400, "unsupported_schema", "response_format.json_schema.schema"),
@@ -161,6 +169,13 @@ def test_streams_come_in_pieces_and_tell_the_usage_where_asked(server):
         mine = [it.choices[0] for it in pieces if it.choices[0].index == number]
         assert "".join(it.delta.content or "" for it in mine) == whole
         assert mine[-1].finish_reason
+
+
+def test_a_required_call_comes_in_a_stream_as_well(server):
+    with server.client.chat.completions.stream(
+        model="smol", messages=[USER], max_tokens=40, temperature=0, tools=[WEATHER], tool_choice="required"
+    ) as stream:
+        assert called(stream.get_final_completion()) == ["weather"]
 
 
 def test_completions_of_several_prompts(server):

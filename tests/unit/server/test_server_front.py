@@ -15,6 +15,7 @@ from tunesmith_server.front.fields import Limits, parse
 from tunesmith_server.front.gate import Gate
 from tunesmith_server.front.metrics import Metrics
 from tunesmith_server.front.schema import check_schema
+from tunesmith_server.front.toolcalls import as_call
 
 LIMITS = Limits(("smol",), 512, None, 1000)
 USER = {"role": "user", "content": "Hi"}
@@ -121,12 +122,49 @@ def test_each_answer_is_asked_for_by_itself_with_a_seed_of_its_own():
 
 
 @pytest.mark.parametrize(("choice", "names"), [("required", ["weather", "other"]), ({"type": "function", "function": {"name": "other"}}, ["other"])])  # fmt: skip
-def test_a_tool_that_must_be_called_is_the_only_one_there(choice, names):
+def test_a_tool_that_must_be_called_is_all_that_can_be_answered(choice, names):
     other = {"type": "function", "function": {"name": "other"}}
     wanted = sent(tools=[WEATHER, other], tool_choice=choice)
-    assert [tool["function"]["name"] for tool in wanted["tools"]] == names
-    assert wanted["tool_choice"] == "required"
+    schema = wanted["response_format"]["json_schema"]["schema"]
+    shapes = schema.get("anyOf", [schema])
+    assert [shape["properties"]["name"]["const"] for shape in shapes] == names
+    system, user = wanted["messages"]
+    assert all(name in system["content"] for name in names)
+    assert user == USER
     assert "tools" not in sent(tools=[WEATHER], tool_choice="none")
+
+
+def test_definitions_of_several_functions_keep_apart():
+    parameters = {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}}
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": f"f{it}", "parameters": {**parameters, "$defs": {"x": {"const": it}}}},
+        }
+        for it in (0, 1)
+    ]
+    schema = sent(tools=tools, tool_choice="required")["response_format"]["json_schema"]["schema"]
+    assert schema["$defs"] == {"t0-x": {"const": 0}, "t1-x": {"const": 1}}
+    assert [it["properties"]["arguments"]["properties"]["a"] for it in schema["anyOf"]] == [
+        {"$ref": "#/$defs/t0-x"},
+        {"$ref": "#/$defs/t1-x"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "expected"),
+    [
+        ('{"name": "f", "arguments": {"a": 1}}', "stop", ([("f", '{"a": 1}')], "tool_calls")),
+        ('{"name": "f", "arguments": {"a": ', "length", ([("f", '{"a": ')], "length")),
+        ('{"na', "length", ([], "length")),
+    ],
+)
+def test_an_answer_bound_to_a_call_is_given_as_the_call(content, finish, expected):
+    document = {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": finish}]}
+    (choice,) = as_call(document)["choices"]
+    functions = [call["function"] for call in choice["message"]["tool_calls"]]
+    assert ([(it["name"], it["arguments"]) for it in functions], choice["finish_reason"]) == expected
+    assert choice["message"]["content"] is None
 
 
 def test_tools_that_the_model_would_never_see_are_refused():

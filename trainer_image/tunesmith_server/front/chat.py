@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tunesmith_server.front.errors import ApiError
 from tunesmith_server.front.fields import GENERATION, Call, Fields, Limits, calls, generation, refuse_unknown
 from tunesmith_server.front.schema import check_schema
+from tunesmith_server.front.toolcalls import required_call
 
 __all__ = ["chat_call"]
 
@@ -48,7 +50,7 @@ def chat_call(body: Mapping[str, Any], limits: Limits) -> Call:
     _check_extras(fields)
     wanted = generation(fields, limits) | _logprobs(fields)
     wanted["messages"] = _messages(fields)
-    tools = _tools(fields, limits)
+    tools, required = _tools(fields, limits)
     form = _response_format(fields)
     if form is not None and tools:
         raise ApiError(400, "'response_format' and 'tools' can't go together here: leave one out", param="tools")
@@ -56,7 +58,13 @@ def chat_call(body: Mapping[str, Any], limits: Limits) -> Call:
         wanted["response_format"] = form
     if (template := fields.mapping("chat_template_kwargs")) is not None:
         wanted["chat_template_kwargs"] = template
-    return calls(wanted | tools, [{}], fields)
+    if required:
+        return replace(calls(wanted | required_call(wanted["messages"], tools), [{}], fields), required_call=True)
+    if tools:
+        parallel = fields.flag("parallel_tool_calls")
+        wanted |= {"tools": tools, "tool_choice": "auto"}
+        wanted |= {"parallel_tool_calls": parallel} if parallel is not None else {}
+    return calls(wanted, [{}], fields)
 
 
 def _check_extras(fields: Fields) -> None:
@@ -146,25 +154,22 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments or "{}"}}
 
 
-def _tools(fields: Fields, limits: Limits) -> dict[str, Any]:
-    """Tools and how they are chosen; a choice of one tool leaves that one only."""
+def _tools(fields: Fields, limits: Limits) -> tuple[list[dict[str, Any]], bool]:
+    """The tools that may be called, and whether one of them must be; a choice of one tool leaves that one only."""
     listed = fields.items("tools") or []
     if len(listed) > MAX_TOOLS:
         raise fields.refuse("tools", f"an array of up to {MAX_TOOLS} tools")
     tools = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(listed)]
     choice = fields.get("tool_choice")
     if choice == "none":
-        return {}
-    if tools and not limits.tools:
-        raise ApiError(400, "This model's chat template knows no tools: leave 'tools' out", param="tools")
-    if choice is None or choice == "auto":
-        if choice == "auto" and not tools:
-            raise ApiError(400, "'tool_choice' needs tools", param="tool_choice")
-        parallel = fields.flag("parallel_tool_calls")
-        more = {} if parallel is None or not tools else {"parallel_tool_calls": parallel}
-        return {"tools": tools, "tool_choice": "auto", **more} if tools else {}
-    if not tools:
+        return [], False
+    if choice is not None and not tools:
         raise ApiError(400, "'tool_choice' needs tools", param="tool_choice")
+    if choice in (None, "auto"):
+        if tools and not limits.tools:
+            message = "This model's chat template knows no tools: leave 'tools' out, or set tool_choice to required"
+            raise ApiError(400, message, param="tools")
+        return tools, False
     if choice != "required":
         function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
         name = function.get("name") if isinstance(function, dict) else None
@@ -172,9 +177,7 @@ def _tools(fields: Fields, limits: Limits) -> dict[str, Any]:
         if not tools:
             wanted = "none, auto, required, or an object that names one of the tools' functions"
             raise fields.refuse("tool_choice", wanted)
-    for number, tool in enumerate(tools):
-        check_schema(tool["function"]["parameters"], f"tools[{number}].function.parameters")
-    return {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    return tools, True
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:

@@ -83,6 +83,8 @@ class Call:
     include_usage: bool = False
     plain: bool = False
     """Whether the engine's answer is no text that comes word by word: it is handed on as it is."""
+    required_call: bool = False
+    """Whether the answer stands for the call of a function."""
     legacy_logprobs: bool = False
     """Whether log-probabilities are wanted in the form that `/v1/completions` had first."""
 

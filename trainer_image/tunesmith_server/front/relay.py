@@ -28,6 +28,7 @@ from tunesmith_server.front.answers import (
 from tunesmith_server.front.errors import ApiError, engine_error
 from tunesmith_server.front.fields import Call, Limits
 from tunesmith_server.front.gate import Gate
+from tunesmith_server.front.toolcalls import as_call, call_events
 
 __all__ = ["Relay", "Sink", "StreamBroken"]
 
@@ -86,7 +87,7 @@ class Relay:
         return found if isinstance(found, dict) else {}
 
     async def plain(self, path: str, call: Call) -> tuple[bytes, dict[str, str]]:
-        """The engine's own answer, with the headers about it. Engines put such requests together: none waits."""
+        """The engine's own answer and headers about it. Engines put such requests together, so none waits here."""
         async with self._response(path, call.bodies[0]) as response:
             return await response.read(), {name: it for name, it in response.headers.items() if name.startswith("X-")}
 
@@ -97,6 +98,8 @@ class Relay:
             usage.add(number, document.get("usage"))
             if call.legacy_logprobs:
                 LegacyLogprobs().apply(document)
+            if call.required_call:
+                as_call(document)
         whole = documents[0] if len(documents) == 1 else merged(documents, usage)
         return json.dumps(whole, ensure_ascii=False).encode()
 
@@ -106,7 +109,9 @@ class Relay:
         Raises:
             StreamBroken: it ended before it was whole.
         """
-        if len(call.bodies) == 1:
+        if call.required_call:
+            await self._stream_calls(path, call, usage, sink)
+        elif len(call.bodies) == 1:
             await self._stream_one(path, call, usage, sink)
         else:
             await self._stream_several(path, call, usage, sink)
@@ -161,6 +166,16 @@ class Relay:
             return True
         usage.add(0, found)
         return call.include_usage or bool(document.get("choices"))
+
+    async def _stream_calls(self, path: str, call: Call, usage: Usage, sink: Sink) -> None:
+        """Calls of functions, each told at once: a part of one is of no use."""
+        documents = await _together([self._ask(path, body) for body in call.bodies])
+        for number, document in enumerate(documents):
+            usage.add(number, document.get("usage"))
+            await sink.write(call_events(as_call(document), number, str(documents[0].get("id", ""))))
+        if call.include_usage:
+            await sink.write(usage_event({**documents[0], "object": "chat.completion.chunk"}, usage))
+        await sink.write(DONE)
 
     async def _stream_several(self, path: str, call: Call, usage: Usage, sink: Sink) -> None:
         last: dict[str, Any] = {}
