@@ -365,12 +365,15 @@ def test_users_roles_are_extended(default):
         assert (keys.GROUP, plural, "watch") in rules(view)
 
 
-def test_the_network_policy_leads_to_the_progress_port(default):
+def test_the_network_policy_leads_to_what_pods_say_of_themselves(default):
     policy = default["NetworkPolicy", NAMESPACE, OPERATOR]
     (progress_rule,) = [rule for rule in policy["spec"]["egress"] if "to" in rule]
     assert progress_rule["ports"] == [{"port": keys.PORT_PROGRESS, "protocol": "TCP"}]
-    labels = progress_rule["to"][0]["podSelector"]["matchLabels"]
-    assert labels == {keys.LABEL_MANAGED_BY: keys.MANAGED_BY, keys.LABEL_COMPONENT: keys.COMPONENT_TRAINER}
+    assert keys.PORT_PROGRESS == keys.PORT_HEALTH
+    selector = progress_rule["to"][0]["podSelector"]
+    assert selector["matchLabels"] == {keys.LABEL_MANAGED_BY: keys.MANAGED_BY}
+    components = {"operator": "In", "values": [keys.COMPONENT_TRAINER, keys.COMPONENT_SERVER]}
+    assert selector["matchExpressions"] == [{"key": keys.LABEL_COMPONENT, **components}]
 
 
 # --- the kustomize base ---

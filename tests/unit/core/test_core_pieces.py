@@ -174,7 +174,7 @@ def test_a_plan_carries_the_parts_of_the_spec_as_they_are():
 def test_workloads_pass_the_restricted_standard_and_hold_no_secrets_in_plain_text():
     children = build(job(), make.CONFIG, 1)
     made = template_of(deployment(), SourceModel("s3://models/sentiment", "", Storage()), make.CONFIG)
-    for manifest in (children.job, server_deployment(made, 1, make.CONFIG)):
+    for manifest in (children.job, server_deployment(made, 1, 1, make.CONFIG)):
         pod = manifest.body["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
