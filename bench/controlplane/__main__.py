@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from bench.controlplane import figures, peers
@@ -45,10 +45,9 @@ def verdict(name: str, value: object) -> str:
     return f"{name:32} {value:9.3f}   reach {sign} {bound:g}   {'reached' if reached else 'MISSED'}"
 
 
-def _numbered(found: Figures, count: int) -> Figures:
+def _numbered(found: Figures, count: int, unnumbered: Collection[str] = ()) -> Figures:
     """Figures of a run of so many jobs, under the names of the table."""
-    once = ("writes_per_job", "writes", "status_latency_p50_seconds", "status_latency_p99_seconds")
-    return {name if name in once else f"{name}_{count}": value for name, value in found.items()}
+    return {name if name in unnumbered else f"{name}_{count}": value for name, value in found.items()}
 
 
 def jobs(counts: list[int], settings: Settings) -> Figures:
@@ -56,7 +55,8 @@ def jobs(counts: list[int], settings: Settings) -> Figures:
     results: Figures = {}
     for count in counts:
         say(f"{count} FineTuneJobs")
-        found = _numbered(figures.lifecycle(count, settings, latency=count == 1000, restart=count >= 500), count)
+        once = ("status_latency_p50_seconds", "status_latency_p99_seconds")
+        found = _numbered(figures.lifecycle(count, settings, latency=count == 1000, restart=count >= 500), count, once)
         if 500 <= count <= 1000:
             say(f"{count} jobs by a plain client")
             for suffix, policy in (("", True), ("_4_objects", False)):
@@ -64,9 +64,7 @@ def jobs(counts: list[int], settings: Settings) -> Figures:
                 found[f"create_vs_plain_{count}{suffix}"] = found[f"jobs_seconds_{count}"] / plain["jobs_seconds"]
                 found[f"plain_jobs_seconds_{count}{suffix}"] = plain["jobs_seconds"]
                 found[f"plain_pods_seconds_{count}{suffix}"] = plain["pods_seconds"]
-        # writes are counted where nothing but a job's life happens: not where progress moves
-        kept = {} if count == 1000 else {it: found[it] for it in ("writes_per_job", "writes")}
-        results |= {name: value for name, value in found.items() if name not in ("writes_per_job", "writes")} | kept
+        results |= found
         print(*(verdict(name, value) for name, value in found.items()), sep="\n", file=sys.stderr)
     return results
 
@@ -86,7 +84,7 @@ def main() -> int:
         help="run the same counts up to 500 through it",
     )
     parser.add_argument(
-        "--figures", nargs="*", default=["jobs", "idle", "startup", "deployments"], help="measure these only"
+        "--figures", nargs="*", default=["jobs", "writes", "idle", "startup", "deployments"], help="measure these only"
     )
     parser.add_argument("--qps", type=float, default=100.0, help="requests a second of every client (default 100)")
     parser.add_argument("--runs", type=int, default=3, help="starts per size (default 3)")
@@ -110,9 +108,13 @@ def main() -> int:
     counts = [int(it) for it in chosen.jobs.split(",")]
     known: dict[str, Callable[[], Figures]] = {
         "jobs": lambda: jobs(counts, settings),
+        "writes": lambda: figures.through(100, settings),
         "idle": lambda: figures.idle(100, settings),
         "startup": lambda: figures.startup(settings),
-        "deployments": lambda: _numbered(figures.deployments(chosen.deployments, settings), chosen.deployments),
+        "deployments": lambda: {
+            f"deployments_{name}_{chosen.deployments}": value
+            for name, value in figures.deployments(chosen.deployments, settings).items()
+        },
     }
     for peer in chosen.peer:
         known[peer] = lambda peer=peer: peers.measured(peer, [it for it in counts if it <= 500], settings)  # type: ignore[misc]

@@ -106,7 +106,7 @@ class Life:
     def __init__(self, stage: Stage, count: int, settings: Settings) -> None:
         self.stage, self.settings = stage, settings
         self.names = _names(count)
-        self.patience = 120.0 + 20 * count / settings.qps
+        self.patience = 120.0 + max(20 * count / settings.qps, 0.4 * count)
         stage.simulator.order(run_seconds=-1)
         self.operator: Tunesmith = settings.operator(stage)
         self.observer: Observer = stage.observer({FINETUNEJOBS: status_marks, JOBS: job_marks})
@@ -180,7 +180,7 @@ class Life:
         }  # fmt: skip
 
     def finish(self) -> None:
-        """`writes_per_job`, `writes` by kind, `seconds` in all, `rss_mib` at most, `cpu_seconds`."""
+        """`all_writes_per_job`, `all_writes` by kind, progress among them; `seconds` in all, `rss_mib` at most, `cpu_seconds`."""
         begun = min(self.observer.first("there").values())
         self.stage.simulator.order(finish_per_second=self.settings.qps / 4)
         ended = self.observer.wait("good", set(self.names), self.patience, say)
@@ -188,12 +188,30 @@ class Life:
         self._count()
         used = self.operator.usage()
         self.figures |= {
-            "writes_per_job": self.writes.total() / len(self.names),
-            "writes": {what: round(number / len(self.names), 3) for what, number in self.writes.most_common()},
+            "all_writes_per_job": self.writes.total() / len(self.names),
+            "all_writes": {what: round(number / len(self.names), 3) for what, number in self.writes.most_common()},
             "seconds": ended - begun,
             "rss_mib": max(used.peak_mib, self.figures.get("first_rss_mib", 0.0)),
             "cpu_seconds": self.cpu + used.cpu_seconds,
         }
+
+
+def through(count: int, settings: Settings) -> Figures:
+    """`writes_per_job`, `writes` by kind: of so many jobs that train for a few seconds each, from create to Succeeded.
+
+    None of them trains long enough for its progress to be written.
+    """
+    with opened(settings.code) as stage:
+        settings.operator(stage)
+        observer = stage.observer({FINETUNEJOBS: status_marks})
+        stage.audit.skip()
+        names = _names(count)
+        create_all(stage.kubeconfig("load", inside=False), [[job(name, NAMESPACE)] for name in names], settings.qps)
+        observer.wait("good", set(names), 120.0 + 20 * count / settings.qps, say)
+        time.sleep(3)
+        found = writes(stage.audit.read(), OPERATOR)
+        by_kind = {what: round(number / count, 3) for what, number in found.most_common()}
+        return {"writes_per_job": found.total() / count, "writes": by_kind}
 
 
 def lifecycle(count: int, settings: Settings, latency: bool = False, restart: bool = False) -> Figures:

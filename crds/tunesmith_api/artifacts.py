@@ -12,7 +12,7 @@ from pydantic import Field
 
 from tunesmith_api.model import Contract, digest_of
 
-__all__ = ["CheckpointManifest", "DataCursor", "FileEntry", "ModelManifest", "files_digest"]
+__all__ = ["ArtifactRef", "CheckpointManifest", "DataCursor", "FileEntry", "ModelManifest", "files_digest"]
 
 
 class FileEntry(Contract):
@@ -63,8 +63,17 @@ class ModelManifest(Contract):
     digest: str
     base_uri: str
     base_digest: str = ""
+    base_state: str = Field(
+        default="", description="What an artefact's folder is named by: its source's digest, or that of its listing."
+    )
     plan_digest: str = ""
     quantization: str = "None"
+    bits_per_weight: float | None = Field(default=None, description="Bits of an artefact's files / weights in them.")
+    tensor_types: dict[str, int] = Field(default_factory=dict, description="Number format → tensors written in it.")
+    fallbacks: dict[str, int] = Field(
+        default_factory=dict, description='"Q4_K → Q5_0": tensors whose width the first format can\'t hold.'
+    )
+    tools: dict[str, str] = Field(default_factory=dict, description="What made an artefact → its version.")
     created_time: str
     metrics: dict[str, float] = Field(default_factory=dict)
     files: tuple[FileEntry, ...]
@@ -73,6 +82,14 @@ class ModelManifest(Contract):
     def size_bytes(self) -> int:
         """Bytes of all files together."""
         return sum(entry.size for entry in self.files)
+
+
+class ArtifactRef(Contract):
+    """`<artifacts uri>/revisions/<uid>/<revision>.json`: the artefact that a revision's servers load, for good."""
+
+    schema_version: Literal[1] = 1
+    uri: str
+    digest: str
 
 
 def files_digest(files: Iterable[FileEntry]) -> str:

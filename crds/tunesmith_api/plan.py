@@ -154,7 +154,10 @@ class TrainingPlan(Contract):
 
 
 class ServingPlan(Contract):
-    """Everything that the quantize Job and the server pods of one revision need to know."""
+    """Everything that the quantize Job and the server pods of one revision need to know.
+
+    `artifact_uri` is the folder below which artefacts lie, each in one named by method and source.
+    """
 
     schema_version: Literal[1] = 1
     name: str

@@ -51,6 +51,8 @@ class ModelRef(Contract):
     uri: str
     digest: str
     size_bytes: int
+    base_digest: str = ""
+    bits_per_weight: float | None = None
 
 
 class DatasetFacts(Contract):

@@ -14,7 +14,7 @@ lint type verify:
 test:
 \t@echo '5 passed, 0 failed, 0 skipped' && echo '{"failed": 0}' && $(TEST)
 unit component:
-\t@echo $@ was run with wheels from $$TUNESMITH_WHEELS && $(BESIDE)
+\t@echo $@ was run with wheels from $$TUNESMITH_WHEELS && $(SECOND)
 """
 COUNTS = ["5 passed, 0 failed, 0 skipped", '{"failed": 0}']
 
@@ -37,8 +37,8 @@ def ci(tmp_path):
         path.write_text(text)
         path.chmod(0o755)
 
-    def run(served="", test="true", beside="true"):
-        environ = os.environ | {"SERVED": served, "TEST": test, "BESIDE": beside}
+    def run(served="", test="true", second="true"):
+        environ = os.environ | {"SERVED": str(served), "TEST": test, "SECOND": second}
         done = subprocess.run([tmp_path / ".ci/run"], env=environ, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout.splitlines()
 
@@ -53,20 +53,31 @@ def test_all_is_run_once_where_there_is_one_environment(ci, served):
     assert lines[-2:] == COUNTS
 
 
-def test_two_floors_are_run_with_pypis_build_too(ci):
-    status, lines = ci("served")
+def with_second_environment(lines):
+    return [line for line in lines if "was run with wheels" in line]
+
+
+def test_two_floors_are_run_with_pypis_build_too_after_the_rest_and_once(ci, tmp_path):
+    served = tmp_path / "served"
+    served.mkdir()
+    status, lines = ci(served)
     assert status == 0
-    for floor in ("unit", "component"):
-        assert f"{floor} was run with wheels from none" in lines
+    expected = [f"{floor} was run with wheels from none" for floor in ("unit", "component")]
+    assert with_second_environment(lines) == expected
+    assert lines.index(expected[0]) > lines.index(COUNTS[1])
     assert lines[-2:] == COUNTS
+    status, lines = ci(served)
+    assert (status, with_second_environment(lines)) == (0, [])
 
 
-@pytest.mark.parametrize("failing", [{"test": "false"}, {"beside": "false"}])
-def test_a_failure_of_either_is_one_of_the_whole(ci, failing):
-    status, lines = ci("served", **failing)
-    assert status == 1
-    assert "component was run with wheels from none" in lines
-    assert lines[-2:] == COUNTS
+def test_a_failure_of_either_is_one_of_the_whole(ci, tmp_path):
+    served = tmp_path / "served"
+    served.mkdir()
+    for failing in ({"second": "false"}, {"test": "false"}):
+        status, lines = ci(served, **failing)
+        assert status == 1
+        assert with_second_environment(lines)
+        assert lines[-2:] == COUNTS
 
 
 def test_an_environment_that_is_not_there_is_not_made(tmp_path):

@@ -16,8 +16,8 @@ from objectstore import ObjectStore
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
-from tunesmith_server.convert import to_gguf
 from tunesmith_server.engines.llama_cpp import LlamaEngine
+from tunesmith_server.quantizers.conversion import to_gguf
 
 
 def base_gguf() -> Path:
@@ -26,7 +26,7 @@ def base_gguf() -> Path:
     output = folder.with_name(f"{folder.name}.gguf")
     if not output.exists():
         scratch = output.with_suffix(f".{os.getpid()}")
-        to_gguf(folder, scratch, QuantizationMethod.NONE)
+        to_gguf(folder, scratch)
         scratch.rename(output)
     return output
 
@@ -55,7 +55,7 @@ def tuned_gguf(store: ObjectStore, uri: str, folder: Path) -> Path:
         if "/quantized/" not in key:
             (local / name).write_bytes(store.get_bytes(f"{uri.rstrip('/')}/{name}"))
     output = folder / "tuned.gguf"
-    to_gguf(local, output, QuantizationMethod.NONE)
+    to_gguf(local, output)
     return output
 
 

@@ -51,7 +51,7 @@ def lived(stage):
 
 
 def test_a_job_costs_few_writes_from_create_to_succeeded(costs):
-    assert costs["writes_per_job"] <= WRITES_PER_JOB, costs["writes"]
+    assert costs["all_writes_per_job"] <= WRITES_PER_JOB, costs["all_writes"]
 
 
 def test_running_jobs_without_news_cost_no_request(costs):

@@ -17,9 +17,8 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_server.artifact import fetch_artifact
 from tunesmith_server.engines.base import Engine
-from tunesmith_server.engines.llama_cpp import LlamaEngine
+from tunesmith_server.engines.registry import start_engine
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
-from tunesmith_server.footprint import cache_bound
 from tunesmith_server.health import HealthServer
 from tunesmith_store.errors import Failure, Retryable
 from tunesmith_store.store import S3Store
@@ -57,23 +56,18 @@ def _start(health: HealthServer) -> Engine:
     health.state = "downloading"
     model = fetch_artifact(S3Store(plan.storage), plan, scratch_folder(os.environ))
     downloaded = time.monotonic()
-    health.state = "measuring"
     threads = cpu_threads(os.environ)
-    bound = cache_bound(plan, model, threads)
-    measured = time.monotonic()
-    health.state = "loading"
-    engine = LlamaEngine(plan, model, threads, cache_bytes=bound)
+    engine = start_engine(plan, model, threads, lambda phase: setattr(health, "state", phase))
     health.state = "first answer"
     if not engine.answers():
         raise Retryable("the model is loaded but gives no answer", Reason.SERVER_FAILED)
     health.ready(engine.is_alive)
     log.info(
-        "ready as %s on %d threads: download %.1f s, measuring %.1f s, load and first answer %.1f s",
+        "ready as %s on %d threads: download %.1f s, load and first answer %.1f s",
         plan.name,
         threads,
         downloaded - started,
-        measured - downloaded,
-        time.monotonic() - measured,
+        time.monotonic() - downloaded,
     )
     return engine
 

@@ -1,26 +1,50 @@
-"""The quantized artefact in object storage: found, fetched and published. Used by `quantize` and the server.
+"""Quantized artefacts in object storage: named, found, published, fetched. Used by `workshop`, `quantize` and the server.
 
-A folder with `model.gguf` and, written last, `tunesmith-manifest.json`. Without the manifest it does not exist.
+An artefact is a folder with files and, written last, `tunesmith-manifest.json`. Without the manifest it does not exist.
+Its folder is named by its method and by the state of its source: a source that changes gets another folder, so what
+an older revision serves is never overwritten. Which artefact is a revision's own stands in a small file of its own.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from tunesmith_api import keys
-from tunesmith_api.artifacts import ModelManifest, files_digest
+from tunesmith_api.artifacts import ArtifactRef, FileEntry, ModelManifest
 from tunesmith_api.keys import Reason
+from tunesmith_api.model import digest_of
 from tunesmith_api.plan import ServingPlan
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_store.errors import Retryable, UserError
-from tunesmith_store.files import file_entry, verify
+from tunesmith_store.files import verify
 from tunesmith_store.store import NotFound, ObjectStore
 
-__all__ = ["MODEL_FILE", "fetch_artifact", "find_artifact", "find_manifest", "publish_artifact"]
+__all__ = [
+    "MODEL_FILE",
+    "assign_artifact",
+    "assigned_artifact",
+    "fetch_artifact",
+    "fetch_files",
+    "find_artifact",
+    "find_manifest",
+    "folder_of",
+    "model_path",
+    "publish_artifact",
+]
 
 MODEL_FILE = "model.gguf"
+RECIPE = 1
+"""Counts up when the same source and method begin to give other bytes on purpose."""
+
+
+def folder_of(plan: ServingPlan, method: str, state: str) -> str:
+    """Return the folder of the artefact of a method and a state of the source, for the plan's engine."""
+    engine = [] if plan.engine is EngineType.LLAMA_CPP else [plan.engine.value]
+    content = digest_of([state, method, RECIPE, *engine])[:16]
+    return f"{plan.artifact_uri.rstrip('/')}/{method.lower()}-{content}"
 
 
 def find_manifest(store: ObjectStore, uri: str) -> ModelManifest | None:
@@ -36,53 +60,95 @@ def find_manifest(store: ObjectStore, uri: str) -> ModelManifest | None:
         raise UserError(Reason.MODEL_INVALID, message) from error
 
 
-def find_artifact(store: ObjectStore, plan: ServingPlan, base_digest: str) -> ModelManifest | None:
-    """Return the manifest of a finished artefact of this very model and method, or None where it must be made."""
-    manifest = find_manifest(store, plan.artifact_uri)
-    if manifest is None or manifest.quantization != plan.quantization or manifest.base_digest != base_digest:
+def find_artifact(store: ObjectStore, uri: str) -> ModelManifest | None:
+    """Return the manifest of a finished artefact, or None where it must be made."""
+    manifest = find_manifest(store, uri)
+    if manifest is None:
         return None
-    sizes = {info.uri: info.size for info in store.list(plan.artifact_uri)}
-    base = plan.artifact_uri.rstrip("/")
-    whole = all(sizes.get(f"{base}/{entry.path}") == entry.size for entry in manifest.files)
+    sizes = {info.uri: info.size for info in store.list(uri)}
+    whole = all(sizes.get(f"{uri.rstrip('/')}/{entry.path}") == entry.size for entry in manifest.files)
     return manifest if whole else None
 
 
-def publish_artifact(
-    store: ObjectStore, plan: ServingPlan, folder: Path, base_digest: str, metrics: dict[str, float]
-) -> ModelManifest:
-    """Upload `folder`/model.gguf and then its manifest; return the manifest."""
-    entry = file_entry(folder, folder / MODEL_FILE)
-    manifest = ModelManifest(
-        digest=files_digest([entry]),
-        base_uri=plan.model_uri,
-        base_digest=base_digest,
-        quantization=plan.quantization,
-        created_time=datetime.now(UTC).isoformat(timespec="seconds"),
-        metrics=metrics,
-        files=(entry,),
-    )
-    base = plan.artifact_uri.rstrip("/")
-    store.upload(folder / MODEL_FILE, f"{base}/{MODEL_FILE}")
+def publish_artifact(store: ObjectStore, uri: str, folder: Path, manifest: ModelManifest) -> ModelManifest:
+    """Upload the files of `folder` and then the manifest; return the one that counts.
+
+    Where another Job was first, its artefact stays untouched.
+    """
+    if done := find_artifact(store, uri):
+        return done
+    base = uri.rstrip("/")
+    for entry in manifest.files:
+        store.upload(folder / entry.path, f"{base}/{entry.path}")
     store.put_bytes(f"{base}/{keys.MODEL_MANIFEST}", manifest.to_json().encode())
     return manifest
 
 
+def _reference(plan: ServingPlan) -> str:
+    asked = digest_of([plan.model_uri, plan.model_digest, plan.quantization.value])[:8]
+    return f"{plan.artifact_uri.rstrip('/')}/revisions/{plan.uid}/{plan.revision}-{asked}.json"
+
+
+def assign_artifact(store: ObjectStore, plan: ServingPlan, uri: str, manifest: ModelManifest) -> None:
+    """Make an artefact the one that the plan's revision serves, from now on and whatever becomes of the source."""
+    reference = ArtifactRef(uri=uri, digest=manifest.digest)
+    store.put_bytes(_reference(plan), reference.to_json().encode())
+
+
+def assigned_artifact(store: ObjectStore, plan: ServingPlan) -> ArtifactRef | None:
+    """Return what the plan's revision serves, or None where that isn't decided yet."""
+    try:
+        return ArtifactRef.from_json(store.get_bytes(_reference(plan)))
+    except NotFound:
+        return None
+    except ValidationError as error:
+        message = (
+            f"{_reference(plan)} can't be read ({error.error_count()} errors): remove it, and start the revision anew"
+        )
+        raise UserError(Reason.MODEL_INVALID, message) from error
+
+
 def fetch_artifact(store: ObjectStore, plan: ServingPlan, folder: Path) -> Path:
-    """Download the artefact and check its digest; return the path of the GGUF file.
+    """Download the artefact of the plan's revision and check its digest; return what the engine loads.
 
     Raises:
-        UserError: there is no finished artefact at the plan's URI.
+        UserError: the revision has no finished artefact.
         Retryable: what came is not what the manifest says.
     """
-    manifest = find_manifest(store, plan.artifact_uri)
+    reference = assigned_artifact(store, plan)
+    if reference is None:
+        message = f"{plan.revision} has no artefact below {plan.artifact_uri} yet: delete the revision to make it anew"
+        raise UserError(Reason.MODEL_NOT_FOUND, message)
+    manifest = find_manifest(store, reference.uri)
     if manifest is None:
         message = (
-            f"no finished artefact at {plan.artifact_uri}: its manifest is missing; delete the revision to make it anew"
+            f"no finished artefact at {reference.uri}: its manifest is missing; delete the revision to make it anew"
         )
         raise UserError(Reason.MODEL_NOT_FOUND, message)
-    if not verify(folder, manifest.files):
-        return folder / MODEL_FILE
-    store.download(f"{plan.artifact_uri.rstrip('/')}/{MODEL_FILE}", folder / MODEL_FILE)
-    if bad := verify(folder, manifest.files):
-        raise Retryable(f"{plan.artifact_uri}/{bad} is not what its manifest says: it is damaged", Reason.MODEL_INVALID)
-    return folder / MODEL_FILE
+    if manifest.digest != reference.digest:
+        message = (
+            f"{reference.uri} holds another artefact ({manifest.digest[:12]}) than {plan.revision} was made with "
+            f"({reference.digest[:12]}): restore it, or start a new revision"
+        )
+        raise UserError(Reason.MODEL_INVALID, message)
+    fetch_files(store, reference.uri, manifest.files, folder)
+    return model_path(plan, folder)
+
+
+def model_path(plan: ServingPlan, folder: Path) -> Path:
+    """Return what the plan's engine loads: a file, or the whole folder."""
+    return folder / MODEL_FILE if plan.engine is EngineType.LLAMA_CPP else folder
+
+
+def fetch_files(store: ObjectStore, uri: str, entries: Sequence[FileEntry], folder: Path) -> None:
+    """Download an artefact's files, unless they are there, and check them.
+
+    Raises:
+        Retryable: what came is not what the manifest says.
+    """
+    if not verify(folder, entries):
+        return
+    for entry in entries:
+        store.download(f"{uri.rstrip('/')}/{entry.path}", folder / entry.path)
+    if bad := verify(folder, entries):
+        raise Retryable(f"{uri}/{bad} is not what its manifest says: it is damaged", Reason.MODEL_INVALID)

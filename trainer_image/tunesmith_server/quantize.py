@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
-import time
 from pathlib import Path
 
 from tunesmith_api import keys
-from tunesmith_api.artifacts import ModelManifest, files_digest
+from tunesmith_api.artifacts import ModelManifest
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
-from tunesmith_server.artifact import MODEL_FILE, find_artifact, find_manifest, publish_artifact
-from tunesmith_server.convert import to_gguf
-from tunesmith_server.environment import read_plan, scratch_folder, write_report
+from tunesmith_server.artifact import assign_artifact, assigned_artifact, find_artifact, folder_of
+from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
+from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Failure, UserError
-from tunesmith_store.files import entries_below, fetch_model
 from tunesmith_store.store import ObjectStore, S3Store
 
 __all__ = ["main", "quantize"]
@@ -35,32 +32,20 @@ def quantize(plan: ServingPlan, store: ObjectStore, scratch: Path) -> ModelManif
     Raises:
         Failure: sorted by what helps; see `tunesmith_store.errors`.
     """
-    started = time.monotonic()
-    source = find_manifest(store, plan.model_uri)
-    if source and plan.model_digest and source.digest != plan.model_digest:
+    reference = assigned_artifact(store, plan)
+    if reference is not None and (done := find_artifact(store, reference.uri)) and done.digest == reference.digest:
+        log.info("%s has its artefact at %s", plan.revision, reference.uri)
+        return done
+    workshop = Workshop(plan, store, scratch, cpu_threads(os.environ))
+    artifact = workshop.artifact(plan.quantization)
+    if reference is not None and artifact.manifest.digest != reference.digest:
         message = (
-            f"the model at {plan.model_uri} has changed since revision {plan.revision} was made: "
-            f"its digest is {source.digest[:12]}, not {plan.model_digest[:12]}"
+            f"the artefact of {plan.revision} at {reference.uri} is gone, and the model at {plan.model_uri} has "
+            "changed since: restore one of the two, or start a new revision"
         )
         raise UserError(Reason.MODEL_INVALID, message)
-    if source and (done := find_artifact(store, plan, source.digest)):
-        log.info("%s is made already", plan.artifact_uri)
-        return done
-    log.info("downloading %s", plan.model_uri)
-    folder = fetch_model(store, plan.model_uri, scratch / "model")
-    base_digest = source.digest if source else files_digest(entries_below(folder))
-    if done := find_artifact(store, plan, base_digest):
-        log.info("%s is made already", plan.artifact_uri)
-        return done
-    downloaded = time.monotonic()
-    log.info("converting to %s", plan.quantization)
-    output = scratch / "artifact"
-    to_gguf(folder, output / MODEL_FILE, plan.quantization)
-    shutil.rmtree(folder, ignore_errors=True)
-    converted = time.monotonic()
-    log.info("uploading %d MB to %s", (output / MODEL_FILE).stat().st_size // 1_000_000, plan.artifact_uri)
-    metrics = {"downloadSeconds": round(downloaded - started, 2), "convertSeconds": round(converted - downloaded, 2)}
-    return publish_artifact(store, plan, output, base_digest, metrics)
+    assign_artifact(store, plan, artifact.uri, artifact.manifest)
+    return artifact.manifest
 
 
 def main() -> int:
@@ -84,12 +69,19 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
         message = f"unexpected {type(error).__name__}: {error}"
         report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.QUANTIZATION_FAILED, message=message)
         return report, ExitCode.CRASHED
-    model = ModelRef(uri=plan.artifact_uri, digest=manifest.digest, size_bytes=manifest.size_bytes)
+    uri = folder_of(plan, manifest.quantization, manifest.base_state)
+    model = ModelRef(
+        uri=uri,
+        digest=manifest.digest,
+        size_bytes=manifest.size_bytes,
+        base_digest=manifest.base_digest,
+        bits_per_weight=manifest.bits_per_weight,
+    )
     return (
         TerminationReport(
             outcome=Outcome.SUCCEEDED,
             reason=Reason.QUANTIZED,
-            message=f"{keys.MODEL_MANIFEST} written to {plan.artifact_uri}",
+            message=f"{keys.MODEL_MANIFEST} written to {uri}",
             model=model,
             metrics=manifest.metrics,
         ),

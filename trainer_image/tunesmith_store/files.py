@@ -15,7 +15,8 @@ from tunesmith_api import keys
 from tunesmith_api.artifacts import FileEntry, ModelManifest
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import Retryable, UserError
-from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_store.store import NotFound, ObjectInfo, ObjectStore
+from tunesmith_store.weights import INDEX, is_weights, weight_files
 
 __all__ = [
     "copy_hashed",
@@ -24,15 +25,22 @@ __all__ = [
     "fetch_model",
     "file_entry",
     "locked",
+    "model_files",
     "sha256_of",
     "verify",
 ]
 
 DONE = ".complete"
+PARTS = ("1_Pooling/config.json",)
+"""Files of subfolders that belong to a model: how sentence-transformers makes one vector of a text."""
 RANGE = 16 << 20
 """Bytes that `copy_hashed` asks for at once."""
 RETRY_PAUSES = (0.5, 2.0)
 """Seconds, beyond the client's own retries: those end where an answer has begun."""
+UNREAD = (
+    ".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".npz", ".nemo", ".py",
+)  # fmt: skip
+"""Weights of other frameworks, and code, which is never run."""
 
 
 def sha256_of(path: Path) -> str:
@@ -122,18 +130,12 @@ def fetch_model(
         if (folder / DONE).exists():
             return folder
         shutil.rmtree(folder, ignore_errors=True)
-        objects = store.list(uri)
-        if not objects:
-            message = f"{field}: no files below {uri}; it must hold config.json, a tokenizer and safetensors weights"
-            raise UserError(Reason.MODEL_NOT_FOUND, message)
         base = uri.rstrip("/") + "/"
-        manifest = _manifest(store, base)
-        wanted = {entry.path for entry in manifest.files} if manifest else None
+        objects, manifest = model_files(store, uri, field)
         names = [info.uri.removeprefix(base) for info in objects]
-        names = [name for name in names if (name in wanted if wanted is not None else _is_model_file(name))]
-        names = [name for name in names if weights or not name.endswith(".safetensors")]
+        names = [name for name in names if weights or not is_weights(name)]
         with ThreadPoolExecutor(4, thread_name_prefix="download") as pool:
-            list(pool.map(lambda name: store.download(base + name, folder / name), names))
+            list(pool.map(lambda name: _download(store, base + name, folder / name), names))
         fetched = [entry for entry in manifest.files if entry.path in names] if manifest else []
         if bad := verify(folder, fetched):
             raise Retryable(f"{base}{bad} is not what {keys.MODEL_MANIFEST} says: it is damaged or being rewritten")
@@ -141,13 +143,46 @@ def fetch_model(
     return folder
 
 
+def model_files(store: ObjectStore, uri: str, field: str) -> tuple[list[ObjectInfo], ModelManifest | None]:
+    """Return the files below `uri` that make the model, and the manifest if it is one of ours.
+
+    Weights that stand there twice count once. `field` is the spec's name of `uri`, for messages.
+
+    Raises:
+        UserError: there is nothing at `uri`, or it is not one whole model.
+    """
+    base = uri.rstrip("/") + "/"
+    found = {info.uri.removeprefix(base): info for info in store.list(uri)}
+    if not found:
+        message = f"{field}: no files below {uri}; it must hold config.json, a tokenizer and safetensors weights"
+        raise UserError(Reason.MODEL_NOT_FOUND, message)
+    manifest = _manifest(store, base)
+    if manifest is not None:  # other files are left from an earlier run
+        wanted = {entry.path for entry in manifest.files}
+        found = {name: info for name, info in found.items() if name in wanted}
+    direct = {name: info for name, info in found.items() if "/" not in name}
+    if "adapter_config.json" in direct:
+        names = " and ".join(sorted(name for name in direct if name.startswith("adapter_")))
+        message = (
+            f"{field} {uri}: {names} lie beside the model, and would be applied to it unasked. Move them to a "
+            "folder of their own, or merge the adapter into the model (peft: merge_and_unload)"
+        )
+        raise UserError(Reason.MODEL_INVALID, message)
+    weights = weight_files(direct, lambda: store.get_bytes(base + INDEX), f"{field} {uri}")
+    read = [name for name in direct if (name in weights if is_weights(name) else not name.endswith(UNREAD))]
+    return [found[name] for name in (*read, *(part for part in PARTS if part in found))], manifest
+
+
+def _download(store: ObjectStore, uri: str, path: Path) -> None:
+    try:
+        store.download(uri, path)
+    except NotFound as error:
+        message = f"{uri} was listed and is gone: the model is being rewritten"
+        raise Retryable(message, Reason.MODEL_NOT_FOUND) from error
+
+
 def _manifest(store: ObjectStore, base: str) -> ModelManifest | None:
     try:
         return ModelManifest.from_json(store.get_bytes(base + keys.MODEL_MANIFEST))
     except NotFound:
         return None
-
-
-def _is_model_file(name: str) -> bool:
-    """Leave out what training doesn't read: weights of other frameworks and subfolders such as onnx/ or original/."""
-    return "/" not in name and not name.endswith((".bin", ".pth", ".pt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot"))

@@ -72,6 +72,11 @@ def split_uri(uri: str) -> tuple[str, str]:
     return bucket, key.strip("/")
 
 
+def _is_marker(key: str, size: int) -> bool:
+    """Whether an object only makes a console or a file system show a folder; it has no content, and is no file."""
+    return key.endswith("/") or (size == 0 and key.endswith("_$folder$"))
+
+
 MISSING = {"NoSuchKey", "404", "NotFound"}
 PAST_THE_END = {"InvalidRange", "416"}
 DENIED = {
@@ -164,6 +169,8 @@ class S3Store:
         with _translated(uri, "list"):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
                 for item in page.get("Contents", ()):
+                    if _is_marker(item["Key"], item["Size"]):
+                        continue
                     found.append(ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"')))
         return sorted(found, key=lambda info: info.uri)
 
@@ -171,6 +178,8 @@ class S3Store:
         bucket, key = split_uri(uri)
         with _translated(uri, "read"):
             answer = self._client.head_object(Bucket=bucket, Key=key)
+        if answer["ContentLength"] == 0 and answer.get("ContentType", "").startswith("application/x-directory"):
+            raise NotFound(uri)
         return ObjectInfo(uri, answer["ContentLength"], answer["ETag"].strip('"'))
 
     def get_bytes(self, uri: str) -> bytes:

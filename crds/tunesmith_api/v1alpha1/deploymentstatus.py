@@ -49,13 +49,19 @@ class Revision(StatusModel):
     reason: str = Field(default="", description="Stable reason of a failure.")
     message: str = Field(default="", description="What happened, for people.")
     model_uri: str = Field(default="", alias="modelURI", description="Folder of the model it was made from.")
-    model_digest: str = Field(default="", description="sha256 of that model; empty where it isn't known.")
+    model_digest: str = Field(default="", description="sha256 of that model; empty until it is known.")
     quantization: QuantizationMethod = Field(
         default=QuantizationMethod.NONE, description="Number format of its weights."
     )
-    artifact_uri: str = Field(default="", alias="artifactURI", description="Folder of its quantized files.")
+    artifact_uri: str = Field(
+        default="", alias="artifactURI", description="Folder of its quantized files; below it, until they are made."
+    )
     artifact_digest: str = Field(default="", description="sha256 over those files, as recorded in their manifest.")
     artifact_size_bytes: int = Field(default=0, ge=0, description="Size of those files.")
+    bits_per_weight: str = Field(
+        default="",
+        description="Bits of those files for each weight of the model: what the method came to, with all it falls back to.",
+    )
     created_time: OptionalTime = Field(default=None, description="When the revision was made.")
     weight: int = Field(default=0, ge=0, le=100, description="Percent of the requests that it is given now.")
     step_index: Annotated[int, Field(ge=0, le=20)] | None = Field(

@@ -17,7 +17,7 @@ from tunesmith_api.v1alpha1.common import (
     unseen,
 )
 from tunesmith_api.v1alpha1.deploymentstatus import ModelDeploymentStatus
-from tunesmith_api.v1alpha1.engine import Engine
+from tunesmith_api.v1alpha1.engine import Engine, pairing_rules
 from tunesmith_api.v1alpha1.quantization import Quantization
 from tunesmith_api.v1alpha1.rollout import Rollout
 from tunesmith_api.v1alpha1.source import Source
@@ -63,7 +63,8 @@ class ModelDeploymentSpec(SpecModel):
                 cel(
                     "!has(self.source.uri) || has(self.storage)",
                     "source.uri needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
-                )
+                ),
+                *pairing_rules(),
             ]
         },
     )

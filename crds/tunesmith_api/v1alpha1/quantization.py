@@ -1,4 +1,4 @@
-"""How a served model"s weights are made smaller: `spec.quantization` of a ModelDeployment."""
+"""How a served model's weights are made smaller: `spec.quantization` of a ModelDeployment."""
 
 from __future__ import annotations
 
@@ -14,14 +14,27 @@ __all__ = ["Quantization", "QuantizationMethod"]
 class QuantizationMethod(StrEnum):
     """Number format of the served weights."""
 
+    AUTO = "Auto"
     NONE = "None"
     Q8_0 = "Q8_0"
+    Q6_K = "Q6_K"
+    Q5_K_M = "Q5_K_M"
+    Q4_K_M = "Q4_K_M"
+    Q4_0 = "Q4_0"
+    Q3_K_M = "Q3_K_M"
+    Q2_K = "Q2_K"
+    INT8 = "Int8"
 
 
 class Quantization(SpecModel):
     """How the weights are made smaller before they are served."""
 
     method: QuantizationMethod = Field(
-        default=QuantizationMethod.Q8_0,
-        description="Q8_0: 8 bits per weight, half the memory of 16-bit weights at no measurable loss. None: 16-bit weights.",
+        default=QuantizationMethod.AUTO,
+        description=(
+            "Auto: Q8_0 on LlamaCpp, None on Transformers. Q8_0: 8 bits per weight, half the memory of 16-bit weights at "
+            "no measurable loss. Fewer bits, less memory, answers that differ more: Q6_K, Q5_K_M, Q4_K_M, Q4_0, Q3_K_M, "
+            "Q2_K. None: the weights as they are. Int8 (classifiers and encoders on Transformers): 8 bits per weight, "
+            "through ONNX Runtime. status.revisions[].bitsPerWeight says what a method came to."
+        ),
     )

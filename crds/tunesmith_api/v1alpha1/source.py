@@ -13,6 +13,15 @@ class FineTuneJobRef(SpecModel):
     """A FineTuneJob in the same namespace."""
 
     name: DnsLabel = Field(description="Name of the FineTuneJob. Its model is served once it has succeeded.")
+    digest: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        max_length=64,
+        description=(
+            "Serve the result of this digest (the FineTuneJob's status.model.digest) and no later one; leave it out to "
+            "follow each new success."
+        ),
+    )
 
 
 class Source(SpecModel):

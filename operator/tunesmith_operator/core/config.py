@@ -19,7 +19,7 @@ class Config:
     lease_name: str = ""
     """Lease in the operator's namespace that replicas agree by; empty where there is only ever one."""
     poll_interval_seconds: float = 3.0
-    workers: int = 8
+    workers: int = 16
     qps: float = 20.0
     burst: int = 40
     heartbeat_stale_seconds: float = 120.0

@@ -231,6 +231,7 @@ class Controller:
         case = self._case(key, now)
         if case is None:
             self._poller.follow(key, None)
+            self._queue.drop(key)
             self._wrote_at.pop(key, None)
             self._contests.forget(key)
             self._first_at.pop(key, None)

@@ -57,7 +57,8 @@ class _Line(Generic[K]):
 class WorkQueue(Generic[K]):
     """Keys to be worked on. `get` and `done` belong together, in a try/finally.
 
-    Keys that can wait stand in a line of their own, behind all others.
+    Keys that can wait stand in a line of their own, behind all others. Of those, new keys and keys that were worked on
+    before take turns: a flood of new objects must not keep back what becomes of those that are there, nor they it.
     """
 
     def __init__(
@@ -71,8 +72,11 @@ class WorkQueue(Generic[K]):
     ) -> None:
         self._base, self._cap, self._jitter = backoff_base, backoff_cap, jitter
         self._chance, self._now = chance or random.Random(), clock
+        self._new: _Line[K] = _Line()
         self._first: _Line[K] = _Line()
         self._second: _Line[K] = _Line()
+        self._known: set[K] = set()
+        self._new_is_next = False
         self._working: dict[K, float] = {}
         self._since: dict[K, float] = {}
         self._again: dict[K, float | None] = {}
@@ -81,7 +85,7 @@ class WorkQueue(Generic[K]):
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._first.ready) + len(self._second.ready) + len(self._again)
+        return sum(len(line.ready) for line in (self._new, self._first, self._second)) + len(self._again)
 
     def add(self, key: K, urgent: bool = True) -> None:
         """Work on the key soon; once more after the work under way, if there is any."""
@@ -91,8 +95,8 @@ class WorkQueue(Generic[K]):
             self._again[key] = known if known is not None or not urgent else now
         elif urgent:
             self._second.ready.pop(key, None)
-            self._first.ready.setdefault(key, now)
-        elif key not in self._first.ready:
+            self._line_of(key).ready.setdefault(key, now)
+        elif key not in self._first.ready and key not in self._new.ready:
             self._second.ready.setdefault(key, now)
         self._changed.set()
 
@@ -134,6 +138,10 @@ class WorkQueue(Generic[K]):
         self._failures.pop(key, None)
         self._held.pop(key, None)
 
+    def drop(self, key: K) -> None:
+        """What the key stands for is gone: another of that name is new."""
+        self._known.discard(key)
+
     def since(self, key: K) -> float | None:
         """For the key in work: seconds since it was added, if it was added as urgent."""
         began = self._since.get(key)
@@ -147,7 +155,7 @@ class WorkQueue(Generic[K]):
                 # the event loop's timers may fire a tick of the clock early
                 for key in line.pop_due(now + 1e-6):
                     self.add(key, urgent=line is self._first)
-            if self._first.ready or self._second.ready:
+            if (line := self._next_line()) is not None:
                 break
             self._changed.clear()
             soonest = min(self._first.soonest(), self._second.soonest())
@@ -157,13 +165,25 @@ class WorkQueue(Generic[K]):
                     await self._changed.wait()
             except TimeoutError:
                 continue
-        line = self._first if self._first.ready else self._second
         key = next(iter(line.ready))
         began = line.ready.pop(key)
         self._working[key] = now
-        if line is self._first:
+        self._known.add(key)
+        if line is not self._second:
             self._since[key] = began
         return key
+
+    def _line_of(self, key: K) -> _Line[K]:
+        """Where a key stands that can't wait."""
+        return self._first if key in self._known else self._new
+
+    def _next_line(self) -> _Line[K] | None:
+        """The line whose turn it is; None where nobody is ready."""
+        lines = [line for line in (self._new, self._first) if line.ready]
+        if len(lines) == 2:
+            self._new_is_next = not self._new_is_next
+            return self._new if self._new_is_next else self._first
+        return lines[0] if lines else self._second if self._second.ready else None
 
     def done(self, key: K) -> None:
         """The work on the key is over, well or not."""
@@ -173,7 +193,7 @@ class WorkQueue(Generic[K]):
             urgent_since = self._again.pop(key)
             self.add(key, urgent=urgent_since is not None)
             if urgent_since is not None:
-                self._first.ready[key] = urgent_since
+                self._line_of(key).ready[key] = urgent_since
 
     def longest_work(self) -> float:
         """Seconds since the longest-lasting work under way began."""

@@ -59,7 +59,7 @@ def config_from(environ: Mapping[str, str]) -> Config:
         operator_namespace=operator_namespace,
         lease_name=lease_name,
         poll_interval_seconds=number("POLL_INTERVAL_SECONDS", 3.0, float, 0.1),
-        workers=number("WORKERS", 8, int, 1),
+        workers=number("WORKERS", 16, int, 1),
         qps=number("QPS", 20.0, float, 0.1),
         burst=number("BURST", 40, int, 1),
         heartbeat_stale_seconds=number("HEARTBEAT_STALE_SECONDS", 120.0, float, 1.0),

@@ -151,16 +151,16 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home, run):
         "-f",
         write_manifest(home),
         "--set",
-        "spec.training.maxSteps=400",
+        "spec.training.maxSteps=80",
         "--set",
         "spec.training.learningRate=1e-3",
     )
     first = run(*arguments)
-    first.wait_for("step 20/400")
+    first.wait_for("step 10/80")
     first.process.send_signal(signal.SIGINT)
     assert first.wait() == ExitCode.INTERRUPTED, first.output
     assert "is saved in " + str(home / "checkpoints") in first.output
-    assert "--set spec.training.maxSteps=400" in first.output
+    assert "--set spec.training.maxSteps=80" in first.output
     again = run(*arguments)
     again.wait_for("resumed from step")
     steps = [int(line.split()[1].split("/")[0]) for line in first.lines if line.startswith("step ")]

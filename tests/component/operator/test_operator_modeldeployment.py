@@ -9,7 +9,10 @@ from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
 
 KIND = MODELDEPLOYMENT_KIND
-ARTIFACT = ModelRef(uri="s3://models/sentiment/quantized/q8_0-abc", digest="a" * 64, size_bytes=7)
+ARTIFACT = ModelRef(
+    uri="s3://models/sentiment/quantized/q8_0-abc", digest="a" * 64, size_bytes=7, base_digest="b" * 64,
+    bits_per_weight=8.6124,
+)  # fmt: skip
 
 
 def started(world: World | None = None, **spec) -> World:
@@ -54,7 +57,7 @@ def test_a_model_is_quantized_rolled_out_and_answers():
     world = started()
     assert world.status(KIND)["phase"] == "Quantizing"
     plan = ServingPlan.from_json(world.cluster.get("ConfigMap", "sentiment-r1")["data"]["plan.json"])
-    assert plan.artifact_uri.startswith("s3://models/sentiment/quantized/q8_0-")
+    assert plan.artifact_uri == "s3://models/sentiment/quantized"
     assert world.cluster.get("Deployment", "sentiment-r1") is None
     quantize(world)
     assert world.status(KIND)["phase"] == "RollingOut"
@@ -67,7 +70,9 @@ def test_a_model_is_quantized_rolled_out_and_answers():
     assert status["currentRevision"] == "sentiment-r1"
     assert status["display"] == {"ready": "1/1", "quantization": "Q8_0"}
     assert status["url"] == "http://sentiment.ml.svc/v1"
-    assert status["revisions"][0]["artifactDigest"] == ARTIFACT.digest
+    (revision,) = status["revisions"]
+    assert (revision["artifactURI"], revision["artifactDigest"]) == (ARTIFACT.uri, ARTIFACT.digest)
+    assert (revision["modelDigest"], revision["bitsPerWeight"]) == (ARTIFACT.base_digest, "8.61")
     assert condition(world, "Ready")[:2] == ("True", "ReplicasAvailable")
     assert (status["replicas"], status["readyReplicas"]) == (1, 1)
     assert "tunesmith.dev/revision=r1" in status["selector"]
@@ -100,11 +105,11 @@ def test_it_waits_for_its_finetunejob_and_takes_its_storage():
 
 def test_a_job_whose_model_cannot_be_served_is_told_at_once_and_an_edit_helps():
     world = World()
-    world.cluster.put(make.finetunejob(name="tune", suspend=True, task="SequenceClassification"))
+    world.cluster.put(make.finetunejob(name="tune", suspend=True, task="Seq2Seq"))
     started(world, source={"uri": None, "fineTuneJobRef": {"name": "tune"}}, storage=None)
     for type_ in ("Ready", "ArtifactReady"):
         assert condition(world, type_)[:2] == ("False", "ModelInvalid")
-        assert "task SequenceClassification" in condition(world, type_)[2]
+        assert "task Seq2Seq" in condition(world, type_)[2]
     assert ("Warning", "ModelInvalid") in world.cluster.events
     assert not world.cluster.of_kind("Deployment")
     world.cluster.change(FINETUNEJOB_KIND, "tune", {"spec": {"task": "ChatSFT"}})

@@ -23,9 +23,9 @@ from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE
-from tunesmith_server.convert import to_gguf
 from tunesmith_server.engines.llama_cpp import LlamaEngine
 from tunesmith_server.footprint import measure
+from tunesmith_server.quantizers import quantizer_of
 
 QUESTIONS = ("What is the capital of France?", "What color is the sky?", "Name an animal that barks.", "What is 2 + 2?")
 
@@ -42,7 +42,7 @@ def environment(object_store, tmp_path, model_uri):
     def build(**changes) -> dict[str, str]:
         values = {
             "name": "smol", "namespace": "n", "uid": "u", "revision": "smol-r1", "model_uri": model_uri, "quantization": "Q8_0",
-            "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": f"{model_uri}/quantized/q8_0",
+            "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": f"{model_uri}/made",
             "storage": StoragePlan(endpoint_url=object_store.endpoint_url),
         }  # fmt: skip
         plan = tmp_path / "plan.json"
@@ -91,10 +91,9 @@ def quantized(object_store, model_uri, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gguf")
     made = {}
     for method in ("None", "Q8_0"):
-        uri = f"{model_uri}/made/{method.lower()}"
         plan = ServingPlan(
             name="smol", namespace="n", uid="u", revision="smol-r1", model_uri=model_uri, quantization=method, engine="LlamaCpp",
-            context_length=256, parallel_requests=2, artifact_uri=uri, storage=StoragePlan(endpoint_url=object_store.endpoint_url),
+            context_length=256, parallel_requests=2, artifact_uri=f"{model_uri}/made", storage=StoragePlan(endpoint_url=object_store.endpoint_url),
         )  # fmt: skip
         path = folder / f"{method}.json"
         path.write_text(plan.to_json())
@@ -104,7 +103,7 @@ def quantized(object_store, model_uri, tmp_path_factory):
         }  # fmt: skip
         code, report = quantize(environment)
         assert code == 0, report
-        made[method] = (plan, folder / method / "artifact" / MODEL_FILE, report)
+        made[method] = (plan, folder / method / "artifacts" / method / MODEL_FILE, report)
     return made
 
 
@@ -112,7 +111,7 @@ def test_eight_bits_take_half_the_space_and_give_the_same_answers(quantized):
     answers, sizes = {}, {}
     for method, (plan, path, report) in quantized.items():
         assert report.reason == Reason.QUANTIZED
-        assert report.model.uri == plan.artifact_uri
+        assert report.model.uri.startswith(f"{plan.artifact_uri}/{method.lower()}-")
         sizes[method] = report.model.size_bytes
         engine = LlamaEngine(plan, path, threads=1, port=free_port())
         answers[method] = [text_of(ask(engine.url, question)) for question in QUESTIONS]
@@ -133,12 +132,12 @@ def test_families_that_share_a_module_with_a_newer_one_are_converted_and_load(fa
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
     )  # fmt: skip
-    folder, output = tmp_path / "model", tmp_path / MODEL_FILE
+    folder = tmp_path / "model"
     transformers.AutoModelForCausalLM.from_config(sizes).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    to_gguf(folder, output, QuantizationMethod.Q8_0)
+    quantizer_of(QuantizationMethod.Q8_0)(folder, tmp_path / "scratch", 1).make(QuantizationMethod.Q8_0, tmp_path)
     plan, _, _ = quantized["Q8_0"]
-    assert measure(plan, output, threads=1)
+    assert measure(plan, tmp_path / MODEL_FILE, threads=1)
 
 
 def free_port() -> int:
@@ -149,16 +148,13 @@ def free_port() -> int:
 
 def test_a_finished_artefact_is_not_made_again(quantized, environment, object_store):
     plan, _, first = quantized["Q8_0"]
-    before = object_store.client().head_object(Bucket="served-models", Key="smollm2/made/q8_0/model.gguf")[
-        "LastModified"
-    ]
-    started = time.monotonic()
-    code, report = quantize(environment(artifact_uri=plan.artifact_uri))
-    assert (code, report.model.digest) == (0, first.model.digest)
-    assert time.monotonic() - started < 8
-    after = object_store.client().head_object(Bucket="served-models", Key="smollm2/made/q8_0/model.gguf")[
-        "LastModified"
-    ]
+    key = f"{first.model.uri.removeprefix('s3://served-models/')}/{MODEL_FILE}"
+    before = object_store.client().head_object(Bucket="served-models", Key=key)["LastModified"]
+    for revision in (plan.revision, "smol-r2"):  # one that has it, and one that finds it
+        code, report = quantize(env := environment(artifact_uri=plan.artifact_uri, revision=revision))
+        assert (code, report.model) == (0, first.model)
+        assert not (Path(env[keys.ENV_SCRATCH]) / "model").exists(), "the model was fetched again"
+    after = object_store.client().head_object(Bucket="served-models", Key=key)["LastModified"]
     assert after == before
 
 

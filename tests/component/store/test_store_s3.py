@@ -10,7 +10,7 @@ import pytest
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import StoragePlan
 from tunesmith_store.errors import Retryable, UserError
-from tunesmith_store.files import copy_hashed
+from tunesmith_store.files import copy_hashed, fetch_model
 from tunesmith_store.store import NotFound, S3Store
 
 MB = 1 << 20
@@ -102,6 +102,20 @@ def test_small_objects_appear_whole_and_go(connect, bucket):
     store.delete(f"{bucket}/a/b")
     store.delete(f"{bucket}/a/b")
     assert store.list(bucket) == []
+
+
+def test_markers_of_folders_are_no_files(connect, bucket, object_store, tmp_path):
+    store, client, name = connect(), object_store.client(), bucket.removeprefix("s3://")
+    for key in ("m/", "m/sub/", "m/other_$folder$"):
+        client.put_object(Bucket=name, Key=key, Body=b"")
+    client.put_object(Bucket=name, Key="marked", Body=b"", ContentType="application/x-directory; charset=UTF-8")
+    store.put_bytes(f"{bucket}/m/config.json", b"{}")
+    assert [info.uri for info in store.list(f"{bucket}/m")] == [f"{bucket}/m/config.json"]
+    folder = fetch_model(store, f"{bucket}/m", tmp_path / "model")
+    assert {path.name for path in folder.iterdir() if path.name[0] != "."} == {"config.json"}
+    with pytest.raises(NotFound):
+        store.head(f"{bucket}/marked")
+    assert store.list(f"{bucket}/m/other") == []
 
 
 @pytest.mark.parametrize("ask", ["head", "get_bytes", "download"])

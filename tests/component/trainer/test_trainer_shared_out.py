@@ -1,5 +1,6 @@
 """Models that ranks share out learn as whole ones do, whatever is shared; and no rank ever holds a whole one."""
 
+import ctypes
 import shutil
 import threading
 from pathlib import Path
@@ -81,10 +82,20 @@ def anonymous_bytes():
     return (int(fields[1]) - int(fields[2])) * 4096
 
 
+def return_what_is_freed():
+    """Have glibc give back every larger block that is freed, as it does with all those of a large model's tensors.
+
+    Those of this one are small enough for its arenas, which keep what was freed by chance: the more threads ran in turn.
+    """
+    m_mmap_threshold = -3
+    assert ctypes.CDLL(None).mallopt(m_mmap_threshold, 128 << 10) == 1
+
+
 def most_while_assembling(plan, folder, rank, address, environment):
     """Make the model as one of two ranks; return how much memory that took either at most, beyond what was there before."""
     from torch.distributed import fsdp, tensor  # noqa: F401 - which take memory, too
 
+    return_what_is_freed()
     from tunesmith_trainer.loop import run
 
     assemble = run.assemble

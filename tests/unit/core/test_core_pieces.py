@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from support import make
 from tunesmith_api import keys
@@ -350,15 +351,28 @@ def test_revisions_differ_by_what_the_pods_are_made_of_and_not_by_replicas_or_pa
     assert template_of(deployment(), SourceModel(MODEL.uri, "other", Storage()), make.CONFIG).hash != first.hash
 
 
-def test_revisions_of_the_same_bytes_share_the_artefact():
-    first = template_of(deployment(), MODEL, make.CONFIG)
-    assert template_of(deployment(resources={"cpu": "2"}), MODEL, make.CONFIG).artifact_uri == first.artifact_uri
-    assert (
-        template_of(deployment(quantization={"method": "None"}), MODEL, make.CONFIG).artifact_uri != first.artifact_uri
+def test_artefacts_lie_below_the_model_unless_the_spec_says_where():
+    assert template_of(deployment(), MODEL, make.CONFIG).artifact_uri == f"{MODEL.uri}/quantized"
+    assert template_of(deployment(artifactsURI="s3://art/x/"), MODEL, make.CONFIG).artifact_uri == "s3://art/x"
+
+
+def test_a_pinned_digest_is_served_whatever_the_job_makes_next():
+    pinned, other = "a" * 64, "b" * 64
+    done = FineTuneJobStatus(
+        conditions=merge([], [Finding("Succeeded", TRUE, Reason.COMPLETED)], make.at(0), 1),
+        model={"uri": MODEL.uri, "digest": other},
     )
-    assert template_of(deployment(artifactsURI="s3://art/x/"), MODEL, make.CONFIG).artifact_uri.startswith(
-        "s3://art/x/q8_0-"
+    succeeded = job().model_copy(update={"status": done})
+    assert of_finetunejob("a", "ml", succeeded, None).digest == other
+    assert of_finetunejob("a", "ml", succeeded, None, pinned).digest == pinned
+    running = FineTuneJobStatus(
+        conditions=merge([], [Finding("Succeeded", FALSE, Reason.DIVERGED)], make.at(0), 1),
+        model={"uri": MODEL.uri, "digest": other},
     )
+    again = of_finetunejob("a", "ml", job().model_copy(update={"status": running}), None, pinned)
+    assert (again.uri, again.digest) == (MODEL.uri, pinned)
+    with pytest.raises(ValidationError):
+        deployment(source={"fineTuneJobRef": {"name": "a", "digest": "sha256:abc"}})
 
 
 def test_a_source_is_what_a_finetunejob_has_made():
@@ -373,9 +387,8 @@ def test_a_source_is_what_a_finetunejob_has_made():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"task": "SequenceClassification"}, "task SequenceClassification"),
-        ({"task": "Seq2Seq"}, "serves those of CausalLM, ChatSFT, DPO"),
-        ({"task": "MaskedLM"}, "task MaskedLM"),
+        ({"task": "Reward"}, "task Reward"),
+        ({"task": "Seq2Seq"}, "served are those of CausalLM, ChatSFT, DPO, ImageClassification"),
         ({"output": {"save": "Adapter"}}, "output.save: Merged or Both"),
         ({"output": {"uri": "pvc://models/sentiment"}}, "servers read s3:// only"),
     ],

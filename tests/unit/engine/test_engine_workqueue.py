@@ -257,3 +257,38 @@ def test_a_key_that_fails_again_while_it_is_held_comes_back_when_the_hold_ends()
     held, at = virtually(scenario())
     assert not held
     assert at == pytest.approx(2.5, abs=0.01)
+
+
+def test_a_flood_of_new_keys_does_not_keep_back_those_that_were_worked_on():
+    async def scenario():
+        work = queue()
+        for key in ("a", "b"):
+            work.add(key)
+            work.done(await work.get())
+        for number in range(5):
+            work.add(f"new-{number}")
+        work.add("a")
+        work.add("b")
+        taken = [await work.get() for _ in range(7)]
+        assert len(work) == 0
+        return taken
+
+    assert virtually(scenario()) == ["new-0", "a", "new-1", "b", "new-2", "new-3", "new-4"]
+
+
+def test_a_key_whose_object_is_gone_is_new_again_and_stands_in_one_line_only():
+    async def scenario():
+        work = queue()
+        work.add("a")
+        work.add("b")
+        work.done(await work.get())
+        assert await work.get() == "b"
+        work.add("b")
+        work.drop("b")
+        work.done("b")
+        work.add("new")
+        work.add("a")
+        assert len(work) == 3
+        return [await work.get() for _ in range(3)]
+
+    assert virtually(scenario()) == ["b", "a", "new"]

@@ -3,26 +3,34 @@
 import json
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from tunesmith_api import keys
-from tunesmith_api.artifacts import files_digest
+from tunesmith_api.artifacts import ModelManifest, files_digest
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
-from tunesmith_api.v1alpha1.quantization import QuantizationMethod
-from tunesmith_server.artifact import MODEL_FILE, fetch_artifact, find_artifact, publish_artifact
+from tunesmith_server.artifact import (
+    MODEL_FILE,
+    assign_artifact,
+    fetch_artifact,
+    find_artifact,
+    folder_of,
+    publish_artifact,
+)
 from tunesmith_server.environment import cpu_threads, read_plan
 from tunesmith_server.footprint import CACHE_MOST, prompt_cache_bytes
 from tunesmith_server.health import HealthServer
 from tunesmith_store.errors import Retryable, UserError
+from tunesmith_store.files import entries_below
 from tunesmith_store.volumes import VolumeStore
 
 
 def serving_plan(**changes) -> ServingPlan:
     values = {
         "name": "m", "namespace": "n", "uid": "u", "revision": "m-r1", "model_uri": "pvc://models/m", "quantization": "Q8_0",
-        "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": "pvc://models/m/quantized/q8_0",
+        "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": "pvc://models/m/quantized",
     }  # fmt: skip
     return ServingPlan(**{**values, **changes})
 
@@ -33,12 +41,26 @@ def store(tmp_path):
     return VolumeStore(tmp_path / "volumes")
 
 
+URI = folder_of(serving_plan(), "Q8_0", "state")
+
+
+def made(tmp_path, content: bytes) -> tuple[Path, ModelManifest]:
+    """An artefact on disk, and its manifest."""
+    folder = tmp_path / f"made-{content[:4].decode()}"
+    folder.mkdir()
+    (folder / MODEL_FILE).write_bytes(content)
+    files = entries_below(folder)
+    manifest = ModelManifest(
+        digest=files_digest(files), base_uri="pvc://models/m", created_time="2026-01-01T00:00:00+00:00", files=files
+    )
+    return folder, manifest
+
+
 @pytest.fixture
 def published(store, tmp_path):
-    folder = tmp_path / "made"
-    folder.mkdir()
-    (folder / MODEL_FILE).write_bytes(b"GGUF" * 100)
-    return publish_artifact(store, serving_plan(), folder, "base", {})
+    manifest = publish_artifact(store, URI, *made(tmp_path, b"GGUF" * 100))
+    assign_artifact(store, serving_plan(), URI, manifest)
+    return manifest
 
 
 @pytest.mark.parametrize(("limit", "threads"), [("1000", 1), ("1900", 1), ("500", 1), ("", None), ("64000", None)])
@@ -97,27 +119,51 @@ def test_ready_only_after_the_answer_and_until_the_stop():
     assert status_of(health.port) == (503, "stopping")
 
 
-def test_a_published_artefact_is_found_again_only_for_the_same_model_and_method(store, published):
-    assert published.digest == files_digest(published.files)
-    assert find_artifact(store, serving_plan(), "base") == published
-    assert find_artifact(store, serving_plan(), "other model") is None
-    assert find_artifact(store, serving_plan(quantization=QuantizationMethod.NONE), "base") is None
+def test_an_artefact_is_named_by_method_and_source():
+    assert URI.startswith("pvc://models/m/quantized/q8_0-")
+    others = [folder_of(serving_plan(), method, state) for method, state in (("Q8_0", "changed"), ("None", "state"))]
+    assert len({URI, *others}) == 3
+
+
+def test_a_published_artefact_is_found_again_and_never_overwritten(store, published, tmp_path):
+    assert find_artifact(store, URI) == published
+    assert publish_artifact(store, URI, *made(tmp_path, b"MORE" * 100)) == published
+    assert store.get_bytes(f"{URI}/{MODEL_FILE}") == b"GGUF" * 100
+
+
+def test_a_revision_goes_on_serving_what_it_was_made_with(store, published, tmp_path):
+    newer = publish_artifact(store, other := f"{URI}-newer", *made(tmp_path, b"MORE" * 100))
+    assign_artifact(store, serving_plan(revision="m-r2"), other, newer)
+    assert fetch_artifact(store, serving_plan(), tmp_path / "1").read_bytes() == b"GGUF" * 100
+    assert fetch_artifact(store, serving_plan(revision="m-r2"), tmp_path / "2").read_bytes() == b"MORE" * 100
+
+
+def test_a_revision_without_an_artefact_of_its_own_is_not_served(store, published, tmp_path):
+    with pytest.raises(UserError, match="m-r3 has no artefact"):
+        fetch_artifact(store, serving_plan(revision="m-r3"), tmp_path / "got")
+
+
+def test_an_artefact_that_was_put_in_place_of_another_is_not_served(store, published, tmp_path):
+    _, other = made(tmp_path, b"MORE" * 100)
+    store.put_bytes(f"{URI}/{keys.MODEL_MANIFEST}", other.to_json().encode())
+    with pytest.raises(UserError, match="holds another artefact"):
+        fetch_artifact(store, serving_plan(), tmp_path / "got")
 
 
 def test_without_its_manifest_an_artefact_does_not_exist(store, published, tmp_path):
-    store.delete(f"{serving_plan().artifact_uri}/{keys.MODEL_MANIFEST}")
-    assert find_artifact(store, serving_plan(), "base") is None
+    store.delete(f"{URI}/{keys.MODEL_MANIFEST}")
+    assert find_artifact(store, URI) is None
     with pytest.raises(UserError, match="manifest is missing"):
         fetch_artifact(store, serving_plan(), tmp_path / "got")
 
 
 def test_a_truncated_artefact_is_made_again(store, published):
-    store.put_bytes(f"{serving_plan().artifact_uri}/{MODEL_FILE}", b"GGUF")
-    assert find_artifact(store, serving_plan(), "base") is None
+    store.put_bytes(f"{URI}/{MODEL_FILE}", b"GGUF")
+    assert find_artifact(store, URI) is None
 
 
 def test_a_damaged_artefact_is_never_served(store, published, tmp_path):
-    store.put_bytes(f"{serving_plan().artifact_uri}/{MODEL_FILE}", b"XXXX" * 100)
+    store.put_bytes(f"{URI}/{MODEL_FILE}", b"XXXX" * 100)
     with pytest.raises(Retryable, match="damaged") as caught:
         fetch_artifact(store, serving_plan(), tmp_path / "got")
     assert caught.value.reason == Reason.MODEL_INVALID

@@ -20,6 +20,7 @@ from tunesmith_trainer.group import preflight
 
 BASE = "pvc://b"
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+INDEX = b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
 MODEL = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"x", "tokenizer.json": b"{}"}
 
 
@@ -95,6 +96,16 @@ def test_nothing_of_the_write_test_stays(check, store):
         ({"model/config.json": b"{}"}, Reason.MODEL_INVALID, "model_type"),
         ({"model/model.safetensors": None}, Reason.MODEL_INVALID, "no *.safetensors"),
         ({"model/tokenizer.json": None}, Reason.MODEL_INVALID, "no tokenizer"),
+        ({"model/adapter_config.json": b"{}"}, Reason.MODEL_INVALID, "adapter_config.json lie beside the model"),
+        (
+            {
+                "model/model.safetensors": None,
+                "model/model-1.safetensors": b"x",
+                "model/model.safetensors.index.json": INDEX,
+            },
+            Reason.MODEL_INVALID,
+            "model.safetensors.index.json names model-2.safetensors, not there",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(check, store, change, reason, words):

@@ -1,4 +1,4 @@
-"""What a server pod needs of an engine, whichever it is. `__main__` starts one; probes, drain and the quality gate ask it."""
+"""What a server pod needs of any engine: `__main__` starts one; probes, drain and the quality gate ask it."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from tunesmith_api.v1alpha1.dataset import Deduplication
 from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_store.errors import UserError
+from tunesmith_store.files import model_files
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer.data.cache import read_manifest, token_digest
 from tunesmith_trainer.data.image_loader import ImageLoader
@@ -157,6 +158,8 @@ def _check_model(
     config = check_model_files(
         names, lambda: store.get_bytes(base + "config.json"), base, field=field, image=image, weights=weights
     )
+    if weights:
+        model_files(store, uri, field)
     return config, {info.uri: info.tag for info in files}
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_store.files import fetch_model
 from tunesmith_store.store import ObjectStore
+from tunesmith_store.weights import stored_tensors
 
 __all__ = ["Matrix", "ModelFacts", "fetch_base"]
 
@@ -105,7 +105,7 @@ def _number(config: Mapping[str, Any], names: tuple[str, ...], default: int) -> 
     return int(found)
 
 
-def _count(shape: list[int]) -> int:
+def _count(shape: tuple[int, ...]) -> int:
     total = 1
     for size in shape:
         total *= size
@@ -119,24 +119,15 @@ def _positions(config: Mapping[str, Any], inner: Mapping[str, Any]) -> int | Non
     return bound if isinstance(bound, int) and bound > 0 else None
 
 
-def _headers(folder: Path) -> list[tuple[str, list[int], int]]:
-    """Return name, shape and bytes per number of all stored floating-point tensors.
-
-    A safetensors file begins with the length of a JSON header (little-endian, 8 bytes) and that header.
-    """
+def _headers(folder: Path) -> list[tuple[str, tuple[int, ...], int]]:
+    """Return name, shape and bytes per number of all stored floating-point tensors."""
     widths = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-    found = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] in widths:
-                found.append((name, entry["shape"], widths[entry["dtype"]]))
-    return found
+    return [
+        (tensor.name, tensor.shape, widths[tensor.dtype]) for tensor in stored_tensors(folder) if tensor.dtype in widths
+    ]
 
 
-def _matrices(tensors: list[tuple[str, list[int], int]]) -> tuple[Matrix, ...]:
+def _matrices(tensors: list[tuple[str, tuple[int, ...], int]]) -> tuple[Matrix, ...]:
     excluded = ("embed", "lm_head", "wte", "wpe", "shared", "norm", "output.weight")
     return tuple(
         Matrix(name.removesuffix(".weight"), shape[0], shape[1])

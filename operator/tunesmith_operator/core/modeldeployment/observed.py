@@ -12,7 +12,7 @@ from tunesmith_operator.core.kubernetes.manifest import Owner
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, MODELDEPLOYMENT, Key
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
-from tunesmith_operator.core.modeldeployment.source import Source, SourceModel, of_finetunejob
+from tunesmith_operator.core.modeldeployment.source import Source, SourceModel, Wanted, of_finetunejob
 from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.reconcile.kind import Lookup
 from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
@@ -48,9 +48,12 @@ def observe(deployment: ModelDeployment, objects: ObservedObjects, lookup: Looku
         return Observed(
             deployment=deployment, source=SourceModel(source.uri or "", "", storage or Storage()), objects=objects
         )
-    name, namespace = source.fine_tune_job_ref.name, deployment.metadata.namespace
+    name, digest = source.fine_tune_job_ref.name, source.fine_tune_job_ref.digest
+    namespace = deployment.metadata.namespace
     job = lookup(Key(FINETUNEJOB.kind, namespace, name))
-    return Observed(deployment=deployment, source=of_finetunejob(name, namespace, job, storage), objects=objects)
+    wanted = Wanted(deployment.spec.engine.type, deployment.spec.quantization.method)
+    found = of_finetunejob(name, namespace, job, storage, digest, wanted)
+    return Observed(deployment=deployment, source=found, objects=objects)
 
 
 def references(namespace: str, spec: Mapping[str, Any]) -> Iterable[Key]:

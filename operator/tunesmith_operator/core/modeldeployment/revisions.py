@@ -226,6 +226,8 @@ def _quantized(
                 "artifact_uri": artifact.uri,
                 "artifact_digest": artifact.digest,
                 "artifact_size_bytes": artifact.size_bytes,
+                "bits_per_weight": f"{artifact.bits_per_weight:.2f}" if artifact.bits_per_weight is not None else "",
+                "model_digest": artifact.base_digest or revision.model_digest,
             }
         return revision.model_copy(update=update)
     again = f"Then try again with: kubectl delete job -n {job.namespace} {job.name}"

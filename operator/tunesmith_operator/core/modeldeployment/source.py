@@ -9,20 +9,24 @@ from dataclasses import dataclass
 
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.v1alpha1 import ConditionStatus, FineTuneJob, Storage
+from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Task
+from tunesmith_operator.core.modeldeployment.engines import engine_for, engines_of, servable
 from tunesmith_operator.core.status.conditions import find, holds
 
-__all__ = ["Source", "SourceAbsent", "SourceModel", "of_finetunejob"]
+__all__ = ["Source", "SourceAbsent", "SourceModel", "Wanted", "of_finetunejob"]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceModel:
-    """A model that can be served. `digest` is empty where it isn't known."""
+    """A model that can be served. `digest` is empty where it isn't known, and so is `task`."""
 
     uri: str
     digest: str
     storage: Storage
+    task: Task | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +39,37 @@ class SourceAbsent:
 
 Source = SourceModel | SourceAbsent
 
-_TEXT_TASKS = frozenset({Task.CHAT_SFT, Task.CAUSAL_LM, Task.DPO})
-"""Tasks whose models go on with a text, which is what the servers do."""
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the spec says of engine and number format."""
+
+    engine: EngineType = EngineType.AUTO
+    method: QuantizationMethod = QuantizationMethod.AUTO
 
 
-def of_finetunejob(name: str, namespace: str, job: FineTuneJob | None, storage: Storage | None) -> Source:
-    """The result of a FineTuneJob, once it has succeeded. `storage` overrides the job's own."""
+def of_finetunejob(
+    name: str,
+    namespace: str,
+    job: FineTuneJob | None,
+    storage: Storage | None,
+    digest: str | None = None,
+    wanted: Wanted | None = None,
+) -> Source:
+    """The result of a FineTuneJob, once it has succeeded; or the one of a digest, whatever the job does since.
+
+    `storage` overrides the job's own. Whether a result of that digest is still there, the quantize Job sees.
+    """
     if job is None:
         return SourceAbsent(
             Reason.SOURCE_NOT_FOUND,
             f"There is no FineTuneJob {name} in namespace {namespace}: create it, or correct "
             "spec.source.fineTuneJobRef.name.",
         )
-    if (obstacle := _obstacle(name, job)) is not None:
+    if (obstacle := _obstacle(name, job, wanted or Wanted())) is not None:
         return SourceAbsent(Reason.MODEL_INVALID, obstacle)
+    if digest is not None and job.status.model is not None:
+        return SourceModel(job.status.model.uri, digest, storage or job.spec.storage, job.spec.task)
     if not holds(job.status.conditions, JobCondition.SUCCEEDED) or job.status.model is None:
         summary = find(job.status.conditions, JobCondition.SUCCEEDED)
         if summary is not None and summary.status == ConditionStatus.FALSE:
@@ -56,18 +77,14 @@ def of_finetunejob(name: str, namespace: str, job: FineTuneJob | None, storage: 
         else:
             message = f"FineTuneJob {name} hasn't succeeded yet: its model is served as soon as it has."
         return SourceAbsent(Reason.SOURCE_NOT_READY, message)
-    return SourceModel(job.status.model.uri, job.status.model.digest, storage or job.spec.storage)
+    return SourceModel(job.status.model.uri, job.status.model.digest, storage or job.spec.storage, job.spec.task)
 
 
-def _obstacle(name: str, job: FineTuneJob) -> str | None:
+def _obstacle(name: str, job: FineTuneJob, wanted: Wanted) -> str | None:
     """What keeps the job's model from ever being served, known from its spec alone."""
     spec = job.spec
-    if spec.task not in _TEXT_TASKS:
-        return (
-            f"FineTuneJob {name} trains for task {spec.task}, whose models the engine LlamaCpp can't serve; it serves "
-            f"those of {', '.join(sorted(_TEXT_TASKS))}. Name another job in spec.source.fineTuneJobRef, and load this "
-            f"one's model from {spec.output.uri} with transformers."
-        )
+    if (misfit := _misfit(name, job, wanted)) is not None:
+        return misfit
     if spec.method.has_adapters and spec.output.save is SaveMode.ADAPTER:
         return (
             f"FineTuneJob {name} saves the adapter alone (output.save: Adapter), which is no model to serve. Train "
@@ -78,5 +95,26 @@ def _obstacle(name: str, job: FineTuneJob) -> str | None:
         return (
             f"FineTuneJob {name} saves its model in {spec.output.uri}, and servers read s3:// only. Train with an "
             "s3:// output.uri, or copy that folder to one and name it in spec.source.uri."
+        )
+    return None
+
+
+def _misfit(name: str, job: FineTuneJob, wanted: Wanted) -> str | None:
+    """Why the engine that is asked for can't serve the job's task, or not in that number format."""
+    spec, serving = job.spec, engines_of(job.spec.task)
+    trains = f"FineTuneJob {name} trains for task {spec.task}, whose models"
+    if not serving:
+        return (
+            f"{trains} no engine can serve; served are those of {', '.join(sorted(servable()))}. Name another job in "
+            f"spec.source.fineTuneJobRef, and load this one's model from {spec.output.uri} with transformers."
+        )
+    engine = engine_for(wanted.engine, wanted.method, spec.task)
+    if engine not in serving:
+        return f"{trains} the engine {engine} can't serve: set spec.engine.type: {serving[0]}, or leave it out."
+    if wanted.method is not QuantizationMethod.AUTO and wanted.method not in ENGINE_METHODS[engine]:
+        methods = ", ".join(ENGINE_METHODS[engine])
+        return (
+            f"{trains} are served by the engine {engine}, which can't read {wanted.method}: set "
+            f"spec.quantization.method to one of {methods}, or leave it out."
         )
     return None

@@ -17,6 +17,7 @@ from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment, Resources, Storage, Toleration
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
+from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
 from tunesmith_operator.core.modeldeployment.observed import revision_name
 from tunesmith_operator.core.modeldeployment.source import SourceModel
 from tunesmith_operator.core.pods.spec import storage_plan
@@ -51,7 +52,7 @@ class Template:
 
     @property
     def artifact_uri(self) -> str:
-        """Folder of the quantized files."""
+        """Folder below which the quantized files lie."""
         return self.plan.artifact_uri
 
     def plan_of(self, number: int) -> ServingPlan:
@@ -62,18 +63,22 @@ class Template:
 def template_of(deployment: ModelDeployment, source: SourceModel, config: Config) -> Template:
     """Resolve spec and source.
 
-    The artefact's folder depends only on what decides its bytes: revisions that differ in resources or image share it.
+    Artefacts are named by what decides their bytes, in the Job that sees it: revisions that differ in resources or
+    image share one.
     """
     spec, meta = deployment.spec, deployment.metadata
     model_uri = source.uri.rstrip("/")
-    content = digest_of([model_uri, source.digest, spec.quantization.method.value, spec.engine.type.value])[:12]
+    engine = engine_for(spec.engine.type, spec.quantization.method, source.task)
+    method = method_for(spec.quantization.method, engine)
+    content = digest_of([model_uri, source.digest, method.value, engine.value])[:12]
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
     image = spec.image or config.server_image
+    fixed = spec.model_copy(update={"engine": spec.engine.model_copy(update={"type": engine})})
     identity = {
         "content": content,
         "folder": folder,
         "image": image,
-        "spec": spec.model_dump(
+        "spec": fixed.model_dump(
             mode="json", by_alias=True, include={"engine", "resources", "node_selector", "tolerations"}
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
@@ -85,11 +90,11 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         revision="",
         model_uri=model_uri,
         model_digest=source.digest,
-        quantization=spec.quantization.method,
-        engine=spec.engine.type,
+        quantization=method,
+        engine=engine,
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
-        artifact_uri=f"{folder}/{spec.quantization.method.value.lower()}-{content}",
+        artifact_uri=folder,
         storage=storage_plan(source.storage),
     )
     pods = Pods(

@@ -1,0 +1,52 @@
+"""Which engine serves a task and in which number format, where the spec leaves it open. Called by `source` and `template`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+from tunesmith_api.v1alpha1.task import Task
+
+__all__ = ["engine_for", "engines_of", "method_for", "servable"]
+
+_TEXT_TASKS: Final = frozenset({Task.CHAT_SFT, Task.CAUSAL_LM, Task.DPO})
+"""Tasks whose models go on with a text."""
+_SERVED: Final = {
+    EngineType.LLAMA_CPP: _TEXT_TASKS,
+    EngineType.TRANSFORMERS: _TEXT_TASKS
+    | {
+        Task.MASKED_LM,
+        Task.SEQUENCE_CLASSIFICATION,
+        Task.TOKEN_CLASSIFICATION,
+        Task.IMAGE_CLASSIFICATION,
+    },
+}
+_DEFAULT_METHODS: Final = {
+    EngineType.LLAMA_CPP: QuantizationMethod.Q8_0,
+    EngineType.TRANSFORMERS: QuantizationMethod.NONE,
+}
+
+
+def engines_of(task: Task) -> list[EngineType]:
+    """The engines that serve models of a task, the one that is chosen first at the beginning."""
+    return [engine for engine, tasks in _SERVED.items() if task in tasks]
+
+
+def servable() -> frozenset[Task]:
+    """The tasks whose models some engine serves."""
+    return frozenset().union(*_SERVED.values())
+
+
+def engine_for(asked: EngineType, method: QuantizationMethod, task: Task | None) -> EngineType:
+    """The engine that serves: what the spec says, or the first that reads the method and serves the task."""
+    if asked is not EngineType.AUTO:
+        return asked
+    candidates = list(_SERVED) if task is None else engines_of(task)
+    reading = [it for it in candidates if method is QuantizationMethod.AUTO or method in ENGINE_METHODS[it]]
+    return (reading or candidates)[0]
+
+
+def method_for(asked: QuantizationMethod, engine: EngineType) -> QuantizationMethod:
+    """The number format of the served weights: what the spec says, or the engine's usual one."""
+    return _DEFAULT_METHODS[engine] if asked is QuantizationMethod.AUTO else asked

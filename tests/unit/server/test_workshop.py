@@ -1,0 +1,160 @@
+"""Which artefact a revision gets: named by its source, made once, kept whatever becomes of the source."""
+
+import pytest
+
+from tunesmith_api import keys
+from tunesmith_api.artifacts import ModelManifest, files_digest
+from tunesmith_api.keys import Reason
+from tunesmith_api.plan import ServingPlan
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
+from tunesmith_server import workshop
+from tunesmith_server.artifact import MODEL_FILE, fetch_artifact
+from tunesmith_server.quantize import quantize
+from tunesmith_server.quantizers.base import Made
+from tunesmith_server.workshop import Workshop
+from tunesmith_store.errors import Retryable, UserError
+from tunesmith_store.files import entry_of_bytes
+from tunesmith_store.volumes import VolumeStore
+
+MODEL = "pvc://models/m"
+
+
+class Copying:
+    """A family whose files are the weights and the method's name. Counts how often it was called."""
+
+    made: list[str]
+
+    def __init__(self, source, scratch, threads):
+        self._source = source
+
+    def make(self, method, folder):
+        self.made.append(method.value)
+        (folder / MODEL_FILE).write_bytes((self._source / "model.safetensors").read_bytes() + method.value.encode())
+        return Made(weights=4, tensor_types={"Q8_0": 2}, fallbacks={"Q6_K → Q8_0": 1}, tools={"copier": "1"})
+
+
+@pytest.fixture
+def made(monkeypatch):
+    monkeypatch.setattr(Copying, "made", [], raising=False)
+    monkeypatch.setattr(workshop, "quantizer_of", lambda method: Copying)
+    return Copying.made
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "volumes/models").mkdir(parents=True)
+    store = VolumeStore(tmp_path / "volumes")
+    store.put_bytes(f"{MODEL}/config.json", b"{}")
+    store.put_bytes(f"{MODEL}/model.safetensors", b"old")
+    return store
+
+
+def plan(revision: str = "m-r1", **changes) -> ServingPlan:
+    values = {
+        "name": "m", "namespace": "n", "uid": "u", "revision": revision, "model_uri": MODEL, "quantization": "Q8_0",
+        "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": f"{MODEL}/quantized",
+    }  # fmt: skip
+    return ServingPlan(**{**values, **changes})
+
+
+@pytest.fixture
+def served(store, tmp_path):
+    def bytes_of(wanted: ServingPlan) -> bytes:
+        return fetch_artifact(store, wanted, tmp_path / f"pod-{wanted.revision}").read_bytes()
+
+    return bytes_of
+
+
+def publish(store, content: bytes) -> str:
+    """A model of ours in place of what is there; returns its digest."""
+    store.put_bytes(f"{MODEL}/model.safetensors", content)
+    files = (entry_of_bytes("config.json", b"{}"), entry_of_bytes("model.safetensors", content))
+    manifest = ModelManifest(digest=files_digest(files), base_uri="x", created_time="now", files=files)
+    store.put_bytes(f"{MODEL}/{keys.MODEL_MANIFEST}", manifest.to_json().encode())
+    return manifest.digest
+
+
+def test_a_model_that_changes_under_its_uri_gets_another_artefact(store, served, made, tmp_path):
+    first = quantize(plan(), store, tmp_path / "1")
+    store.put_bytes(f"{MODEL}/model.safetensors", b"newer")
+    second = quantize(plan("m-r2"), store, tmp_path / "2")
+    assert (served(plan()), served(plan("m-r2"))) == (b"oldQ8_0", b"newerQ8_0")
+    assert first.base_digest != second.base_digest
+    assert quantize(plan(), store, tmp_path / "3") == first  # its Job runs again
+    assert served(plan()) == b"oldQ8_0"
+    assert made == ["Q8_0", "Q8_0"]
+
+
+def test_the_same_model_and_method_are_quantized_once(store, served, made, tmp_path):
+    first = quantize(plan(), store, tmp_path / "1")
+    assert quantize(plan("m-r2"), store, tmp_path / "2") == first
+    assert quantize(plan(uid="another deployment"), store, tmp_path / "3") == first
+    assert made == ["Q8_0"]
+    assert not (tmp_path / "3/model").exists()
+    quantize(plan("m-r3", quantization="Q4_0"), store, tmp_path / "4")
+    assert served(plan("m-r3", quantization="Q4_0")) == b"oldQ4_0"
+
+
+def test_the_manifest_says_what_the_method_came_to(store, made, tmp_path):
+    manifest = quantize(plan(), store, tmp_path / "1")
+    assert manifest.bits_per_weight == len(b"oldQ8_0") * 8 / 4
+    assert (manifest.quantization, manifest.tensor_types, manifest.fallbacks, manifest.tools) == (
+        "Q8_0", {"Q8_0": 2}, {"Q6_K → Q8_0": 1}, {"copier": "1"},
+    )  # fmt: skip
+
+
+def test_a_pinned_digest_is_served_after_the_model_has_changed(store, served, made, tmp_path):
+    old = publish(store, b"first")
+    quantize(plan(model_digest=old), store, tmp_path / "1")
+    publish(store, b"second")
+    again = plan("m-r2", model_digest=old)
+    quantize(again, store, tmp_path / "2")
+    assert served(again) == b"firstQ8_0"
+    with pytest.raises(UserError, match="is not the one that m-r3 is of") as caught:
+        quantize(plan("m-r3", model_digest=old, quantization="Q4_0"), store, tmp_path / "3")
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+def test_an_artefact_that_was_lost_is_made_again_of_the_same_model_only(store, served, made, tmp_path):
+    quantize(plan(), store, tmp_path / "1")
+    for info in store.list(f"{MODEL}/quantized"):
+        if "/revisions/" not in info.uri:
+            store.delete(info.uri)
+    quantize(plan(), store, tmp_path / "2")
+    assert served(plan()) == b"oldQ8_0"
+    for info in store.list(f"{MODEL}/quantized"):
+        if "/revisions/" not in info.uri:
+            store.delete(info.uri)
+    store.put_bytes(f"{MODEL}/model.safetensors", b"newer")
+    with pytest.raises(UserError, match="is gone, and the model at pvc://models/m has changed since"):
+        quantize(plan(), store, tmp_path / "3")
+
+
+def test_a_model_that_changes_while_it_is_fetched_is_tried_again(store, made, tmp_path, monkeypatch):
+    download = store.download
+
+    def rewritten(uri, path):
+        download(uri, path)
+        store.put_bytes(f"{MODEL}/model.safetensors", b"half")
+
+    monkeypatch.setattr(store, "download", rewritten)
+    with pytest.raises(Retryable, match="is being rewritten"):
+        quantize(plan(), store, tmp_path / "1")
+    assert made == []
+
+
+def test_a_comparison_has_both_files_at_hand_and_fetches_the_model_once(store, made, tmp_path, monkeypatch):
+    fetched = []
+    download = store.download
+    monkeypatch.setattr(store, "download", lambda uri, path: (fetched.append(uri), download(uri, path))[1])
+    shop = Workshop(plan(), store, tmp_path / "1")
+    artifact = shop.artifact(Method.Q8_0)
+    assert (shop.local(Method.Q8_0).read_bytes(), shop.local(Method.NONE).read_bytes()) == (b"oldQ8_0", b"oldNone")
+    assert sorted(fetched) == [f"{MODEL}/config.json", f"{MODEL}/model.safetensors"]
+    assert made == ["Q8_0", "None"]
+    assert [info.uri for info in store.list(f"{MODEL}/quantized") if MODEL_FILE in info.uri] == [
+        f"{artifact.uri}/{MODEL_FILE}"
+    ]
+    later = Workshop(plan(), store, tmp_path / "2")
+    assert later.local(Method.Q8_0).read_bytes() == b"oldQ8_0"
+    assert made == ["Q8_0", "None"], "it was there"

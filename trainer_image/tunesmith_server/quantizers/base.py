@@ -1,0 +1,40 @@
+"""What the `workshop` asks of a family of number formats. A family is one module of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+
+__all__ = ["Made", "Quantizer"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a folder of quantized files holds, beyond the files."""
+
+    weights: int
+    """Numbers that the model is made of, whatever each of them takes."""
+    tensor_types: Mapping[str, int]
+    """Number format → tensors in it."""
+    fallbacks: Mapping[str, int]
+    """`Q4_K → Q5_0`: tensors that the first format can't hold."""
+    tools: Mapping[str, str]
+    """What made it → its version."""
+
+
+class Quantizer(Protocol):
+    """One source, ready to be made smaller by each method of its family. Work that methods share is done once."""
+
+    def __init__(self, source: Path, scratch: Path, threads: int) -> None:
+        """`source` is a Hugging Face folder; `scratch` may be written to; `threads` is how many may compute."""
+
+    def make(self, method: QuantizationMethod, folder: Path) -> Made:
+        """Write the files of a method into an empty folder; equal sources give equal bytes.
+
+        Raises:
+            UserError: the model can't be held in this format, or the pod's memory does not suffice.
+        """

@@ -1,0 +1,133 @@
+"""The family of ONNX files, for classifiers and encoders: exported once, then 8 bits per weight by ONNX Runtime.
+
+Weights are rounded for each output channel on its own, and to 7 of their 8 bits: CPUs without VNNI add pairs of
+products in 16 bits, which would overflow. Activations are rounded while it computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tunesmith_api.keys import Reason
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+from tunesmith_server.predict.backends import load_model
+from tunesmith_server.predict.kinds import ONNX_FILE, ModelKind, kind_of
+from tunesmith_server.predict.texts import load_tokenizer
+from tunesmith_server.quantizers.base import Made
+from tunesmith_server.quantizers.safetensors_files import copy_others
+from tunesmith_store.errors import UserError
+from tunesmith_store.weights import stored_tensors
+
+__all__ = ["OnnxQuantizer"]
+
+KINDS = (ModelKind.TEXT_CLASSIFIER, ModelKind.TOKEN_CLASSIFIER, ModelKind.ENCODER)
+TOOLS = ("onnxruntime", "onnxscript", "torch", "transformers")
+SAMPLES = ["A text to trace the model with.", "Another one."]
+
+
+class OnnxQuantizer:
+    """One source through ONNX Runtime."""
+
+    def __init__(self, source: Path, scratch: Path, threads: int) -> None:
+        """Nothing is exported before a method is asked for."""
+        self._source, self._scratch, self._threads = source, scratch, threads
+
+    def make(self, method: QuantizationMethod, folder: Path) -> Made:
+        """Write `model.onnx` beside the tokenizer.
+
+        Raises:
+            UserError: the model is of another kind, or can't be exported.
+        """
+        kind = kind_of(self._source)
+        if kind not in KINDS:
+            message = (
+                f"the model is {kind}, and method {method} of the engine Transformers is for classifiers of texts and "
+                "words and for encoders: set spec.quantization.method: None"
+            )
+            raise UserError(Reason.MODEL_INVALID, message)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        exact = self._scratch / "exact.onnx"
+        _export(self._source, kind, exact, self._threads)
+        copy_others(self._source, folder)
+        _quantize(exact, folder / ONNX_FILE)
+        return Made(
+            weights=sum(prod(tensor.shape) for tensor in stored_tensors(self._source)),
+            tensor_types=_types(folder / ONNX_FILE),
+            fallbacks={},
+            tools={name: version(name) for name in TOOLS},
+        )
+
+
+def _export(source: Path, kind: ModelKind, path: Path, threads: int) -> None:
+    """Write the model's arithmetic with weights of 32 bits."""
+    import torch
+
+    model = load_model(source, kind, threads).to(torch.float32)
+    model.set_attn_implementation("eager")  # the others' shortcuts become many small operations
+    model.config.use_cache = False
+    output = "last_hidden_state" if kind is ModelKind.ENCODER else "logits"
+    features: Mapping[str, torch.Tensor] = load_tokenizer(source)(SAMPLES, padding=True, return_tensors="pt")
+    names = list(features)
+
+    class Traced(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *values: Any) -> Any:
+            return getattr(self.model(**dict(zip(names, values, strict=True))), output)
+
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                Traced().eval(),
+                tuple(features.values()),
+                input_names=names,
+                output_names=[output],
+                dynamic_shapes=((any_size,) * len(names),),
+                dynamo=True,
+                verbose=False,
+            )
+        assert program is not None
+        program.save(path, external_data=True)
+    except Exception as error:  # whatever a model's own code makes the exporter raise
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        message = f"the model can't be exported to ONNX ({first[0]}): set spec.quantization.method: None"
+        raise UserError(Reason.MODEL_INVALID, message) from error
+
+
+def _quantize(exact: Path, output: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().disabled = True  # it advises everybody to optimize first, which changes nothing here
+    try:
+        quantize_dynamic(exact, output, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    finally:
+        logging.getLogger().disabled = False
+    model = onnx.load(output)
+    for node in model.graph.node:  # where in which file of this machine each operation comes from
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del model.metadata_props[:], model.graph.metadata_props[:]
+    output.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _types(path: Path) -> dict[str, int]:
+    import onnx
+
+    names = onnx.TensorProto.DataType
+    found = Counter(names.Name(it.data_type) for it in onnx.load(path).graph.initializer if len(it.dims) > 1)
+    return dict(sorted(found.items()))
