@@ -199,8 +199,8 @@ def _revision_children(
         yield from keeper.keep(wanted, plan)
     if revision.phase is not RevisionPhase.QUANTIZING:
         replicas = traffic.wanted(label)
-        assert replicas is not None, "a revision that is past its quantization has replicas"
-        yield from keeper.keep(server_deployment(template, number, replicas, config), servers)
+        if replicas is not None:
+            yield from keeper.keep(server_deployment(template, number, replicas, config), servers)
         return
     job = children.jobs.get(label)
     if job is None or not (job.ending or job.deleting):
