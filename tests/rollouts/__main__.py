@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from devcluster import Cluster, ClusterSpec
+from images import Images, build_operator
 from rollouts.scenarios import run_all
 from testbed import Testbed
 
@@ -17,7 +18,10 @@ def say(line: str) -> None:
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder, Cluster.start(ClusterSpec(name="rollouts", nodes=2)) as cluster:
-        results = run_all(Testbed.install(cluster, say), Path(folder), say)
+        operator = build_operator(say)
+        # no pod here is of the trainer's image, which takes minutes to build
+        bed = Testbed.install(cluster, say, images=Images(operator=operator, trainer=operator))
+        results = run_all(bed, Path(folder), say)
     failed = [name for name, it in results.items() if it["outcome"] == "Failed" or it.get("failed_requests")]
     print(json.dumps(results), flush=True)
     return 1 if failed else 0
