@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from tunesmith_api.model import Contract, digest_of
+from tunesmith_api.v1alpha1.api import Api
 from tunesmith_api.v1alpha1.dataset import Dataset
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import Init, SaveMode, Tracking
@@ -166,9 +167,12 @@ class ServingPlan(Contract):
     revision: str
     model_uri: str
     model_digest: str = ""
+    model_revision: str | None = None
     quantization: QuantizationMethod
     engine: EngineType
     context_length: int
     parallel_requests: int
+    api: Api = Field(default_factory=Api)
     artifact_uri: str
     storage: StoragePlan = Field(default_factory=StoragePlan)
+    hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")

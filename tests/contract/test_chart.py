@@ -369,11 +369,12 @@ def test_the_network_policy_leads_to_what_pods_say_of_themselves(default):
     policy = default["NetworkPolicy", NAMESPACE, OPERATOR]
     (progress_rule,) = [rule for rule in policy["spec"]["egress"] if "to" in rule]
     assert progress_rule["ports"] == [{"port": keys.PORT_PROGRESS, "protocol": "TCP"}]
-    assert keys.PORT_PROGRESS == keys.PORT_HEALTH
+    assert keys.PORT_HEALTH == keys.PORT_PROGRESS
     selector = progress_rule["to"][0]["podSelector"]
     assert selector["matchLabels"] == {keys.LABEL_MANAGED_BY: keys.MANAGED_BY}
-    components = {"operator": "In", "values": [keys.COMPONENT_TRAINER, keys.COMPONENT_SERVER]}
-    assert selector["matchExpressions"] == [{"key": keys.LABEL_COMPONENT, **components}]
+    (pods,) = selector["matchExpressions"]
+    assert (pods["key"], pods["operator"]) == (keys.LABEL_COMPONENT, "In")
+    assert set(pods["values"]) == {keys.COMPONENT_TRAINER, keys.COMPONENT_SERVER}
 
 
 # --- the kustomize base ---

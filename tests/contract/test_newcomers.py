@@ -32,6 +32,7 @@ def additions():
 
 
 ADDITIONS = additions()
+GGUF = [method for method in QuantizationMethod if method not in {QuantizationMethod.AUTO, QuantizationMethod.INT8}]
 # where each value of a vocabulary has to stand, as the page says
 NAMED = {
     "A task": (
@@ -53,11 +54,11 @@ NAMED = {
         },
     ),
     "A quantization method": (
-        QuantizationMethod,
+        GGUF,
         {
-            "trainer_image/tunesmith_server/convert.py": "QuantizationMethod.{0.name}: ",
-            "tests/component/server/test_quantize_and_serve.py": '"{0.value}"',
-            "docs/modeldeployment.md": "`{0.value}`",
+            "trainer_image/tunesmith_server/quantizers/__init__.py": "QuantizationMethod.{0.name}: ",
+            "tests/component/server/test_quantize_methods.py": '"{0.value}"',
+            "docs/modeldeployment.md": "| `{0.value}`",
         },
     ),
 }

@@ -214,8 +214,28 @@ def test_a_model_from_a_folder_needs_storage(api, namespace):
     del deployment["spec"]["storage"]
     with pytest.raises(CommandFailed, match=r"source\.uri needs storage"):
         api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(deployment))
-    deployment["spec"]["source"]["fineTuneJobRef"] = {"name": "sentiment"}
-    with pytest.raises(CommandFailed, match="source takes either fineTuneJobRef or uri"):
+    deployment["spec"]["source"]["uri"] = "pvc://models/base"
+    with pytest.raises(CommandFailed, match="artifactsURI needs storage"):
+        api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(deployment))
+    del deployment["spec"]["artifactsURI"]
+    api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(deployment))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"uri": "s3://m/x", "fineTuneJobRef": {"name": "a"}}, "source takes either fineTuneJobRef or uri"),
+        ({"uri": "s3://m/x", "revision": "v1"}, r"source\.revision is for hf:// models only"),
+        ({"uri": "hf://datasets/o/n"}, r"source\.uri is a data set of the Hub"),
+        ({"uri": "hf://o/n"}, "a model of the Hub needs artifactsURI"),
+        ({"fineTuneJobRef": {"name": "a", "digest": "sha256:abc"}}, r"fineTuneJobRef\.digest"),
+    ],
+)
+def test_a_source_that_can_not_be_served_is_refused(api, namespace, source, words):
+    deployment = read(by_name("modeldeployment-uri.yaml"))
+    del deployment["spec"]["artifactsURI"]
+    deployment["spec"]["source"] = source
+    with pytest.raises(CommandFailed, match=words):
         api.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(deployment))
 
 

@@ -12,22 +12,28 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
+from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_server.artifact import fetch_artifact
-from tunesmith_server.engines.base import Engine
 from tunesmith_server.engines.registry import start_engine
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
+from tunesmith_server.front.apikeys import ApiKeys
+from tunesmith_server.front.fields import Limits
+from tunesmith_server.front.server import Front
 from tunesmith_server.health import HealthServer
-from tunesmith_store.errors import Failure, Retryable
-from tunesmith_store.store import S3Store
+from tunesmith_store.errors import Failure, Retryable, UserError
+from tunesmith_store.router import store_of
 
 log = logging.getLogger("tunesmith.server")
 
 # Services stop sending some moments after a pod is told to stop: new requests still come in that time
 ENDPOINT_REMOVAL_SECONDS = 3.0
-DRAIN_SECONDS = 25.0
+# of the grace period, kept for the end: what is left of it would be cut off by SIGKILL
+STOP_MARGIN_SECONDS = 3.0
 
 
 def main() -> int:
@@ -38,30 +44,36 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     health = HealthServer()
     try:
-        engine = _start(health)
+        plan = read_plan(os.environ)
+        front = _start(plan, health)
     except Failure as failure:
         log.error("%s: %s", failure.reason, failure.message)
         write_report(TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message))
         return int(failure.exit_code)
     stop.wait()
+    deadline = time.monotonic() + plan.api.termination_grace_period_seconds - STOP_MARGIN_SECONDS
     health.drain()
-    _drain(engine)
+    log.info("told to stop: finishing the requests in flight")
+    front.drain(ENDPOINT_REMOVAL_SECONDS, deadline)
     log.info("stopped")
     return int(ExitCode.SUCCESS)
 
 
-def _start(health: HealthServer) -> Engine:
-    plan = read_plan(os.environ)
+def _start(plan: ServingPlan, health: HealthServer) -> Front:
     started = time.monotonic()
+    api_keys = _api_keys(plan)
     health.state = "downloading"
-    model = fetch_artifact(S3Store(plan.storage), plan, scratch_folder(os.environ))
+    model = fetch_artifact(store_of(plan), plan, scratch_folder(os.environ))
     downloaded = time.monotonic()
     threads = cpu_threads(os.environ)
     engine = start_engine(plan, model, threads, lambda phase: setattr(health, "state", phase))
     health.state = "first answer"
     if not engine.answers():
         raise Retryable("the model is loaded but gives no answer", Reason.SERVER_FAILED)
-    health.ready(engine.is_alive)
+    limits = Limits((plan.name,), plan.context_length, plan.api.max_tokens)
+    front = Front(engine.url, limits, plan.api, plan.parallel_requests, api_keys)
+    front.start()
+    health.ready(lambda: front.is_alive() and engine.is_alive(), front.metrics)
     log.info(
         "ready as %s on %d threads: download %.1f s, load and first answer %.1f s",
         plan.name,
@@ -69,15 +81,26 @@ def _start(health: HealthServer) -> Engine:
         downloaded - started,
         time.monotonic() - downloaded,
     )
-    return engine
+    return front
 
 
-def _drain(engine: Engine) -> None:
-    log.info("told to stop: finishing the requests in flight")
-    deadline = time.monotonic() + DRAIN_SECONDS
-    time.sleep(ENDPOINT_REMOVAL_SECONDS)
-    while engine.requests_in_flight() and time.monotonic() < deadline:
-        time.sleep(0.2)
+def _api_keys(plan: ServingPlan) -> ApiKeys | None:
+    """The keys that clients must show, where the spec names a Secret of them.
+
+    Raises:
+        UserError: there are none.
+    """
+    secret = plan.api.keys_secret_ref
+    if secret is None:
+        return None
+    found = ApiKeys(Path(os.environ.get(keys.ENV_API_KEYS, keys.API_KEYS_DIRECTORY)))
+    if not len(found):
+        message = (
+            f"Secret {secret.name} is not there or has no keys: create it in namespace {plan.namespace} "
+            "(spec.api.keysSecretRef names it), each entry one API key"
+        )
+        raise UserError(Reason.SECRET_NOT_FOUND, message)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Quantized artefacts in object storage: named, found, published, fetched. Used by `workshop`, `quantize` and the server.
+"""Quantized artefacts in object storage: named, found, published, fetched. For `workshop`, `quantize` and the server.
 
 An artefact is a folder with files and, written last, `tunesmith-manifest.json`. Without the manifest it does not exist.
 Its folder is named by its method and by the state of its source: a source that changes gets another folder, so what
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 MODEL_FILE = "model.gguf"
+AGAIN = "restore it, or start a new revision, by any change of engine, resources or quantization"
 RECIPE = 1
 """Counts up when the same source and method begin to give other bytes on purpose."""
 
@@ -117,18 +118,16 @@ def fetch_artifact(store: ObjectStore, plan: ServingPlan, folder: Path) -> Path:
     """
     reference = assigned_artifact(store, plan)
     if reference is None:
-        message = f"{plan.revision} has no artefact below {plan.artifact_uri} yet: delete the revision to make it anew"
+        message = f"{plan.revision} has no artefact below {plan.artifact_uri}: {AGAIN}"
         raise UserError(Reason.MODEL_NOT_FOUND, message)
     manifest = find_manifest(store, reference.uri)
     if manifest is None:
-        message = (
-            f"no finished artefact at {reference.uri}: its manifest is missing; delete the revision to make it anew"
-        )
+        message = f"no finished artefact at {reference.uri}, its manifest is missing: {AGAIN}"
         raise UserError(Reason.MODEL_NOT_FOUND, message)
     if manifest.digest != reference.digest:
         message = (
             f"{reference.uri} holds another artefact ({manifest.digest[:12]}) than {plan.revision} was made with "
-            f"({reference.digest[:12]}): restore it, or start a new revision"
+            f"({reference.digest[:12]}): {AGAIN}"
         )
         raise UserError(Reason.MODEL_INVALID, message)
     fetch_files(store, reference.uri, manifest.files, folder)

@@ -19,7 +19,8 @@ from tunesmith_server.artifact import assign_artifact, assigned_artifact, find_a
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
 from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Failure, UserError
-from tunesmith_store.store import ObjectStore, S3Store
+from tunesmith_store.router import store_of
+from tunesmith_store.store import ObjectStore
 
 __all__ = ["main", "quantize"]
 
@@ -60,7 +61,7 @@ def main() -> int:
 def _attempt() -> tuple[TerminationReport, ExitCode]:
     try:
         plan = read_plan(os.environ)
-        manifest = quantize(plan, S3Store(plan.storage), scratch_folder(os.environ))
+        manifest = quantize(plan, store_of(plan), scratch_folder(os.environ))
     except Failure as failure:
         report = TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message)
         return report, failure.exit_code

@@ -76,7 +76,7 @@ class Workshop:
         return Artifact(uri, publish_artifact(self._store, uri, self._folder(method), manifest))
 
     def local(self, method: QuantizationMethod) -> Path:
-        """Return what an engine loads of a method, on this machine: as made, fetched where it is published, else made now.
+        """Return what an engine loads of a method, on this machine: as made, fetched if it is published, or made now.
 
         Raises:
             Failure: sorted by what helps; see `tunesmith_store.errors`.

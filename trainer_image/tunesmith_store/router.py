@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tunesmith_api.keys import Reason
-from tunesmith_api.plan import StoragePlan, TrainingPlan
+from tunesmith_api.plan import ServingPlan, StoragePlan, TrainingPlan
 from tunesmith_store.errors import UserError
 from tunesmith_store.hub import HubStore
 from tunesmith_store.store import ObjectInfo, ObjectStore, S3Store
@@ -89,6 +89,6 @@ def open_store(
     )
 
 
-def store_of(plan: TrainingPlan) -> RoutedStore:
-    """Open the store of a training plan; its Hub model is read at `spec.model.revision`."""
+def store_of(plan: TrainingPlan | ServingPlan) -> RoutedStore:
+    """Open the store of a plan; its Hub model is read at the revision that the plan says."""
     return open_store(plan.storage, plan.hub_endpoint_url, {plan.model_uri: plan.model_revision})

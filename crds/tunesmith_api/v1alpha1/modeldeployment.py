@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 
 from tunesmith_api import keys
-from tunesmith_api.model import S3Uri, SpecModel, StatusModel, cel
+from tunesmith_api.model import SpecModel, StatusModel, WritableUri, cel
+from tunesmith_api.v1alpha1.api import Api
 from tunesmith_api.v1alpha1.common import (
     Image,
     NodeSelector,
@@ -18,6 +19,7 @@ from tunesmith_api.v1alpha1.common import (
 )
 from tunesmith_api.v1alpha1.deploymentstatus import ModelDeploymentStatus
 from tunesmith_api.v1alpha1.engine import Engine, pairing_rules
+from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_api.v1alpha1.quantization import Quantization
 from tunesmith_api.v1alpha1.rollout import Rollout
 from tunesmith_api.v1alpha1.source import Source
@@ -31,15 +33,22 @@ class ModelDeploymentSpec(SpecModel):
     source: Source = Field(description="The model to serve.")
     quantization: Quantization = Field(default_factory=Quantization, description="How the weights are made smaller.")
     engine: Engine = Field(default_factory=Engine, description="The server that answers.")
+    api: Api = Field(default_factory=Api, description="Who may use the servers, and how much one request may take.")
     replicas: int = Field(default=1, ge=0, le=1000, description="Number of server pods.")
     resources: Resources = Field(
         default_factory=Resources,
         description="CPU and memory of each server pod; the server uses as many threads as it has cores.",
     )
-    artifacts_uri: S3Uri | None = Field(
+    artifacts_uri: WritableUri | None = Field(
         default=None,
         alias="artifactsURI",
-        description="Folder for the quantized files; leave it out for `quantized/` below the model.",
+        description=(
+            "Folder for the quantized files, s3://bucket/key or pvc://claim/path; leave it out for `quantized/` below "
+            "the model. Pods on several nodes read a claim that allows it (ReadWriteMany)."
+        ),
+    )
+    hugging_face: HuggingFace = Field(
+        default_factory=HuggingFace, description="The Hugging Face Hub behind an hf:// source."
     )
     storage: Storage | None = Field(
         default=None, description="The object store behind the s3:// URIs; leave it out to use that of the FineTuneJob."
@@ -61,8 +70,18 @@ class ModelDeploymentSpec(SpecModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "!has(self.source.uri) || has(self.storage)",
+                    "!has(self.source.uri) || !self.source.uri.startsWith('s3://') || has(self.storage)",
                     "source.uri needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
+                ),
+                cel(
+                    "!has(self.artifactsURI) || !self.artifactsURI.startsWith('s3://') || has(self.storage) || "
+                    "has(self.source.fineTuneJobRef)",
+                    "artifactsURI needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
+                ),
+                cel(
+                    "!has(self.source.uri) || !self.source.uri.startsWith('hf://') || has(self.artifactsURI)",
+                    "a model of the Hub needs artifactsURI: say where its quantized files go (s3://bucket/key or "
+                    "pvc://claim/path)",
                 ),
                 *pairing_rules(),
             ]

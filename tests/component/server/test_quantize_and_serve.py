@@ -21,6 +21,7 @@ from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import Outcome, TerminationReport
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE
 from tunesmith_server.engines.llama_cpp import LlamaEngine
@@ -135,7 +136,9 @@ def test_families_that_share_a_module_with_a_newer_one_are_converted_and_load(fa
     folder = tmp_path / "model"
     transformers.AutoModelForCausalLM.from_config(sizes).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    quantizer_of(QuantizationMethod.Q8_0)(folder, tmp_path / "scratch", 1).make(QuantizationMethod.Q8_0, tmp_path)
+    quantizer_of(EngineType.LLAMA_CPP, QuantizationMethod.Q8_0)(folder, tmp_path / "scratch", 1).make(
+        QuantizationMethod.Q8_0, tmp_path
+    )
     plan, _, _ = quantized["Q8_0"]
     assert measure(plan, tmp_path / MODEL_FILE, threads=1)
 

@@ -8,12 +8,18 @@ from pydantic import ValidationError
 from support import make
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
+from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, ModelDeployment, Storage
 from tunesmith_operator.core import text
 from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.finetunejob.policies import violation
 from tunesmith_operator.core.finetunejob.training_plan import training_plan
-from tunesmith_operator.core.modeldeployment.children import server_deployment
+from tunesmith_operator.core.modeldeployment.children import (
+    config_map,
+    network_policy,
+    quantize_job,
+    server_deployment,
+)
 from tunesmith_operator.core.modeldeployment.policies import violation as deployment_violation
 from tunesmith_operator.core.modeldeployment.source import SourceAbsent, SourceModel, of_finetunejob
 from tunesmith_operator.core.modeldeployment.template import template_of
@@ -213,6 +219,40 @@ def test_progress_is_open_to_the_operators_namespace_only():
     assert operator["ports"][0]["port"] == keys.PORT_PROGRESS
 
 
+def served(**spec):
+    """The template of a deployment, and the spec of its server pods."""
+    made = template_of(deployment(**spec), SourceModel("s3://models/m", "d", Storage()), make.CONFIG)
+    return made, server_deployment(made, 1, 1, make.CONFIG).body["spec"]["template"]["spec"]
+
+
+def test_the_health_port_of_servers_is_open_to_the_operators_namespace_only():
+    everyone, operator = network_policy(deployment(), make.CONFIG).body["spec"]["ingress"]
+    assert everyone == {"ports": [{"port": keys.PORT_SERVER, "protocol": "TCP"}]}
+    assert operator["ports"] == [{"port": keys.PORT_HEALTH, "protocol": "TCP"}]
+    (source,) = operator["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": make.CONFIG.operator_namespace}
+
+
+def test_api_keys_are_mounted_as_files_that_may_be_missing():
+    _, plain = served()
+    assert not [it for it in plain["volumes"] if "secret" in it]
+    made, pod = served(api={"keysSecretRef": {"name": "clients"}})
+    (volume,) = [it for it in pod["volumes"] if "secret" in it]
+    # a pod that waits for a volume says nothing in its status: this one starts, and says that it has no keys
+    assert volume["secret"] == {"secretName": "clients", "optional": True}
+    (mount,) = [it for it in pod["containers"][0]["volumeMounts"] if it["name"] == volume["name"]]
+    assert (mount["mountPath"], mount["readOnly"]) == (keys.API_KEYS_DIRECTORY, True)
+    assert "clients" not in json.dumps(pod["containers"][0]["env"])
+    assert made.hash != served()[0].hash
+    plan = ServingPlan.from_json(config_map(made, 1).body["data"][keys.PLAN_FILE])
+    assert plan.api.keys_secret_ref.name == "clients"
+
+
+def test_servers_get_the_time_to_finish_that_the_spec_says():
+    assert served()[1]["terminationGracePeriodSeconds"] == 60
+    assert served(api={"terminationGracePeriodSeconds": 300})[1]["terminationGracePeriodSeconds"] == 300
+
+
 def test_a_manifest_has_the_same_hash_until_something_in_it_changes():
     first, again = build(job(), make.CONFIG, 1), build(job(), make.CONFIG, 1)
     other = build(job(training={"seed": 7}), make.CONFIG, 1)
@@ -375,6 +415,41 @@ def test_a_pinned_digest_is_served_whatever_the_job_makes_next():
         deployment(source={"fineTuneJobRef": {"name": "a", "digest": "sha256:abc"}})
 
 
+def claims_of(manifest) -> dict[str, bool]:
+    """Claim → whether it is written to."""
+    pod = manifest.body["spec"]["template"]["spec"]
+    found = (volume.get("persistentVolumeClaim") for volume in pod["volumes"])
+    return {claim["claimName"]: not claim.get("readOnly", False) for claim in found if claim}
+
+
+def test_claims_are_mounted_where_they_are_needed():
+    spec = deployment(source={"uri": "pvc://models/base"}, artifactsURI="pvc://served/x")
+    template = template_of(spec, SourceModel("pvc://models/base", "", Storage()), make.CONFIG)
+    assert claims_of(quantize_job(template, 1, make.CONFIG)) == {"models": False, "served": True}
+    assert claims_of(server_deployment(template, 1, make.CONFIG)) == {"served": False}
+    below = template_of(
+        deployment(source={"uri": "pvc://models/base"}), SourceModel("pvc://models/base", "", Storage()), make.CONFIG
+    )
+    assert claims_of(quantize_job(below, 1, make.CONFIG)) == {"models": True}
+    assert claims_of(server_deployment(below, 1, make.CONFIG)) == {"models": False}
+    assert claims_of(quantize_job(template_of(deployment(), MODEL, make.CONFIG), 1, make.CONFIG)) == {}
+
+
+def test_a_model_of_the_hub_is_read_at_its_revision_with_its_token():
+    hub = {"endpointURL": "https://mirror.local", "secretRef": {"name": "hub"}}
+    source = {"uri": "hf://owner/name", "revision": "v1"}
+    found = SourceModel("hf://owner/name", "", Storage())
+    template = template_of(deployment(source=source, artifactsURI="s3://art/x", huggingFace=hub), found, make.CONFIG)
+    assert (template.plan.model_revision, template.plan.hub_endpoint_url) == ("v1", "https://mirror.local")
+    container = quantize_job(template, 1, make.CONFIG).body["spec"]["template"]["spec"]["containers"][0]
+    token = next(it for it in container["env"] if it["name"] == "HF_TOKEN")
+    assert token["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "HF_TOKEN"}
+    other = template_of(
+        deployment(source=source | {"revision": "v2"}, artifactsURI="s3://art/x", huggingFace=hub), found, make.CONFIG
+    )
+    assert other.hash != template.hash
+
+
 def test_a_source_is_what_a_finetunejob_has_made():
     assert of_finetunejob("a", "ml", None, None).reason == Reason.SOURCE_NOT_FOUND
     assert isinstance(of_finetunejob("a", "ml", job(), None), SourceAbsent)
@@ -390,7 +465,6 @@ def test_a_source_is_what_a_finetunejob_has_made():
         ({"task": "Reward"}, "task Reward"),
         ({"task": "Seq2Seq"}, "served are those of CausalLM, ChatSFT, DPO, ImageClassification"),
         ({"output": {"save": "Adapter"}}, "output.save: Merged or Both"),
-        ({"output": {"uri": "pvc://models/sentiment"}}, "servers read s3:// only"),
     ],
 )
 def test_a_job_whose_model_can_never_be_served_says_so_before_it_has_ended(spec, words):

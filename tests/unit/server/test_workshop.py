@@ -2,6 +2,7 @@
 
 import pytest
 
+from support.hubserver import running_hub
 from tunesmith_api import keys
 from tunesmith_api.artifacts import ModelManifest, files_digest
 from tunesmith_api.keys import Reason
@@ -14,6 +15,7 @@ from tunesmith_server.quantizers.base import Made
 from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import entry_of_bytes
+from tunesmith_store.router import store_of
 from tunesmith_store.volumes import VolumeStore
 
 MODEL = "pvc://models/m"
@@ -36,7 +38,7 @@ class Copying:
 @pytest.fixture
 def made(monkeypatch):
     monkeypatch.setattr(Copying, "made", [], raising=False)
-    monkeypatch.setattr(workshop, "quantizer_of", lambda method: Copying)
+    monkeypatch.setattr(workshop, "quantizer_of", lambda engine, method: Copying)
     return Copying.made
 
 
@@ -128,6 +130,21 @@ def test_an_artefact_that_was_lost_is_made_again_of_the_same_model_only(store, s
     store.put_bytes(f"{MODEL}/model.safetensors", b"newer")
     with pytest.raises(UserError, match="is gone, and the model at pvc://models/m has changed since"):
         quantize(plan(), store, tmp_path / "3")
+
+
+def test_a_model_of_the_hub_is_quantized_to_where_one_can_write(store, served, made, tmp_path, monkeypatch):
+    monkeypatch.setenv(keys.ENV_VOLUMES, str(tmp_path / "volumes"))
+    with running_hub() as hub:
+        hub.model("o/n").push({"config.json": b"{}", "model.safetensors": b"main"})
+        hub.model("o/n").push({"model.safetensors": b"dev"}, "dev")
+        for number, revision in enumerate((None, "dev", "dev")):
+            wanted = plan(
+                f"m-r{number}", model_uri="hf://o/n", model_revision=revision, hub_endpoint_url=hub.url,
+                artifact_uri="pvc://models/served",
+            )  # fmt: skip
+            quantize(wanted, store_of(wanted), tmp_path / str(number))
+            assert served(wanted) == (revision or "main").encode() + b"Q8_0"
+    assert made == ["Q8_0", "Q8_0"]
 
 
 def test_a_model_that_changes_while_it_is_fetched_is_tried_again(store, made, tmp_path, monkeypatch):

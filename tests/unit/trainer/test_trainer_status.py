@@ -69,6 +69,27 @@ def test_health_is_ready_only_with_ray(server, health):
     assert get(f"{server}/healthz") == (200, '{"incarnation": "i"}')
 
 
+def test_a_pod_of_any_address_family_is_reached(board, port):
+    running = StatusServer(board, "secret", lambda: (True, {}), port)
+    running.start()
+    try:
+        for host in ("127.0.0.1", *(["[::1]"] if socket.has_dualstack_ipv6() else [])):
+            assert get(f"http://{host}:{port}/healthz")[0] == 200
+    finally:
+        running.close()
+
+
+def test_on_a_machine_that_others_share_only_loopback_is_served(board, port):
+    running = StatusServer(board, "secret", lambda: (True, {}), port, "127.0.0.1")
+    running.start()
+    try:
+        assert get(f"http://127.0.0.1:{port}/healthz")[0] == 200
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.2", port), timeout=2)
+    finally:
+        running.close()
+
+
 def test_posts_need_the_token_and_the_right_form(server):
     update = ProgressUpdate(global_step=3).to_json().encode()
     assert get(f"{server}/progress", update, token="wrong")[0] == 401

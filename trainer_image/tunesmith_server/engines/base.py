@@ -1,14 +1,20 @@
-"""What a server pod needs of any engine: `__main__` starts one; probes, drain and the quality gate ask it."""
+"""What a server pod needs of any engine: `__main__` starts one, probes and `front` ask it."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Engine"]
+__all__ = ["AHEAD", "Engine"]
+
+AHEAD = 2
+"""Requests that an engine gets beside those that it answers at once: the next are at hand when a place falls free."""
 
 
 class Engine(Protocol):
-    """A loaded model behind an HTTP API of this process."""
+    """A loaded model behind an HTTP API on loopback: OpenAI's paths, JSON, one answer for each request.
+
+    It stops working on an answer when the connection that asked for it is closed.
+    """
 
     @property
     def url(self) -> str:
@@ -19,6 +25,3 @@ class Engine(Protocol):
 
     def is_alive(self) -> bool:
         """Say whether its HTTP server still responds."""
-
-    def requests_in_flight(self) -> int:
-        """Return how many requests are answered or wait."""

@@ -1,10 +1,9 @@
-"""llama.cpp's OpenAI-compatible server, inside this process. Started by `__main__`, watched by `health`."""
+"""llama.cpp's OpenAI-compatible server, inside this process. Started by `__main__`, asked by `front` and `health`."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
+from tunesmith_server.engines.base import AHEAD
 from tunesmith_store.errors import UserError
 
 __all__ = ["LlamaEngine"]
@@ -19,14 +19,13 @@ __all__ = ["LlamaEngine"]
 log = logging.getLogger("tunesmith.server")
 
 LOG_ERRORS = 1  # llama.cpp's levels: 2 warning, a line for every request once the prompt cache is full; 3 more lines
-BUSY = re.compile(r"^llamacpp:requests_(?:processing|deferred) (\S+)$", re.MULTILINE)
 
 
 class LlamaEngine:
-    """One model, answering on all addresses of the pod."""
+    """One model, answering on loopback."""
 
     def __init__(
-        self, plan: ServingPlan, model: Path, threads: int, port: int = keys.PORT_SERVER, cache_bytes: int = 0
+        self, plan: ServingPlan, model: Path, threads: int, port: int = keys.PORT_ENGINE, cache_bytes: int = 0
     ) -> None:
         """Load the model and start to answer; returns when it is loaded.
 
@@ -40,18 +39,21 @@ class LlamaEngine:
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(model)
         parameters.model_alias = {plan.name}
-        parameters.hostnames = ["0.0.0.0"]  # noqa: S104 - a pod's own address; NetworkPolicy says who may reach it
+        parameters.hostnames = ["127.0.0.1"]
         parameters.port = port
         parameters.n_ctx = plan.context_length * plan.parallel_requests
         parameters.n_parallel = plan.parallel_requests
         parameters.cpuparams.n_threads = threads
         parameters.cpuparams_batch.n_threads = threads
-        parameters.n_threads_http = plan.parallel_requests + 4
+        # each open connection holds one: those of `front`, of probes and of metrics
+        parameters.n_threads_http = plan.parallel_requests + AHEAD + 4
         # on CPU its lower precision changes greedy answers of 8-bit models: "capital of France" was not Paris
         parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.endpoint_metrics = True
         parameters.endpoint_slots = False  # it shows other people's prompts
         parameters.ui = False
+        # a conversation that ends with the model's own words is to be answered, not to be continued in them
+        parameters.prefill_assistant = False
         # unbounded but for 8 GiB unless told: different prompts alone would fill the pod's memory until it is killed
         parameters.cache_ram_mib = cache_bytes >> 20
         # a slot's state goes there when another prompt takes the slot: before that it would only be there twice
@@ -87,14 +89,6 @@ class LlamaEngine:
         except OSError:
             return False
         return True
-
-    def requests_in_flight(self) -> int:
-        """Return how many requests are answered or wait."""
-        try:
-            metrics = self._request("/metrics", None, timeout=2)
-        except OSError:
-            return 0
-        return sum(int(float(value)) for value in BUSY.findall(metrics))
 
     def _request(self, path: str, body: dict[str, Any] | None, timeout: float) -> str:
         data = json.dumps(body).encode() if body is not None else None

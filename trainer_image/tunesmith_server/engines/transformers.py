@@ -1,6 +1,6 @@
 """transformers and ONNX Runtime behind HTTP, inside this process: classes, embeddings, and text as a reference.
 
-Started by `__main__`. What is answered, and at which paths, depends on the model: see `predict`.
+Started by `__main__`, asked by `front` and `health`. What is answered, and at which paths, depends on the model: see `predict`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ LARGEST_BODY = 32 << 20
 
 
 class TransformersEngine:
-    """One model, answering on all addresses of the pod."""
+    """One model, answering on loopback."""
 
     def __init__(
-        self, plan: ServingPlan, folder: Path, threads: int, host: str | None = None, port: int = keys.PORT_SERVER
+        self, plan: ServingPlan, folder: Path, threads: int, host: str = "127.0.0.1", port: int = keys.PORT_ENGINE
     ) -> None:
         """Load the model and start to answer; returns when it is loaded.
 
@@ -47,7 +47,6 @@ class TransformersEngine:
         """
         self._name = plan.name
         self._served = _load(plan, folder, threads)
-        self._busy = 0
         self._loop = asyncio.new_event_loop()
         started: threading.Event = threading.Event()
         self._failure: OSError | None = None
@@ -76,10 +75,6 @@ class TransformersEngine:
             return False
         return True
 
-    def requests_in_flight(self) -> int:
-        """Return how many requests are answered or wait."""
-        return self._busy
-
     def _request(self, path: str, body: dict[str, Any] | None, timeout: float) -> str:
         data = json.dumps(body).encode() if body is not None else None
         headers = {"Content-Type": "application/json"}
@@ -90,7 +85,7 @@ class TransformersEngine:
 
     # ---- in the thread of the event loop
 
-    def _run(self, host: str | None, started: threading.Event) -> None:
+    def _run(self, host: str, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._listen(host))
@@ -101,10 +96,9 @@ class TransformersEngine:
             started.set()
         self._loop.run_forever()
 
-    async def _listen(self, host: str | None) -> None:
-        application = web.Application(client_max_size=LARGEST_BODY, middlewares=[self._counted])
+    async def _listen(self, host: str) -> None:
+        application = web.Application(client_max_size=LARGEST_BODY)
         application.router.add_get("/health", self._health)
-        application.router.add_get("/v1/models", self._models)
         for path, handler in self._served.paths.items():
             application.router.add_post(path, _in_words(handler))
         runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
@@ -113,22 +107,8 @@ class TransformersEngine:
         await site.start()
         self._port = int(runner.addresses[0][1])
 
-    @web.middleware
-    async def _counted(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if request.method != "POST":
-            return await handler(request)
-        self._busy += 1
-        try:
-            return await handler(request)
-        finally:
-            self._busy -= 1
-
     async def _health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
-
-    async def _models(self, _request: web.Request) -> web.Response:
-        model = {"id": self._name, "object": "model", "created": 0, "owned_by": "tunesmith"}
-        return web.json_response({"object": "list", "data": [model]})
 
 
 def _load(plan: ServingPlan, folder: Path, threads: int) -> Served:

@@ -1,1 +1,1 @@
-"""What a model folder answers through transformers or ONNX Runtime: classes, embeddings, text. The engine `Transformers`."""
+"""What a model answers by transformers or ONNX Runtime: classes, embeddings, text. Used by `engines.transformers`."""

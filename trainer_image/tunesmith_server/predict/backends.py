@@ -114,7 +114,7 @@ _SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "
 
 
 def compute_dtype(stored: torch.dtype) -> torch.dtype:
-    """Return the format to compute in: the stored one where this CPU multiplies it, else 32 bits, which hold it exactly."""
+    """Return the format to compute in: the stored one where this CPU has kernels, else 32 bits, which hold it."""
     import torch
 
     kernels = {

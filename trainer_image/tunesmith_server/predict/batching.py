@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 __all__ = ["Batcher", "Sized", "TooBusy", "next_batch"]
 
-MOST_TOKENS = 2048
+MOST_TOKENS = 512
 """Of one pass, padding included: beyond it a CPU gains nothing and those behind wait longer."""
 MOST_PADDING = 0.25
 """Of one pass: more of it costs more than another pass."""

@@ -1,4 +1,7 @@
-"""`POST /classify`: the classes of texts, or of the words in them, as text-embeddings-inference and transformers' pipelines answer."""
+"""`POST /classify`: the classes of texts, or of the words in them.
+
+The form of the answers is that of text-embeddings-inference and of transformers' pipelines.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions` and `/v1/completions` by transformers itself: the reference that other engines are held against.
+"""`POST /v1/chat/completions` and `/v1/completions` by transformers itself: the reference for other engines.
 
 One answer at a time, in the order of the requests.
 """
@@ -36,7 +36,7 @@ BROKEN = "�"
 
 
 class TextSoFar:
-    """The text of the tokens so far, given out as far as no stop text can begin in it and no character is half there."""
+    """The text of the tokens so far, given out as far as no stop text begins in it and no character is half there."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
         self._decode, self._stops = decode, stops

@@ -1,4 +1,4 @@
-"""A request for text, read and checked: what is asked, how long the answer may be, how it is drawn. Used by `generate`."""
+"""A request for text, read and checked: what is asked, how long it may be, how it is drawn. Used by `generate`."""
 
 from __future__ import annotations
 

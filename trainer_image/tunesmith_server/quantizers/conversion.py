@@ -5,7 +5,6 @@ What is known to go wrong is looked for before the conversion, and told in words
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -13,9 +12,9 @@ import sys
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_server.quantizers.converter import json_of
 from tunesmith_store.errors import UserError
 from tunesmith_store.weights import stored_tensors
 
@@ -85,7 +84,7 @@ def check_tokenizer(folder: Path) -> None:
     Raises:
         UserError: some have none.
     """
-    config, tokenizer = _json(folder / "config.json"), _json(folder / "tokenizer.json")
+    config, tokenizer = json_of(folder / "config.json"), json_of(folder / "tokenizer.json")
     inner = config.get("text_config") or config
     rows = inner.get("vocab_size") if isinstance(inner, dict) else None
     if not isinstance(rows, int) or not tokenizer or (folder / "tokenizer.model").exists():
@@ -96,19 +95,11 @@ def check_tokenizer(folder: Path) -> None:
     highest = max(ids, default=-1)
     if highest >= rows:
         message = (
-            f"the tokenizer has {highest + 1} tokens, the model embeddings for {rows} of them (vocab_size in "
-            f"config.json). Make the embeddings larger before you save the model (model.resize_token_embeddings({highest + 1})), or "
-            "save it with the tokenizer that it was trained with."
+            f"the tokenizer has {highest + 1} tokens, the model embeddings for {rows} of them (vocab_size of "
+            f"config.json). Make them more before you save it (model.resize_token_embeddings({highest + 1})), or "
+            "take the tokenizer that it was trained with."
         )
         raise UserError(Reason.MODEL_INVALID, message)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _refusal(status: int, log: str) -> UserError:

@@ -13,11 +13,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["end_tokens", "hear_all_end_tokens", "name_all_architectures"]
+__all__ = ["end_tokens", "hear_all_end_tokens", "json_of", "name_all_architectures"]
 
 NAMED = re.compile(r"\bgguf\.(MODEL_ARCH|MODEL_TENSOR)\.([A-Z][A-Z0-9_]*)\b")
 END_KINDS = ("eos", "eot", "eom")
-"""llama.cpp ends an answer at any of these three, and at tokens that it knows by their text."""
+"""What a GGUF file can name. llama.cpp ends an answer at these three, and at tokens that it knows by their text."""
+KNOWN_BY_TEXT = {
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+}
 
 
 def name_all_architectures() -> list[str]:
@@ -39,20 +48,28 @@ def name_all_architectures() -> list[str]:
 
 def end_tokens(folder: Path, known: Mapping[str, int]) -> dict[str, int]:
     """Return `known`, kind → special token, with the end tokens that the model's configuration lists beyond it."""
-    listed: list[int] = []
+    listed: list[Any] = []
     for name in ("generation_config.json", "config.json"):
-        try:
-            value = json.loads((folder / name).read_text()).get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
-            continue
+        value = json_of(folder / name).get("eos_token_id")
         listed += value if isinstance(value, list) else [value]
+    added = json_of(folder / "tokenizer.json").get("added_tokens") or ()
+    by_text = {token.get("id") for token in added if token.get("content") in KNOWN_BY_TEXT}
     tokens = dict(known)
     for token in listed:
         taken = [tokens[kind] for kind in END_KINDS if kind in tokens]
         free = [kind for kind in END_KINDS if kind not in tokens]
-        if isinstance(token, int) and token not in taken and free:
+        if isinstance(token, int) and token not in taken and free and (token not in by_text or free[0] == "eos"):
             tokens[free[0]] = token
     return tokens
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one where there is none."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def hear_all_end_tokens() -> None:
@@ -65,7 +82,7 @@ def hear_all_end_tokens() -> None:
         load(self, path)
         self.special_token_ids = end_tokens(path, self.special_token_ids)
 
-    gguf.SpecialVocab._load = load_all  # type: ignore[method-assign]
+    gguf.SpecialVocab._load = load_all
 
 
 if __name__ == "__main__":

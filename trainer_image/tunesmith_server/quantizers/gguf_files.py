@@ -29,7 +29,7 @@ from tunesmith_server.quantizers.gguf_mix import FILE_TYPES, Choice, Facts, may_
 from tunesmith_store.errors import UserError
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader, ReaderTensor
+    from gguf import GGUFReader, ReaderField, ReaderTensor
 
 __all__ = ["GgufQuantizer", "opened", "requantize"]
 
@@ -163,9 +163,19 @@ def _copy_fields(reader: GGUFReader, writer: Any, method: QuantizationMethod) ->
             continue
         kind = field.types[0]
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
+        writer.add_key_value(field.name, _content(field), kind, sub_type=inner)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(FILE_TYPES[method][0])
+
+
+def _content(field: ReaderField) -> Any:
+    """What stands there; texts as bytes, as a token may be half a character."""
+    import gguf
+
+    if field.types[-1] != gguf.GGUFValueType.STRING:
+        return field.contents()
+    texts = [field.parts[index].tobytes() for index in field.data]
+    return texts if field.types[0] == gguf.GGUFValueType.ARRAY else texts[0]
 
 
 def _write(step: _Step, file: IO[bytes], pool: ThreadPoolExecutor, threads: int) -> None:

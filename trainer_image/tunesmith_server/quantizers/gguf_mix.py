@@ -34,8 +34,9 @@ BLOCK: Final = 32
 _NARROW: Final = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 _KEPT: Final = (
     "_norm.weight", "ffn_gate_inp.weight", "altup", "laurel", "per_layer_model_proj", "ssm_conv1d",
-    "shortconv.conv.weight", "time_mix_first.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight",
-    "attn_rel_b.weight", "indexer.proj.weight", ".position_embd", ".rel_pos", ".patch_embd", ".patch_merger",
+    "shortconv.conv.weight", "time_mix_first.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight", "attn_rel_b.weight", "indexer.proj.weight", ".position_embd", ".rel_pos",
+    ".patch_embd", ".patch_merger",
 )  # fmt: skip
 _KEPT_MATRIX = re.compile(r"time_mix_[wvag][0-2]\.weight")
 _EMBEDDINGS: Final = ("position_embd.weight", "token_types.weight")

@@ -108,9 +108,10 @@ def _last_words(log: Path) -> str:
 def pick_address() -> str:
     """Return "ip:port" of a free port of this pod; run in rank 0's process."""
     ip = os.environ[keys.ENV_POD_IP]
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
         probe.bind((ip, 0))
-        return f"{ip}:{probe.getsockname()[1]}"
+        port = probe.getsockname()[1]
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def announce_address(where: str) -> None:

@@ -11,13 +11,14 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from pydantic import ValidationError
 
 from tunesmith_api import keys
 from tunesmith_api.reports import ProgressReport, TrainerState
+from tunesmith_store.listen import PodHTTPServer
 from tunesmith_trainer.pod.progress import ProgressUpdate
 
 __all__ = ["ProgressBoard", "StatusServer"]
@@ -105,10 +106,10 @@ class StatusServer:
         token: str,
         health: Callable[[], tuple[bool, dict[str, Any]]],
         port: int,
-        ip: str = "0.0.0.0",  # noqa: S104 - the pod's own network, guarded by a NetworkPolicy
+        ip: str = "",
     ) -> None:
         handler = _handler(board, token, health)
-        self._server = _Server((ip, port), handler)
+        self._server = PodHTTPServer(port, handler, ip)
         self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
 
     def start(self) -> None:
@@ -119,11 +120,6 @@ class StatusServer:
         """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    allow_reuse_address = True
 
 
 def _handler(

@@ -15,7 +15,7 @@ from tunesmith_operator.core.finetunejob.uris import claims
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.resources import JOB, NETWORK_POLICY, SECRET, SERVICE
 from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS, pod_failure_policy
-from tunesmith_operator.core.pods.spec import Workload, env, plan_config_map, pod_spec, secret_env
+from tunesmith_operator.core.pods.spec import Workload, env, hub_env, plan_config_map, pod_spec, secret_env
 from tunesmith_operator.core.pods.startup import STORAGE_SECRET, SecretUse
 
 __all__ = ["ANNOTATION_FIXED_HASH", "ANNOTATION_RESTARTS_BEFORE", "ChildManifests", "build", "secret_uses"]
@@ -87,9 +87,7 @@ def secret_uses(job: FineTuneJob) -> tuple[SecretUse, ...]:
 
 def _account_env(spec: FineTuneJobSpec) -> list[JSON]:
     """Credentials of the Hub and of the tracking server, by reference."""
-    found: list[JSON] = []
-    if (hub := spec.hugging_face.secret_ref) is not None:
-        found += [secret_env(key, hub.name, key) for key in keys.HUB_SECRET_KEYS]
+    found = hub_env(spec.hugging_face)
     mlflow = spec.tracking.mlflow
     if mlflow is not None and mlflow.secret_ref is not None:
         name = mlflow.secret_ref.name

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 from tunesmith_api.v1alpha1 import FineTuneJobSpec
+from tunesmith_operator.core.pods.spec import claim_of
 
-__all__ = ["PVC", "SpecUri", "claims", "uris"]
-
-PVC: Final = "pvc://"
+__all__ = ["SpecUri", "claims", "uris"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,7 @@ class SpecUri:
     @property
     def claim(self) -> str:
         """Name of the PersistentVolumeClaim of a `pvc://` URI; empty for other URIs."""
-        return self.uri.removeprefix(PVC).partition("/")[0] if self.uri.startswith(PVC) else ""
+        return claim_of(self.uri)
 
 
 def uris(spec: FineTuneJobSpec) -> tuple[SpecUri, ...]:

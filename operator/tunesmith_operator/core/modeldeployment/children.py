@@ -17,7 +17,7 @@ from tunesmith_operator.core.kubernetes.resources import (
 from tunesmith_operator.core.kubernetes.workloads import pod_failure_policy
 from tunesmith_operator.core.modeldeployment.observed import owner_of, revision_label, revision_name
 from tunesmith_operator.core.modeldeployment.template import TEMPLATE_FILE, Template
-from tunesmith_operator.core.pods.spec import Workload, pod_spec
+from tunesmith_operator.core.pods.spec import Workload, claim_of, hub_env, pod_spec
 
 __all__ = [
     "config_map",
@@ -67,16 +67,16 @@ def disruption_budget(deployment: ModelDeployment, number: int | None) -> Manife
 
 
 def network_policy(deployment: ModelDeployment, config: Config) -> Manifest:
-    """Anyone may ask for completions, the operator for metrics; nothing else of the pods can be reached."""
+    """Anyone may ask for completions; the operator reads metrics; nothing else of the pods can be reached."""
     owner = owner_of(deployment)
-    metrics: JSON = {"ports": [{"port": keys.PORT_HEALTH, "protocol": "TCP"}]}
+    health: JSON = {"ports": [{"port": keys.PORT_HEALTH, "protocol": "TCP"}]}
     if config.operator_namespace:
         home = {"kubernetes.io/metadata.name": config.operator_namespace}
-        metrics["from"] = [{"namespaceSelector": {"matchLabels": home}}]
+        health["from"] = [{"namespaceSelector": {"matchLabels": home}}]
     spec: JSON = {
         "podSelector": {"matchLabels": {keys.LABEL_MODELDEPLOYMENT: owner.name}},
         "policyTypes": ["Ingress"],
-        "ingress": [{"ports": [{"port": keys.PORT_SERVER, "protocol": "TCP"}]}, metrics],
+        "ingress": [{"ports": [{"port": keys.PORT_SERVER, "protocol": "TCP"}]}, health],
     }
     return owner.manifest(NETWORK_POLICY, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
 
@@ -103,10 +103,21 @@ def _workload(
         storage=pods.storage,
         node_selector=pods.node_selector,
         tolerations=pods.tolerations,
+        env=hub_env(pods.hugging_face),
+        claims=_claims(template, container),
         restart_policy="Always" if container == keys.SERVER_CONTAINER else "Never",
         container_fields=container_fields,
         pod_fields=more.get("pod_fields", {}),
+        secrets=more.get("secrets", {}),
     )
+
+
+def _claims(template: Template, container: str) -> dict[str, bool]:
+    """The PersistentVolumeClaims of a container, by name, and whether it writes: servers only read artefacts."""
+    quantizes = container == keys.QUANTIZE_CONTAINER
+    uses = {claim_of(template.plan.model_uri): False} if quantizes else {}
+    uses[claim_of(template.plan.artifact_uri)] = quantizes
+    return {claim: written for claim, written in uses.items() if claim}
 
 
 def quantize_job(template: Template, number: int, config: Config) -> Manifest:
@@ -146,6 +157,7 @@ def server_deployment(template: Template, number: int, replicas: int, config: Co
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": chosen},
     }
+    api = template.plan.api
     container: JSON = {
         "ports": [
             {"name": "http", "containerPort": keys.PORT_SERVER, "protocol": "TCP"},
@@ -162,7 +174,11 @@ def server_deployment(template: Template, number: int, replicas: int, config: Co
         keys.SERVER_CONTAINER,
         "tunesmith_server",
         container,
-        pod_fields={"topologySpreadConstraints": [spread]},
+        pod_fields={
+            "topologySpreadConstraints": [spread],
+            "terminationGracePeriodSeconds": api.termination_grace_period_seconds,
+        },
+        secrets={keys.API_KEYS_DIRECTORY: api.keys_secret_ref.name} if api.keys_secret_ref is not None else {},
     )
     fields: JSON = {
         "replicas": replicas,

@@ -1,4 +1,4 @@
-"""Which engine serves a task and in which number format, where the spec leaves it open. Called by `source` and `template`."""
+"""Which engine serves a task, in which number format, where the spec leaves it open. Asked by `source`, `template`."""
 
 from __future__ import annotations
 

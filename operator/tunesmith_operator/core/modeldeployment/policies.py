@@ -12,8 +12,22 @@ __all__ = ["violation"]
 
 def urls_hold_no_password(deployment: ModelDeployment) -> Violation | None:
     """The plan, a ConfigMap, has it."""
-    storage = deployment.spec.storage
-    return password_in_url({"storage.endpointURL": storage.endpoint_url if storage is not None else None})
+    spec = deployment.spec
+    return password_in_url(
+        {
+            "storage.endpointURL": spec.storage.endpoint_url if spec.storage is not None else None,
+            "huggingFace.endpointURL": spec.hugging_face.endpoint_url,
+        }
+    )
+
+
+def paths_are_plain(deployment: ModelDeployment) -> Violation | None:
+    """`..` would lead out of a claim's folder, and is an ordinary name to an S3 store."""
+    spec = deployment.spec
+    for field, uri in (("source.uri", spec.source.uri), ("artifactsURI", spec.artifacts_uri)):
+        if {".", ".."} & set((uri or "").split("/")):
+            return Violation(f"spec.{field} ({uri}) has a part '.' or '..': write the path out")
+    return None
 
 
 def context_has_room(deployment: ModelDeployment) -> Violation | None:
@@ -40,6 +54,7 @@ def artifacts_do_not_overlap(deployment: ModelDeployment) -> Violation | None:
 
 _POLICIES: tuple[Callable[[ModelDeployment], Violation | None], ...] = (
     urls_hold_no_password,
+    paths_are_plain,
     context_has_room,
     artifacts_do_not_overlap,
 )

@@ -19,7 +19,7 @@ from tunesmith_operator.core.modeldeployment.observed import Children, revision_
 from tunesmith_operator.core.modeldeployment.template import Template
 from tunesmith_operator.core.modeldeployment.traffic import place_of, takeover_of, verdict_of, with_place
 from tunesmith_operator.core.pods.crashes import first_crash
-from tunesmith_operator.core.pods.startup import Startup, examine
+from tunesmith_operator.core.pods.startup import STORAGE_SECRET, SecretUse, Startup, examine
 from tunesmith_operator.core.text import duration, parse_time, rfc3339, shortened
 
 __all__ = ["History", "advance", "failed_in_rollout", "history_of", "quantize_startup", "trim"]
@@ -173,7 +173,17 @@ def quantize_startup(deployment: ModelDeployment, children: Children, label: str
         return Startup()
     busy = any(not pod.finished for pod in pods)
     rejections = () if busy else tuple(it for it in children.rejections if it.job_uid == job.uid)
-    return examine(pods, rejections, patience, now)
+    return examine(pods, rejections, patience, now, _secret_uses(deployment))
+
+
+def _secret_uses(deployment: ModelDeployment) -> tuple[SecretUse, ...]:
+    hub = deployment.spec.hugging_face.secret_ref
+    if hub is None:
+        return (STORAGE_SECRET,)
+    used = SecretUse("huggingFace.secretRef", keys.HUB_SECRET_KEYS, hub.name)
+    storage = deployment.spec.storage
+    named = storage.secret_ref.name if storage is not None and storage.secret_ref is not None else ""
+    return (used, SecretUse(STORAGE_SECRET.field, STORAGE_SECRET.keys, named)) if named else (used,)
 
 
 def advance(deployment: ModelDeployment, history: History, children: Children, now: datetime) -> Revision:

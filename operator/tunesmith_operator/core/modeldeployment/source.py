@@ -91,11 +91,6 @@ def _obstacle(name: str, job: FineTuneJob, wanted: Wanted) -> str | None:
             "with output.save: Merged or Both, or merge it (peft: merge_and_unload) and name the result's folder in "
             "spec.source.uri."
         )
-    if not spec.output.uri.startswith("s3://"):
-        return (
-            f"FineTuneJob {name} saves its model in {spec.output.uri}, and servers read s3:// only. Train with an "
-            "s3:// output.uri, or copy that folder to one and name it in spec.source.uri."
-        )
     return None
 
 

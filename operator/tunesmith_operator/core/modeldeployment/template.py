@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tunesmith_api import keys
 from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment, Resources, Storage, Toleration
+from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
 from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
@@ -36,6 +37,7 @@ class Pods(Contract):
     storage: Storage
     node_selector: dict[str, str]
     tolerations: list[Toleration]
+    hugging_face: HuggingFace = Field(default_factory=HuggingFace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +76,17 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
     image = spec.image or config.server_image
     fixed = spec.model_copy(update={"engine": spec.engine.model_copy(update={"type": engine})})
-    identity = {
+    identity: dict[str, object] = {
         "content": content,
         "folder": folder,
         "image": image,
         "spec": fixed.model_dump(
-            mode="json", by_alias=True, include={"engine", "resources", "node_selector", "tolerations"}
+            mode="json", by_alias=True, include={"engine", "api", "resources", "node_selector", "tolerations"}
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
+    if model_uri.startswith("hf://"):
+        identity["hub"] = [spec.source.revision, spec.hugging_face.model_dump(mode="json", by_alias=True)]
     plan = ServingPlan(
         name=meta.name,
         namespace=meta.namespace,
@@ -90,12 +94,15 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         revision="",
         model_uri=model_uri,
         model_digest=source.digest,
+        model_revision=spec.source.revision,
         quantization=method,
         engine=engine,
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
+        api=spec.api,
         artifact_uri=folder,
         storage=storage_plan(source.storage),
+        hub_endpoint_url=spec.hugging_face.endpoint_url,
     )
     pods = Pods(
         image=image,
@@ -103,6 +110,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         storage=source.storage,
         node_selector=spec.node_selector,
         tolerations=spec.tolerations,
+        hugging_face=spec.hugging_face,
     )
     return Template(deployment=deployment, plan=plan, pods=pods, hash=digest_of(identity)[:16])
 

@@ -9,14 +9,26 @@ from tunesmith_api import keys
 from tunesmith_api.model import Contract
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.v1alpha1 import Resources, Storage, Toleration
+from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest, Owner
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP
 
-__all__ = ["Workload", "env", "plan_config_map", "pod_spec", "secret_env", "storage_env", "storage_plan"]
+__all__ = [
+    "Workload",
+    "claim_of",
+    "env",
+    "hub_env",
+    "plan_config_map",
+    "pod_spec",
+    "secret_env",
+    "storage_env",
+    "storage_plan",
+]
 
 USER_ID = 65532
 GRACE_SECONDS = 60
+PVC = "pvc://"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +50,8 @@ class Workload:
     env: Sequence[JSON] = ()
     claims: Mapping[str, bool] = field(default_factory=dict)
     """PersistentVolumeClaims to mount below VOLUMES_DIRECTORY, and whether they are written to."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Secrets to mount, by the folder where their entries appear. One that is missing leaves the folder empty."""
     container_fields: JSON = field(default_factory=dict)
     pod_fields: JSON = field(default_factory=dict)
     shared_memory: bool = False
@@ -64,6 +78,18 @@ def storage_env(storage: Storage) -> list[JSON]:
     return [secret_env(key, secret, key) for key in keys.STORAGE_SECRET_KEYS] + [
         secret_env(key, secret, key, optional=True) for key in keys.STORAGE_SECRET_OPTIONAL_KEYS
     ]
+
+
+def hub_env(hub: HuggingFace) -> list[JSON]:
+    """The Hub's credentials, where a Secret is named."""
+    if hub.secret_ref is None:
+        return []
+    return [secret_env(key, hub.secret_ref.name, key) for key in keys.HUB_SECRET_KEYS]
+
+
+def claim_of(uri: str) -> str:
+    """Name of the PersistentVolumeClaim of a `pvc://` URI; empty for other URIs."""
+    return uri.removeprefix(PVC).partition("/")[0] if uri.startswith(PVC) else ""
 
 
 def storage_plan(storage: Storage) -> StoragePlan:
@@ -112,6 +138,9 @@ def _container(workload: Workload, config: Config) -> JSON:
         {"name": volume, "mountPath": f"{keys.VOLUMES_DIRECTORY}/{claim}"} | ({} if written else {"readOnly": True})
         for volume, claim, written in _claims(workload)
     ]
+    mounts += [
+        {"name": volume, "mountPath": folder, "readOnly": True} for volume, folder, _ in _secret_volumes(workload)
+    ]
     return {
         "name": workload.container,
         "image": workload.image,
@@ -136,6 +165,10 @@ def _claims(workload: Workload) -> list[tuple[str, str, bool]]:
     return [(f"claim-{number}", claim, written) for number, (claim, written) in enumerate(workload.claims.items())]
 
 
+def _secret_volumes(workload: Workload) -> list[tuple[str, str, str]]:
+    return [(f"secret-{number}", folder, name) for number, (folder, name) in enumerate(workload.secrets.items())]
+
+
 def pod_spec(workload: Workload, config: Config) -> JSON:
     """A pod spec that passes the restricted Pod Security Standard and holds no Kubernetes token."""
     volumes: list[JSON] = [
@@ -147,6 +180,9 @@ def pod_spec(workload: Workload, config: Config) -> JSON:
     for volume, claim, written in _claims(workload):
         source: JSON = {"claimName": claim} if written else {"claimName": claim, "readOnly": True}
         volumes.append({"name": volume, "persistentVolumeClaim": source})
+    for volume, _, name in _secret_volumes(workload):
+        # optional: where it is missing the program says so in its report, which a pod that waits for it can't
+        volumes.append({"name": volume, "secret": {"secretName": name, "optional": True}})
     spec: JSON = {
         "restartPolicy": workload.restart_policy,
         "terminationGracePeriodSeconds": GRACE_SECONDS,

@@ -1,0 +1,176 @@
+"""A classifier from its folder to its answers: the quantize Job, the artefact, the server, in both number formats."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import assets
+from assets import tiny
+from tunesmith_api import keys
+from tunesmith_api.keys import Reason
+from tunesmith_api.plan import ServingPlan, StoragePlan
+from tunesmith_api.reports import TerminationReport
+from tunesmith_server.artifact import fetch_artifact
+from tunesmith_server.engines.transformers import TransformersEngine
+from tunesmith_server.quantize import quantize
+from tunesmith_store.errors import UserError
+from tunesmith_store.volumes import VolumeStore
+
+TEXTS = ["good", "a very bad film, and far too long", "neither one thing nor the other"]
+NAMES = {0: "negative", 1: "neutral", 2: "positive"}
+
+
+def tiny_bert(folder: Path, dtype=torch.float32) -> Path:
+    tokenizer = tiny.byte_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, initializer_range=0.2, pad_token_id=tokenizer.pad_token_id, id2label=NAMES,
+        label2id={name: number for number, name in NAMES.items()},
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def logits_of(folder):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        return np.array([model(**tokenizer(text, return_tensors="pt")).logits[0].numpy() for text in TEXTS])
+
+
+def post(base, path, body):
+    request = urllib.request.Request(base + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+def scores(answers):
+    return np.array([[{it["label"]: it["score"] for it in one}[name] for name in NAMES.values()] for one in answers])
+
+
+def plan(**changes) -> ServingPlan:
+    values = {
+        "name": "m", "namespace": "n", "uid": "u", "revision": "m-r1", "model_uri": "pvc://models/m", "quantization": "None",
+        "engine": "Transformers", "context_length": 256, "parallel_requests": 2, "artifact_uri": "pvc://models/m/quantized",
+    }  # fmt: skip
+    return ServingPlan(**{**values, **changes})
+
+
+def test_a_classifier_goes_from_its_folder_to_its_answers(object_store, bucket, tmp_path):
+    folder = tiny_bert(tmp_path / "bert", torch.bfloat16)
+    uri = f"{bucket}/bert"
+    object_store.put_folder(folder, uri)
+    storage = StoragePlan(endpoint_url=object_store.endpoint_url)
+    path = tmp_path / "plan.json"
+    path.write_text(plan(model_uri=uri, artifact_uri=f"{uri}/quantized", storage=storage).to_json())
+    environment = {
+        **os.environ, **object_store.credentials.environment(), "PYTHONPATH": os.pathsep.join(sys.path), keys.ENV_PLAN: str(path),
+        keys.ENV_SCRATCH: str(tmp_path / "scratch"), keys.ENV_TERMINATION_LOG: str(tmp_path / "termination"), keys.ENV_CPU_LIMIT: "1000",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith_server.quantize"],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    report = TerminationReport.from_json((tmp_path / "termination").read_text())
+    assert (done.returncode, report.reason) == (0, Reason.QUANTIZED), done.stdout
+    assert report.model.bits_per_weight == pytest.approx(16, rel=0.3), "bf16 stays bf16; the tokenizer is in the sum"
+    environment |= {keys.ENV_SCRATCH: str(tmp_path / "server")}
+    log = (tmp_path / "log").open("w+")
+    server = subprocess.Popen([sys.executable, "-m", "tunesmith_server"], env=environment, stdout=log, stderr=log)
+    try:
+        wait_ready(server, log)
+        base = f"http://127.0.0.1:{keys.PORT_SERVER}"
+        found = post(base, "/classify", {"model": "m", "inputs": TEXTS, "raw_scores": True})
+        np.testing.assert_allclose(scores(found), logits_of(folder), atol=0.05)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def wait_ready(server, log):
+    health = f"http://127.0.0.1:{keys.PORT_HEALTH}{keys.PATH_HEALTH}"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        log.seek(0)
+        assert server.poll() is None, log.read()
+        try:
+            if urllib.request.urlopen(health, timeout=2).status == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("not ready")
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    (tmp_path / "volumes/models").mkdir(parents=True)
+    return VolumeStore(tmp_path / "volumes")
+
+
+def put(store, folder, uri):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.upload(path, f"{uri}/{path.relative_to(folder)}")
+
+
+def serve(folder, **changes):
+    return TransformersEngine(plan(**changes), folder, threads=1, host="127.0.0.1", port=0)
+
+
+def test_eight_bits_keep_a_classifiers_answers_and_come_out_the_same_each_time(volumes, tmp_path):
+    folder = tiny_bert(tmp_path / "bert")
+    put(volumes, folder, "pvc://models/m")
+    first = plan(quantization="Int8")
+    made = quantize(first, volumes, tmp_path / "one")
+    again = quantize(
+        first.model_copy(update={"artifact_uri": "pvc://models/other", "revision": "m-r2"}), volumes, tmp_path / "two"
+    )
+    assert made.digest == again.digest
+    assert "model.onnx" in {entry.path for entry in made.files}
+    assert made.tensor_types["INT8"] >= 13
+    fetched = fetch_artifact(volumes, first, tmp_path / "fetched")
+    answers = [
+        scores(post(serve(it).url, "/classify", {"inputs": TEXTS, "raw_scores": True}))
+        for it in (fetched, tmp_path / "one/artifacts/Int8")
+    ]
+    np.testing.assert_array_equal(answers[0], answers[1])
+    expected = logits_of(folder)
+    assert (answers[0].argmax(1) == expected.argmax(1)).all()
+    np.testing.assert_allclose(answers[0], expected, atol=0.1 * np.abs(expected).max())
+
+
+def test_eight_bits_keep_an_encoders_vectors(volumes, tmp_path):
+    put(volumes, assets.minilm(), "pvc://models/m")
+    made = quantize(plan(quantization="Int8"), volumes, tmp_path / "one")
+    assert made.bits_per_weight < 9.5
+    exact, small = (serve(it) for it in (assets.minilm(), tmp_path / "one/artifacts/Int8"))
+    vectors = [
+        np.array([it["embedding"] for it in post(engine.url, "/v1/embeddings", {"input": TEXTS})["data"]])
+        for engine in (exact, small)
+    ]
+    assert (vectors[0] * vectors[1]).sum(1).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("engine", "method", "words"),
+    [("LlamaCpp", "Q8_0", "set spec.engine.type: Transformers"), ("Transformers", "Int8", "quantization.method: None")],
+)
+def test_a_model_of_another_kind_is_refused_with_the_setting_that_helps(volumes, tmp_path, engine, method, words):
+    folder = assets.minilm() if engine == "LlamaCpp" else tiny.llama(tmp_path / "llama")
+    put(volumes, folder, "pvc://models/m")
+    with pytest.raises(UserError, match=words):
+        quantize(plan(engine=engine, quantization=method), volumes, tmp_path / "one")

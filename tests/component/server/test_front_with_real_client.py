@@ -1,0 +1,330 @@
+"""The front before the real engine, with the real small model, asked by the openai client."""
+
+import json
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+
+import openai
+import pytest
+from tunesmith_server.convert import to_gguf
+
+import assets
+from tunesmith_api import keys
+from tunesmith_api.plan import ServingPlan
+from tunesmith_api.v1alpha1.api import Api
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+from tunesmith_server.artifact import MODEL_FILE
+from tunesmith_server.engines.llama_cpp import LlamaEngine
+from tunesmith_server.front.apikeys import ApiKeys
+from tunesmith_server.front.fields import Limits
+from tunesmith_server.front.server import Front
+from tunesmith_server.health import HealthServer
+
+CONTEXT, PARALLEL = 1024, 2
+USER = {"role": "user", "content": "What is the capital of France?"}
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+CALL = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+def shaped(schema) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / MODEL_FILE
+    to_gguf(assets.smollm2(), path, QuantizationMethod.Q8_0)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    plan = ServingPlan(
+        name="smol", namespace="n", uid="u", revision="smol-r1", model_uri="s3://m/m", quantization="Q8_0", engine="LlamaCpp",
+        context_length=CONTEXT, parallel_requests=PARALLEL, artifact_uri="s3://m/a",
+    )  # fmt: skip
+    return LlamaEngine(plan, path, threads=1, port=port)
+
+
+@contextmanager
+def serving(engine, api_keys=None, **api):
+    """A front with these limits; what a test asks of it."""
+    settings = Api(**api)
+    front = Front(engine.url, Limits(("smol",), CONTEXT, settings.max_tokens), settings, PARALLEL, api_keys)
+    front.start(0)
+    base = f"http://127.0.0.1:{front.port}"
+    client = openai.OpenAI(base_url=f"{base}/v1", api_key="key-a", max_retries=0, timeout=60)
+    try:
+        yield SimpleNamespace(front=front, base=base, client=client)
+    finally:
+        client.close()
+        front.stop()
+
+
+@pytest.fixture(scope="module")
+def server(engine):
+    with serving(engine) as found:
+        yield found
+
+
+def chat(server, **fields):
+    # a cached prompt's numbers differ in their last bits, and so may the words of a model that is nearly undecided
+    fresh = {"cache_prompt": False, **fields.pop("extra_body", {})}
+    wanted = {"model": "smol", "messages": [USER], "max_tokens": 8, "temperature": 0, "extra_body": fresh, **fields}
+    return server.client.chat.completions.create(**wanted)
+
+
+def text(answer) -> str:
+    return answer.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("fields", "check"),
+    [
+        ({}, lambda it: "Paris" in text(it)),
+        # answered as the new turn that it is, not gone on with
+        ({"messages": [USER, {"role": "assistant", "content": "The capital"}]}, lambda it: "capital of France is" in text(it)),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": USER["content"]}]}]}, lambda it: "Paris" in text(it)),
+        ({"messages": [{"role": "developer", "content": "You are a geographer."}, USER]}, lambda it: "Paris" in text(it)),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "a", "content": "Paris"}]}, lambda it: text(it)),
+        ({"n": 3, "temperature": 1, "seed": 5}, lambda it: [c.index for c in it.choices] == [0, 1, 2] and it.usage.completion_tokens > 8 and it.usage.prompt_tokens < 50),
+        ({"logprobs": True, "top_logprobs": 2, "max_tokens": 2}, lambda it: [len(e.top_logprobs) for e in it.choices[0].logprobs.content] == [2, 2]),
+        ({"logprobs": True, "max_tokens": 2}, lambda it: all(e.logprob <= 0 for e in it.choices[0].logprobs.content)),
+        ({"max_completion_tokens": 3, "max_tokens": openai.omit}, lambda it: it.usage.completion_tokens == 3 and it.choices[0].finish_reason == "length"),
+        ({"max_tokens": openai.omit}, lambda it: "Paris" in text(it) and it.choices[0].finish_reason == "stop"),
+        ({"max_tokens": openai.omit, "extra_body": {"ignore_eos": True}, "messages": [{"role": "user", "content": "word " * 940}]}, lambda it: 900 < it.usage.total_tokens <= CONTEXT and it.choices[0].finish_reason == "length"),
+        ({"response_format": shaped(CITY), "max_tokens": 40}, lambda it: set(json.loads(text(it))) == {"city"}),
+        ({"response_format": shaped({"type": "string", "pattern": "^(?:ab|c)d$"})}, lambda it: json.loads(text(it)) in ("abd", "cd")),
+        ({"response_format": shaped({"anyOf": [{"const": "x"}, {"type": "integer", "minimum": 3, "maximum": 5}]})}, lambda it: json.loads(text(it)) in ("x", 3, 4, 5)),
+        ({"tools": [WEATHER], "tool_choice": "none"}, lambda it: "Paris" in text(it)),
+        ({"stop": ["France"], "max_tokens": 12}, lambda it: "France" not in text(it)),
+        ({"logit_bias": {"504": -100}, "user": "u", "metadata": {}, "service_tier": "auto"}, lambda it: text(it)),
+    ],
+)  # fmt: skip
+def test_what_openai_answers_is_answered(server, fields, check):
+    answer = chat(server, **fields)
+    assert check(answer), answer
+    assert answer.model == "smol"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ({"messages": []}, 400, None, "messages"),
+        ({"messages": [{"role": "user", "content": [PICTURE]}]}, 400, None, "messages[0].content[0]"),
+        ({"temperature": -1}, 400, None, "temperature"),
+        ({"tool_choice": "required"}, 400, None, "tool_choice"),
+        # this model's template has no place for tools: it would answer as if there were none
+        ({"tools": [WEATHER], "tool_choice": "required"}, 400, None, "tools"),
+        ({"model": "gpt-4"}, 404, "model_not_found", "model"),
+        ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, "context_length_exceeded", None),
+        ({"response_format": shaped({"not": {"type": "string"}})}, 400, "unsupported_schema", "response_format.json_schema.schema"),
+        ({"response_format": shaped({"type": "string", "pattern": "^(?=a)b$"})}, 400, "unsupported_schema", "response_format.json_schema.schema"),
+        ({"max_tokens": 0}, 400, None, "max_tokens"),
+        ({"extra_body": {"id_slot": 0}}, 400, "unknown_parameter", "id_slot"),
+        ({"stream": True, "messages": [{"role": "user", "content": "word " * 2000}]}, 400, "context_length_exceeded", None),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_answered_is_refused_as_openai_does(server, fields, status, code, param):
+    with pytest.raises(openai.APIStatusError) as caught:
+        chat(server, **fields)
+    error = caught.value
+    assert (error.status_code, error.code, error.param) == (status, code, param)
+    assert error.type == "invalid_request_error"
+
+
+def test_streams_come_in_pieces_and_tell_the_usage_where_asked(server):
+    whole = text(chat(server))
+    plain = list(chat(server, stream=True))
+    assert "".join(it.choices[0].delta.content or "" for it in plain) == whole
+    assert all(it.usage is None and it.choices for it in plain)
+    *pieces, last = chat(server, stream=True, n=2, stream_options={"include_usage": True})
+    assert (last.choices, last.usage.completion_tokens) == ([], 16)
+    assert len({it.id for it in pieces}) == 1
+    for number in (0, 1):
+        mine = [it.choices[0] for it in pieces if it.choices[0].index == number]
+        assert "".join(it.delta.content or "" for it in mine) == whole
+        assert mine[-1].finish_reason
+
+
+def test_completions_of_several_prompts(server):
+    wanted = {"model": "smol", "max_tokens": 4, "temperature": 0}
+    answer = server.client.completions.create(
+        prompt=["The capital of France is", "One, two, three, four,"], logprobs=2, **wanted
+    )
+    assert "Paris" in answer.choices[0].text
+    assert [it.index for it in answer.choices] == [0, 1]
+    assert answer.usage.completion_tokens == 8
+    found = answer.choices[0].logprobs
+    assert "".join(found.tokens) == answer.choices[0].text
+    assert [len(it) for it in found.top_logprobs] == [2] * 4
+    assert found.text_offset[:2] == [0, len(found.tokens[0])]
+    streamed = list(server.client.completions.create(prompt=[1, 2, 3], stream=True, **wanted))
+    assert streamed[-1].choices[0].finish_reason == "length"
+    with pytest.raises(openai.BadRequestError, match="below"):
+        server.client.completions.create(prompt=[10**6], **wanted)
+
+
+def test_models_are_listed(server):
+    (model,) = server.client.models.list().data
+    assert (model.id, server.client.models.retrieve("smol").id) == ("smol", "smol")
+    with pytest.raises(openai.NotFoundError):
+        server.client.models.retrieve("other")
+
+
+def plain(server, path, data=None, method=None, **headers) -> tuple[int, dict, dict]:
+    request = urllib.request.Request(server.base + path, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.status, dict(response.headers), json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), json.load(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "method", "status"),
+    [
+        ("/v1/chat/completions", b"{", None, 400),
+        ("/v1/chat/completions", b'{"model": "smol"', None, 400),
+        ("/v1/chat/completions", b"x" * 2_000_000, None, 413),
+        ("/v1/chat/completions", None, "GET", 405),
+        ("/v1/chat/completions", None, "OPTIONS", 405),
+        ("/slots", None, "GET", 404),
+        ("/props", None, "GET", 404),
+        ("/metrics", None, "GET", 404),
+        ("/v1/embeddings", b'{"model": "smol", "input": "x"}', None, 404),
+        ("/v1/models", None, "GET", 200),
+        ("/health", None, "GET", 200),
+    ],
+)
+def test_every_refusal_has_openais_form_and_no_page_may_read_it(server, path, data, method, status):
+    code, headers, document = plain(server, path, data, method, Origin="http://elsewhere.example")
+    assert code == status
+    assert code == 200 or set(document["error"]) == {"message", "type", "param", "code"}
+    assert not [name for name in headers if name.lower().startswith("access-control")]
+
+
+def busy(engine) -> int:
+    metrics = urllib.request.urlopen(engine.url + keys.PATH_METRICS, timeout=10).read().decode()
+    return sum(int(float(it)) for it in re.findall(r"^llamacpp:requests_\w+ (\S+)$", metrics, re.MULTILINE))
+
+
+def until(what, seconds=30) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+ENDLESS = {"max_tokens": openai.omit, "extra_body": {"ignore_eos": True}, "temperature": 1}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_takes_too_long_is_ended_and_the_engine_with_it(engine, stream):
+    with serving(engine, request_timeout_seconds=1) as server:
+        with pytest.raises(openai.APIError) as caught:
+            for _ in chat(server, stream=stream, **ENDLESS):
+                pass
+        assert "1 s" in str(caught.value)
+        until(lambda: not busy(engine))
+        path = "/v1/chat/completions"
+        assert f'http_requests_total{{code="504",path="{path}"}} 1.0' in server.front.metrics()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_nobody_works_for_a_client_that_is_gone(engine, server, stream):
+    body = {"model": "smol", "messages": [USER], "ignore_eos": True, "stream": stream}
+    data = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", server.front.port)) as client:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        client.sendall(head.encode() + data)
+        until(lambda: busy(engine) == 1)
+    until(lambda: not busy(engine))
+    until(lambda: not server.front.in_flight)
+
+
+def test_a_full_server_says_when_to_come_again_and_its_probe_still_answers(engine):
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(engine, max_waiting_requests=40))
+        health = HealthServer(port=0)
+        health.ready(lambda: server.front.is_alive() and engine.is_alive(), server.front.metrics)
+        clients = [socket.create_connection(("127.0.0.1", server.front.port)) for _ in range(PARALLEL + 40)]
+        data = json.dumps({"model": "smol", "messages": [USER], "ignore_eos": True, "stream": True}).encode()
+        for client in clients:
+            stack.callback(client.close)
+            client.sendall(
+                f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+            )
+        until(lambda: server.front.in_flight == PARALLEL + 40)
+        with pytest.raises(openai.RateLimitError) as caught:
+            chat(server)
+        assert int(caught.value.response.headers["Retry-After"]) >= 1
+        for _ in range(5):
+            started = time.monotonic()
+            with urllib.request.urlopen(f"http://127.0.0.1:{health.port}{keys.PATH_HEALTH}", timeout=5) as response:
+                assert response.status == 200
+            assert time.monotonic() - started < 1
+        with urllib.request.urlopen(f"http://127.0.0.1:{health.port}{keys.PATH_METRICS}", timeout=5) as response:
+            metrics = response.read().decode()
+        assert f'vllm:num_requests_running{{model_name="smol"}} {PARALLEL}.0' in metrics
+        assert 'vllm:num_requests_waiting{model_name="smol"} 40.0' in metrics
+        assert "llamacpp:requests_processing" in metrics
+    until(lambda: not busy(engine))
+
+
+def test_keys_are_asked_for_where_there_are_some(engine, tmp_path):
+    (tmp_path / "alice").write_text("key-a")
+    with serving(engine, ApiKeys(tmp_path)) as server:
+        assert "Paris" in text(chat(server))
+        code, headers, document = plain(server, "/v1/models")
+        assert (code, headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert document["error"]["type"] == "invalid_request_error"
+        with pytest.raises(openai.AuthenticationError) as caught:
+            chat(server.__class__(client=server.client.with_options(api_key="key-b")))
+        assert caught.value.code == "invalid_api_key"
+        assert plain(server, "/health")[0] == 200
+
+
+def test_what_is_asked_while_the_pod_stops_is_still_answered(engine):
+    with serving(engine) as server:
+        early: list = []
+        asking = threading.Thread(
+            target=lambda: early.append(chat(server, max_tokens=60, extra_body={"ignore_eos": True}))
+        )
+        asking.start()
+        until(lambda: server.front.in_flight == 1)
+        stopping = threading.Thread(target=server.front.drain, args=(1.0, time.monotonic() + 30))
+        stopping.start()
+        late = server.client.with_options(timeout=30).chat.completions.with_raw_response.create(
+            model="smol", messages=[USER], max_tokens=4
+        )
+        assert late.headers["Connection"] == "close"
+        assert late.parse().usage.completion_tokens == 4
+        stopping.join(40)
+        asking.join(5)
+        assert early[0].usage.completion_tokens == 60
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", server.front.port))
+
+
+def test_ipv6_and_ipv4_reach_the_same_server(server):
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    for address in ("127.0.0.1", "[::1]"):
+        with urllib.request.urlopen(f"http://{address}:{server.front.port}/health", timeout=5) as response:
+            assert response.status == 200

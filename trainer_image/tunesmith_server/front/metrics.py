@@ -1,0 +1,82 @@
+"""What is counted of requests, under the names that dashboards and autoscalers know.
+
+`http_requests_total` and `http_request_duration_seconds` are what web servers call them; the others are vLLM's, which
+dashboards, KEDA scalers and gateways for inference read. `server` counts, the health port shows, and the operator's
+analysis of a rollout reads.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+__all__ = ["Metrics"]
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+CLIENT_GONE = 499
+
+
+class Metrics:
+    """The counters of one server. Safe to use from several threads."""
+
+    def __init__(self, model: str) -> None:
+        disable_created_metrics()
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "http_requests",
+            "Requests answered, by path and status; 499: the client was gone first. An answer that broke off after "
+            "its first bytes counts as the failure that it is.",
+            ["path", "code"],
+            registry=self._registry,
+        )
+        self._duration = Histogram(
+            "http_request_duration_seconds",
+            "From a request's arrival to the end of its answer.",
+            ["path"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        first = Histogram(
+            "vllm:time_to_first_token_seconds",
+            "From a request's arrival to the first text of its answer, of streamed ones.",
+            ["model_name"],
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._first = first.labels(model)
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts.", model)
+        self._generated = self._counter("generation_tokens", "Tokens of answers.", model)
+        self._running = self._gauge("num_requests_running", "Answers that the engine is working on.", model)
+        self._waiting = self._gauge("num_requests_waiting", "Answers that wait for the engine.", model)
+
+    def _counter(self, name: str, text: str, model: str) -> Counter:
+        return Counter(f"vllm:{name}", text, ["model_name"], registry=self._registry).labels(model)
+
+    def _gauge(self, name: str, text: str, model: str) -> Gauge:
+        return Gauge(f"vllm:{name}", text, ["model_name"], registry=self._registry).labels(model)
+
+    def answered(self, path: str, code: int, seconds: float) -> None:
+        """A request has ended."""
+        self._requests.labels(path, str(code)).inc()
+        self._duration.labels(path).observe(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        """A streamed answer has begun."""
+        self._first.observe(seconds)
+
+    def tokens(self, prompt: int, generated: int) -> None:
+        """An answer has cost so many tokens."""
+        self._prompt.inc(prompt)
+        self._generated.inc(generated)
+
+    def text(self, running: int, waiting: int) -> str:
+        """All of it, as Prometheus reads it, with how many answers are under way and how many wait."""
+        self._running.set(running)
+        self._waiting.set(waiting)
+        return generate_latest(self._registry).decode()
