@@ -426,12 +426,12 @@ def test_claims_are_mounted_where_they_are_needed():
     spec = deployment(source={"uri": "pvc://models/base"}, artifactsURI="pvc://served/x")
     template = template_of(spec, SourceModel("pvc://models/base", "", Storage()), make.CONFIG)
     assert claims_of(quantize_job(template, 1, make.CONFIG)) == {"models": False, "served": True}
-    assert claims_of(server_deployment(template, 1, make.CONFIG)) == {"served": False}
+    assert claims_of(server_deployment(template, 1, 1, make.CONFIG)) == {"served": False}
     below = template_of(
         deployment(source={"uri": "pvc://models/base"}), SourceModel("pvc://models/base", "", Storage()), make.CONFIG
     )
     assert claims_of(quantize_job(below, 1, make.CONFIG)) == {"models": True}
-    assert claims_of(server_deployment(below, 1, make.CONFIG)) == {"models": False}
+    assert claims_of(server_deployment(below, 1, 1, make.CONFIG)) == {"models": False}
     assert claims_of(quantize_job(template_of(deployment(), MODEL, make.CONFIG), 1, make.CONFIG)) == {}
 
 
