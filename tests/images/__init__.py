@@ -4,6 +4,6 @@ The product's own Dockerfiles are built with buildah on a base made of Debian pa
 content: an unchanged image costs a hash, a change of code one thin layer.
 """
 
-from images.build import Image, Images, UnsupportedMachine, build_images, build_operator
+from images.build import Image, Images, UnsupportedMachine, build_images
 
-__all__ = ["Image", "Images", "UnsupportedMachine", "build_images", "build_operator"]
+__all__ = ["Image", "Images", "UnsupportedMachine", "build_images"]

@@ -4,8 +4,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,23 +79,6 @@ def build_images(log: Log) -> Images:
     Raises:
         UnsupportedMachine: a tool or the right to use it is missing.
     """
-    with _tools() as cache:
-        return Images(operator=_build(OPERATOR, cache, log), trainer=_build(TRAINER, cache, log))
-
-
-def build_operator(log: Log) -> Image:
-    """Build the operator's image alone, which takes seconds.
-
-    Raises:
-        UnsupportedMachine: as above.
-    """
-    with _tools() as cache:
-        return _build(OPERATOR, cache, log)
-
-
-@contextmanager
-def _tools() -> Iterator[Path]:
-    """The cache folder, which nobody else writes meanwhile."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing or os.geteuid() != 0:
         raise UnsupportedMachine(f"building images needs root and {', '.join(TOOLS)}: run `sudo requirements/apt.sh`")
@@ -105,7 +86,7 @@ def _tools() -> Iterator[Path]:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield cache
+        return Images(operator=_build(OPERATOR, cache, log), trainer=_build(TRAINER, cache, log))
 
 
 def _build(recipe: Recipe, cache: Path, log: Log) -> Image:

@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from devcluster import Cluster, ClusterSpec
-from images import Images, build_operator
+from images import Images
+from images.alone import build_operator
 from rollouts.scenarios import run_all
 from testbed import Testbed
 

@@ -103,7 +103,7 @@ class Rollout(SpecModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "(self.strategy == 'Canary') == (has(self.steps) && self.steps.size() > 0)",
+                    "(has(self.strategy) && self.strategy == 'Canary') == (has(self.steps) && self.steps.size() > 0)",
                     "strategy Canary needs steps, and no other takes any: for example steps: [{weight: 10, pauseSeconds: 60}]",
                 ),
                 cel(
