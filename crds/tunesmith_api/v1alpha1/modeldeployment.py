@@ -62,7 +62,12 @@ class ModelDeploymentSpec(SpecModel):
         default=None, description="The object store behind the s3:// URIs; leave it out to use that of the FineTuneJob."
     )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision takes over.")
-    revision_history_limit: int = Field(default=5, ge=1, le=20, description="How many past revisions the status lists.")
+    revision_history_limit: int = Field(
+        default=5,
+        ge=1,
+        le=20,
+        description="How many revisions the status lists, each with what is needed to go back to it.",
+    )
     node_selector: NodeSelector = Field(default_factory=dict, description="Labels that a server pod's node must have.")
     tolerations: Tolerations = Field(default_factory=list, description="Taints that server pods may run beside.")
     image: Image | None = Field(
