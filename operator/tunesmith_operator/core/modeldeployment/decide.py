@@ -116,7 +116,7 @@ def _obstacle(owner: ModelDeployment, source: Source, children: Children) -> Vio
 
 
 def _target(observed: Observed, children: Children, history: History, config: Config) -> Template | None:
-    """What the newest revision is to be: what the spec says or falls back to, or an earlier one that it goes back to."""
+    """What the newest revision is to be: what the spec says, its fallback, or an earlier one that it goes back to."""
     owner, source = observed.deployment, observed.source
     if owner.spec.rollout.rollback_to is not None:
         return earlier_template(owner, children)
