@@ -92,7 +92,7 @@ def corrupt(document, chance, root):
     if path and chance.random() < 0.2 and isinstance(here, dict):
         del here[path[-1]]
     elif path:
-        here[path[-1]] = chance.choice(JUNK)
+        here[path[-1]] = copy.deepcopy(chance.choice(JUNK))
 
 
 def strange(document, chance, path=()):

@@ -118,7 +118,7 @@ def test_a_place_that_can_not_be_written_is_known_before_the_work(store, made, t
 
     monkeypatch.setattr(store, "put_bytes", refuse)
     with pytest.raises(UserError, match="can't write pvc://models/m/quantized"):
-        quantize(plan(), store, tmp_path / "1")
+        quantized(plan(), store, tmp_path / "1")
     assert made == []
     assert not (tmp_path / "1/model").exists()
 
