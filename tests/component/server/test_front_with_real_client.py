@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import openai
 import pytest
-from tunesmith_server.convert import to_gguf
 
 import assets
 from tunesmith_api import keys
