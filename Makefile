@@ -31,6 +31,11 @@ unit component contract faults integration e2e: ## Tests of one floor
 faults-api: ## What can go wrong between operator and API server, in virtual time; the last line is a JSON object
 	@$(PY) -m suite.faults
 
+.PHONY: rollouts
+rollouts: ## Revisions that take over or are taken back, under load, on a local cluster; the last line is a JSON object
+	@requirements/apt.sh || true
+	@$(PY) -m rollouts
+
 .PHONY: bench-trainer
 bench-trainer: ## Measure the trainer beside its peers; the last line is a JSON object (an hour on two quiet cores)
 	@requirements/apt.sh

@@ -15,6 +15,7 @@ __all__ = [
     "DecimalString",
     "DnsLabel",
     "EndpointURL",
+    "Number",
     "Quantity",
     "S3Uri",
     "SpecModel",
@@ -75,6 +76,14 @@ def _number_to_text(value: object) -> object:
 DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
 DecimalString = Annotated[str, Field(pattern=DECIMAL_PATTERN, max_length=16)]
 """A non-negative number written as text ("2e-4", "0.03"): Kubernetes APIs carry no floats."""
+
+Number = Annotated[
+    str,
+    BeforeValidator(_number_to_text),
+    Field(pattern=DECIMAL_PATTERN, max_length=16),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": DECIMAL_PATTERN, "maxLength": 16, "minimum": 0}),
+]
+"""The same where whole numbers are usual: they may be written without quotes."""
 
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 Quantity = Annotated[

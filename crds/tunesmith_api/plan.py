@@ -20,7 +20,7 @@ from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
 from tunesmith_api.v1alpha1.training import EarlyStopping, LrSchedulerType, Optim, Precision, Strategy
 
-__all__ = ["OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
+__all__ = ["EvaluationPlan", "OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
 
 
 class StoragePlan(Contract):
@@ -154,6 +154,16 @@ class TrainingPlan(Contract):
         return (self.dataset.cache_uri or f"{self.checkpoint_uri.rstrip('/')}/tokens").rstrip("/")
 
 
+class EvaluationPlan(Contract):
+    """What the quantized model is compared by. Without rows only size, speed and memory are."""
+
+    uri: str | None = None
+    inline: str | None = None
+    messages_field: str = "messages"
+    max_examples: int = 200
+    seed: int = 0
+
+
 class ServingPlan(Contract):
     """Everything that the quantize Job and the server pods of one revision need to know.
 
@@ -174,5 +184,6 @@ class ServingPlan(Contract):
     parallel_requests: int
     api: Api = Field(default_factory=Api)
     artifact_uri: str
+    evaluation: EvaluationPlan | None = None
     storage: StoragePlan = Field(default_factory=StoragePlan)
     hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.model import Contract
+from tunesmith_api.v1alpha1.gate import Evaluation
 
 __all__ = [
     "MAX_TERMINATION_BYTES",
@@ -124,6 +125,7 @@ class TerminationReport(Contract):
     restarts: int = 0
     checkpoint: CheckpointRef | None = None
     model: ModelRef | None = None
+    evaluation: Evaluation | None = None
     dataset: DatasetFacts | None = None
     memory: MemoryFacts | None = None
     metrics: dict[str, float] = Field(default_factory=dict)

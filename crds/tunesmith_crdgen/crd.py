@@ -97,6 +97,12 @@ KINDS: tuple[KindInfo, ...] = (
             Column("URL", ".status.url"),
             _reason_column(keys.DeploymentCondition.READY),
             Column("Latest", ".status.latestRevision", priority=1),
+            Column(
+                "Quality",
+                f'.status.conditions[?(@.type=="{keys.DeploymentCondition.QUALITY_HELD}")].reason',
+                priority=1,
+                description="What the gate says about the latest revision",
+            ),
             AGE,
         ),
         scale=True,

@@ -365,7 +365,7 @@ def test_users_roles_are_extended(default):
         assert (keys.GROUP, plural, "watch") in rules(view)
 
 
-def test_the_network_policy_leads_to_the_progress_port(default):
+def test_the_network_policy_leads_to_what_pods_say_of_themselves(default):
     policy = default["NetworkPolicy", NAMESPACE, OPERATOR]
     (progress_rule,) = [rule for rule in policy["spec"]["egress"] if "to" in rule]
     assert progress_rule["ports"] == [{"port": keys.PORT_PROGRESS, "protocol": "TCP"}]

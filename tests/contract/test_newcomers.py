@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from tunesmith_api.model import Uri
 from tunesmith_api.plan import StoragePlan
+from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
 from tunesmith_api.v1alpha1.method import MethodType
-from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Task
 from tunesmith_store.errors import UserError
 from tunesmith_store.router import open_store
@@ -32,7 +32,7 @@ def additions():
 
 
 ADDITIONS = additions()
-GGUF = [method for method in QuantizationMethod if method not in {QuantizationMethod.AUTO, QuantizationMethod.INT8}]
+GGUF = ENGINE_METHODS[EngineType.LLAMA_CPP]
 # where each value of a vocabulary has to stand, as the page says
 NAMED = {
     "A task": (

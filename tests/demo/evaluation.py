@@ -1,4 +1,4 @@
-"""Accuracy of a chat model on held-out tweets: the same prompts, engine and matching before, after, and quantized."""
+"""Accuracy of a chat model on held-out tweets, by the first label in its answers: for the model before tuning."""
 
 from __future__ import annotations
 

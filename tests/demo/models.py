@@ -1,4 +1,4 @@
-"""Accuracy of unquantized models on this machine: the same conversion, engine, prompts and matching as the deployed one."""
+"""Accuracy of the model before tuning, measured on this machine: the conversion, engine and prompts of a deployed one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import assets
 from demo import evaluation
 from demo.evaluation import accuracy
-from objectstore import ObjectStore
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
@@ -38,7 +37,7 @@ def base_accuracy(rows: Path, tick: Callable[[], None]) -> tuple[float, int]:
     digest.update(f"{gguf.name} {gguf.stat().st_size}".encode())
     known = gguf.with_name(f"{gguf.stem}-accuracy-{digest.hexdigest()[:16]}.json")
     if not known.exists():
-        share, examples = local_accuracy(gguf, rows, tick)
+        share, examples = _local_accuracy(gguf, rows, tick)
         scratch = known.with_suffix(f".{os.getpid()}")
         scratch.write_text(json.dumps({"accuracy": share, "examples": examples}))
         scratch.rename(known)
@@ -46,20 +45,7 @@ def base_accuracy(rows: Path, tick: Callable[[], None]) -> tuple[float, int]:
     return float(record["accuracy"]), int(record["examples"])
 
 
-def tuned_gguf(store: ObjectStore, uri: str, folder: Path) -> Path:
-    """The tuned model from the store, 16 bits."""
-    local = folder / "tuned"
-    local.mkdir(parents=True, exist_ok=True)
-    for key in store.list_keys(uri):
-        name = key.rsplit("/", 1)[-1]
-        if "/quantized/" not in key:
-            (local / name).write_bytes(store.get_bytes(f"{uri.rstrip('/')}/{name}"))
-    output = folder / "tuned.gguf"
-    to_gguf(local, output)
-    return output
-
-
-def local_accuracy(gguf: Path, rows: Path, tick: Callable[[], None]) -> tuple[float, int]:
+def _local_accuracy(gguf: Path, rows: Path, tick: Callable[[], None]) -> tuple[float, int]:
     """Serve a GGUF file in this process and ask it about every tweet."""
     plan = ServingPlan(
         name="model",

@@ -8,10 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import assets
-from demo.evaluation import accuracy
-from demo.models import base_accuracy, base_gguf, local_accuracy, tuned_gguf
+from demo.models import base_accuracy, base_gguf
 from demo.screen import Phase, Screen
+from demo.table import gate_table
 from devcluster import Cluster, ClusterSpec, binaries, reaper
 from images import build_images
 from testbed import Testbed, chat
@@ -26,7 +28,10 @@ HELD_OUT_PER_LABEL = 67
 # the job's own evaluations before and after take a part of them; accuracy is measured on all
 JOB_EVALUATION_EXAMPLES = 30
 MIN_GAIN = 0.15
-MAX_QUANTIZATION_LOSS = 0.03
+GATE = {
+    "evaluation": {"dataset": "s3://data/tweets/held-out.jsonl", "maxExamples": 3 * HELD_OUT_PER_LABEL},
+    "gate": {"maxAccuracyDropPercent": 3, "maxPerplexityIncreasePercent": 5},
+}
 TWEETS = (
     "The crew was wonderful, best flight of my life!",
     "Three hours late and they lost my bag. Never again.",
@@ -49,16 +54,12 @@ def run_demo() -> dict[str, Any]:
         bed = _boot(screen)
         first_step = _train(screen, bed, data)
         url = _deploy(screen, bed)
-        with screen.phase("quantized_accuracy", "accuracy of the deployed model", examples) as phase:
-            quantized, _ = accuracy(url, NAME, data.eval, phase.tick)
-        with screen.phase("tuned_accuracy", "accuracy after tuning, unquantized", examples) as phase:
-            uri = bed.get("ftj", NAME, NAMESPACE)["status"]["model"]["uri"]
-            phase.say("converting to 16-bit GGUF")
-            tuned, _ = local_accuracy(tuned_gguf(bed.store, uri, Path(scratch)), data.eval, phase.tick)
+        evaluation = _evaluation(bed)
         labels = bed.get("namespace", NAMESPACE, "")["metadata"]["labels"]
         total = round(time.monotonic() - screen.started, 1)
-    good = tuned >= before + MIN_GAIN and quantized >= tuned - MAX_QUANTIZATION_LOSS
-    _tell(screen, bed, url, (before, tuned, quantized), examples)
+    tuned, quantized = (float(evaluation[it]["accuracyPercent"]) / 100 for it in ("baseline", "quantized"))
+    good = tuned >= before + MIN_GAIN and evaluation["examples"] == examples
+    _tell(screen, bed, url, before, evaluation)
     return {
         "demo": "ok" if good else "accuracy too low",
         "accuracy_base": round(before, 4),
@@ -100,8 +101,9 @@ def _train(screen: Screen, bed: Testbed, data: assets.Tweets) -> float:
         bed.store.put_file(data.train, "s3://data/tweets/train.jsonl")
         few = data.eval.read_text().splitlines(keepends=True)[:JOB_EVALUATION_EXAMPLES]
         bed.store.put_text("".join(few), "s3://data/tweets/eval.jsonl")
+        bed.store.put_file(data.eval, "s3://data/tweets/held-out.jsonl")
     bed.cluster.kubectl("apply", "-n", NAMESPACE, "-f", str(SAMPLES / "finetunejob.yaml"))
-    bed.cluster.kubectl("apply", "-n", NAMESPACE, "-f", str(SAMPLES / "modeldeployment.yaml"))
+    bed.apply(_deployment())
     applied = time.monotonic()
     with screen.phase("start", "Ray and the workers start") as phase:
         bed.wait_until(lambda: _progress(bed, phase) >= 1, "the first training step", 600)
@@ -138,9 +140,24 @@ def _ended(bed: Testbed) -> bool:
     return bed.get("ftj", NAME, NAMESPACE).get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
+def _deployment() -> dict[str, Any]:
+    """The sample, with a gate on all held-out tweets."""
+    manifest: dict[str, Any] = yaml.safe_load((SAMPLES / "modeldeployment.yaml").read_text())
+    manifest["metadata"]["namespace"] = NAMESPACE
+    manifest["spec"] |= GATE
+    return manifest
+
+
+def _evaluation(bed: Testbed) -> dict[str, Any]:
+    """What the quantize Job found out, as the status says."""
+    status = bed.get("mdep", NAME, NAMESPACE)["status"]
+    found: dict[str, Any] = status["revisions"][-1]["evaluation"]
+    return found
+
+
 def _deploy(screen: Screen, bed: Testbed) -> str:
     """Wait for the deployment that was applied with the job; return a URL on this machine."""
-    with screen.phase("deploy", "quantizing and rolling out") as phase:
+    with screen.phase("deploy", "quantizing, comparing with 16 bits, rolling out") as phase:
 
         def ready() -> bool:
             status = bed.get("mdep", NAME, NAMESPACE).get("status", {})
@@ -164,16 +181,17 @@ def _show(screen: Screen, bed: Testbed, kind: str) -> None:
         screen.line(line)
 
 
-def _tell(screen: Screen, bed: Testbed, url: str, accuracies: tuple[float, float, float], examples: int) -> None:
+def _tell(screen: Screen, bed: Testbed, url: str, before: float, evaluation: dict[str, Any]) -> None:
     screen.line()
     for text in TWEETS:
         screen.line(f"? {text}")
         screen.line(f"> {chat(url, NAME, assets.question(text))}")
     screen.line()
-    for title, value in zip(
-        ("before tuning", "after tuning", "quantized, through the service"), accuracies, strict=True
-    ):
-        screen.line(f"accuracy on {examples} held-out tweets, {title:<32} {value:6.1%}")
+    screen.line(f"accuracy on {evaluation['examples']} held-out tweets before tuning: {before:.1%}")
+    for line in gate_table(evaluation):
+        screen.line(line)
+    held = _condition(bed.get("mdep", NAME, NAMESPACE)["status"], "QualityHeld")
+    screen.line(f"the gate says: {held['message']}")
     screen.line()
     folder = bed.cluster.programs.folder
     screen.line("The cluster is still up:")

@@ -17,6 +17,7 @@ from support.simulation.world import Simulation
 from support.virtualtime import virtually
 from tunesmith_api import keys
 
+OF_THAT_NAME = {(kind, "it") for kind in ("Service", "NetworkPolicy", "PodDisruptionBudget")}
 BYSTANDERS = ((JOB, "bystander-tuned"), (SERVICE, "bystander-chat"))
 
 
@@ -150,7 +151,7 @@ def test_every_field_of_a_job_can_be_set_before_the_start_or_says_why_not(record
 def children(scene):
     found = {}
     for (kind, _, name), raw in scene.sim.cluster.objects.items():
-        if (kind != "Pod" and name.startswith("it-")) or (kind, name) in {("Service", "it"), ("NetworkPolicy", "it")}:
+        if (kind != "Pod" and name.startswith("it-")) or (kind, name) in OF_THAT_NAME:
             spec = raw.get("spec") or {}
             found[(kind, name)] = copy.deepcopy([spec, raw.get("data"), raw["metadata"].get("labels")])
     return found
@@ -170,6 +171,8 @@ def meddlings(scene):
             change = {"data": {keys.PLAN_FILE: "{}"}}
         elif kind == "NetworkPolicy":
             change = {"spec": {"ingress": []}}
+        elif kind == "PodDisruptionBudget":
+            change = {"spec": {"maxUnavailable": "100%"}}
         elif kind == "Job" and scene.kind == JOB:
             change = {"spec": {"suspend": True, "parallelism": 0}}
         else:

@@ -58,7 +58,7 @@ def test_what_the_api_server_adds_is_no_drift_and_every_child_costs_one_write(st
     time.sleep(5)
     written = writes_to_children(stage, since)
     assert [it for it in written if it.startswith("patch")] == []
-    assert len(written) == 5 + 5
+    assert len(written) == 5 + 6
 
 
 EDITS = [
@@ -71,6 +71,8 @@ EDITS = [
     ("job", "tune-1", {"spec": {"activeDeadlineSeconds": None}}),
     ("service", "serve", {"spec": {"ports": [{"name": "http", "port": 81}]}}),
     ("networkpolicy", "serve", {"spec": {"podSelector": {"matchLabels": {"app": "mine"}}}}),
+    ("pdb", "serve", {"spec": {"maxUnavailable": "100%"}}),
+    ("pdb", "serve", {"spec": {"selector": {"matchLabels": {"app": "mine"}}}}),
     ("configmap", "serve-r1", {"data": {"plan.json": None}}),
     ("deploy", "serve-r1", {"spec": {"replicas": 0}}),
     ("deploy", "serve-r1", {"spec": {"template": {"spec": {"nodeSelector": {"disk": "fast"}}}}}),

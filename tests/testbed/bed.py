@@ -38,9 +38,11 @@ class Testbed:
     forwards: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def install(cls, cluster: Cluster, log: Log, store_folder: Path | None = None) -> Testbed:
+    def install(
+        cls, cluster: Cluster, log: Log, store_folder: Path | None = None, images: Images | None = None
+    ) -> Testbed:
         """Install store, images and operator; the image import and the store's start run side by side."""
-        images = build_images(log)
+        images = images or build_images(log)
         with ThreadPoolExecutor(2) as pool:
             importing = pool.submit(_load, cluster, images)
             store = start_store(cluster, store_folder or cluster.folder / "store")
@@ -131,7 +133,7 @@ class Testbed:
 
 
 def _load(cluster: Cluster, images: Images) -> None:
-    for image in (images.operator, images.trainer):
+    for image in dict.fromkeys((images.operator, images.trainer)):
         for archive in image.archives:
             cluster.load_image(archive)
 

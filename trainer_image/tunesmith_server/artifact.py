@@ -26,6 +26,7 @@ __all__ = [
     "MODEL_FILE",
     "assign_artifact",
     "assigned_artifact",
+    "check_writable",
     "fetch_artifact",
     "fetch_files",
     "find_artifact",
@@ -69,6 +70,17 @@ def find_artifact(store: ObjectStore, uri: str) -> ModelManifest | None:
     sizes = {info.uri: info.size for info in store.list(uri)}
     whole = all(sizes.get(f"{uri.rstrip('/')}/{entry.path}") == entry.size for entry in manifest.files)
     return manifest if whole else None
+
+
+def check_writable(store: ObjectStore, uri: str) -> None:
+    """Write and remove a small file in a folder: what can't be written is better known before hours of work.
+
+    Raises:
+        UserError: the store refuses.
+    """
+    probe = f"{uri.rstrip('/')}/.tunesmith-write-test"
+    store.put_bytes(probe, keys.MANAGED_BY.encode())
+    store.delete(probe)
 
 
 def publish_artifact(store: ObjectStore, uri: str, folder: Path, manifest: ModelManifest) -> ModelManifest:

@@ -5,6 +5,7 @@ Reads the ServingPlan, makes the artefact unless it exists already, and reports 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -15,19 +16,23 @@ from tunesmith_api.artifacts import ModelManifest
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
+from tunesmith_api.v1alpha1.gate import Evaluation
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import assign_artifact, assigned_artifact, find_artifact, folder_of
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
+from tunesmith_server.evaluation.compare import compare
+from tunesmith_server.quantizers.conversion import DISK_FULL
 from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Failure, UserError
 from tunesmith_store.router import store_of
 from tunesmith_store.store import ObjectStore
 
-__all__ = ["main", "quantize"]
+__all__ = ["evaluate", "main", "quantize"]
 
 log = logging.getLogger("tunesmith.quantize")
 
 
-def quantize(plan: ServingPlan, store: ObjectStore, scratch: Path) -> ModelManifest:
+def quantize(plan: ServingPlan, store: ObjectStore, workshop: Workshop) -> ModelManifest:
     """Make the artefact of a plan, or find it made; return its manifest.
 
     Raises:
@@ -37,7 +42,6 @@ def quantize(plan: ServingPlan, store: ObjectStore, scratch: Path) -> ModelManif
     if reference is not None and (done := find_artifact(store, reference.uri)) and done.digest == reference.digest:
         log.info("%s has its artefact at %s", plan.revision, reference.uri)
         return done
-    workshop = Workshop(plan, store, scratch, cpu_threads(os.environ))
     artifact = workshop.artifact(plan.quantization)
     if reference is not None and artifact.manifest.digest != reference.digest:
         message = (
@@ -47,6 +51,28 @@ def quantize(plan: ServingPlan, store: ObjectStore, scratch: Path) -> ModelManif
         raise UserError(Reason.MODEL_INVALID, message)
     assign_artifact(store, plan, artifact.uri, artifact.manifest)
     return artifact.manifest
+
+
+def evaluate(
+    plan: ServingPlan, store: ObjectStore, workshop: Workshop, manifest: ModelManifest, scratch: Path
+) -> Evaluation | None:
+    """Compare the artefact with the unquantized model; None where the plan doesn't ask for it.
+
+    Raises:
+        Failure: sorted by what helps; see `tunesmith_store.errors`.
+    """
+
+    def bring(method: QuantizationMethod) -> Path:
+        if workshop.state != manifest.base_state:
+            message = (
+                f"the model at {plan.model_uri} has changed since the artefact of {plan.revision} was made, so there "
+                "is nothing to compare that with: restore the model, or start a new revision"
+            )
+            raise UserError(Reason.MODEL_INVALID, message)
+        return workshop.local(method)
+
+    uri = folder_of(plan, manifest.quantization, manifest.base_state)
+    return compare(plan, store, uri, manifest, bring, scratch, cpu_threads(os.environ))
 
 
 def main() -> int:
@@ -61,11 +87,17 @@ def main() -> int:
 def _attempt() -> tuple[TerminationReport, ExitCode]:
     try:
         plan = read_plan(os.environ)
-        manifest = quantize(plan, store_of(plan), scratch_folder(os.environ))
+        store, scratch = store_of(plan), scratch_folder(os.environ)
+        workshop = Workshop(plan, store, scratch, cpu_threads(os.environ))
+        manifest = quantize(plan, store, workshop)
+        evaluation = evaluate(plan, store, workshop, manifest, scratch)
     except Failure as failure:
         report = TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message)
         return report, failure.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.DISK_FULL, message=DISK_FULL)
+            return report, ExitCode.STORAGE_DENIED
         log.exception("unexpected failure")
         message = f"unexpected {type(error).__name__}: {error}"
         report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.QUANTIZATION_FAILED, message=message)
@@ -84,6 +116,7 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
             reason=Reason.QUANTIZED,
             message=f"{keys.MODEL_MANIFEST} written to {uri}",
             model=model,
+            evaluation=evaluation,
             metrics=manifest.metrics,
         ),
         ExitCode.SUCCESS,

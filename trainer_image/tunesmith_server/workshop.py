@@ -19,6 +19,7 @@ from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import (
+    check_writable,
     fetch_files,
     find_artifact,
     find_manifest,
@@ -71,6 +72,7 @@ class Workshop:
         if done := find_artifact(self._store, uri):
             log.info("%s is made already", uri)
             return Artifact(uri, done)
+        check_writable(self._store, self._plan.artifact_uri)
         manifest = self._manifest(method, self._make(method))
         log.info("uploading %d MB to %s", manifest.size_bytes // 1_000_000, uri)
         return Artifact(uri, publish_artifact(self._store, uri, self._folder(method), manifest))

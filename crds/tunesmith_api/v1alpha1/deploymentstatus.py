@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tunesmith_api.model import StatusModel
 from tunesmith_api.v1alpha1.common import Conditions, OptionalTime, keyed_by
+from tunesmith_api.v1alpha1.gate import Evaluation
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 
 __all__ = ["DeploymentDisplay", "DeploymentPhase", "ModelDeploymentStatus", "Revision", "RevisionPhase"]
@@ -20,6 +21,8 @@ class DeploymentPhase(StrEnum):
     PENDING = "Pending"
     QUANTIZING = "Quantizing"
     ROLLING_OUT = "RollingOut"
+    PAUSED = "Paused"
+    ROLLED_BACK = "RolledBack"
     READY = "Ready"
     DEGRADED = "Degraded"
     FAILED = "Failed"
@@ -56,11 +59,26 @@ class Revision(StatusModel):
     )
     artifact_digest: str = Field(default="", description="sha256 over those files, as recorded in their manifest.")
     artifact_size_bytes: int = Field(default=0, ge=0, description="Size of those files.")
+    evaluation: Evaluation | None = Field(
+        default=None, description="The comparison with the unquantized model, where there was one."
+    )
+    stands_in_for: str = Field(
+        default="",
+        description="Hash of the revision that the gate held back and that this one, of fallbackMethod, is tried for.",
+    )
     bits_per_weight: str = Field(
         default="",
         description="Bits of those files for each weight of the model: what the method came to, with all it falls back to.",
     )
     created_time: OptionalTime = Field(default=None, description="When the revision was made.")
+    weight: int = Field(default=0, ge=0, le=100, description="Percent of the requests that it is given now.")
+    step_index: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        default=None,
+        description="Which of rollout.steps it is at, counted from 0; their number: it is past them. Absent outside a rollout.",
+    )
+    step_time: OptionalTime = Field(
+        default=None, description="When that step began, or when it was reached: when `weight` last changed."
+    )
 
 
 class DeploymentDisplay(StatusModel):
@@ -80,14 +98,18 @@ class ModelDeploymentStatus(StatusModel):
         default=DeploymentPhase.PENDING, description="Printed summary; conditions are authoritative."
     )
     conditions: Conditions = Field(
-        default_factory=list, description="Accepted, ArtifactReady, ChildrenApplied, Progressing, Available, Ready."
+        default_factory=list,
+        description="Accepted, ArtifactReady, QualityHeld, ChildrenApplied, Progressing, Available, Ready.",
     )
-    current_revision: str = Field(default="", description="Name of the revision that answers.")
+    current_revision: str = Field(
+        default="",
+        description="Name of the revision that is proven. It answers; during a rollout, revisions[].weight says how much.",
+    )
     latest_revision: str = Field(
         default="", description="Name of the newest revision; differs from currentRevision during a rollout."
     )
     revisions: Annotated[list[Revision], Field(max_length=24, json_schema_extra=keyed_by("number"))] = Field(
-        default_factory=list, description="Revisions so far, oldest first."
+        default_factory=list, description="The last revisions, oldest first."
     )
     replicas: int = Field(default=0, ge=0, description="Server pods of the serving revision.")
     ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")

@@ -33,7 +33,12 @@ ENGINE_METHODS: Final[Mapping[EngineType, tuple[QuantizationMethod, ...]]] = {
         QuantizationMethod.Q3_K_M,
         QuantizationMethod.Q2_K,
     ),
-    EngineType.TRANSFORMERS: (QuantizationMethod.NONE, QuantizationMethod.INT8),
+    EngineType.TRANSFORMERS: (
+        QuantizationMethod.NONE,
+        QuantizationMethod.INT8,
+        QuantizationMethod.INT8_DYNAMIC,
+        QuantizationMethod.NF4,
+    ),
 }
 """The number formats that each engine reads."""
 

@@ -20,6 +20,7 @@ from tunesmith_api.v1alpha1.common import (
 from tunesmith_api.v1alpha1.deploymentstatus import ModelDeploymentStatus
 from tunesmith_api.v1alpha1.engine import Engine, pairing_rules
 from tunesmith_api.v1alpha1.finetunejob import HuggingFace
+from tunesmith_api.v1alpha1.gate import EvaluationSpec, Gate
 from tunesmith_api.v1alpha1.quantization import Quantization
 from tunesmith_api.v1alpha1.rollout import Rollout
 from tunesmith_api.v1alpha1.source import Source
@@ -32,6 +33,13 @@ class ModelDeploymentSpec(SpecModel):
 
     source: Source = Field(description="The model to serve.")
     quantization: Quantization = Field(default_factory=Quantization, description="How the weights are made smaller.")
+    evaluation: EvaluationSpec | None = Field(
+        default=None,
+        description="Compare the quantized model with the unquantized one on held-out rows before it is rolled out; {} takes those of the FineTuneJob.",
+    )
+    gate: Gate | None = Field(
+        default=None, description="What a new revision must keep to before it gets traffic; leave it out for no gate."
+    )
     engine: Engine = Field(default_factory=Engine, description="The server that answers.")
     api: Api = Field(default_factory=Api, description="Who may use the servers, and how much one request may take.")
     replicas: int = Field(default=1, ge=0, le=1000, description="Number of server pods.")
@@ -54,7 +62,12 @@ class ModelDeploymentSpec(SpecModel):
         default=None, description="The object store behind the s3:// URIs; leave it out to use that of the FineTuneJob."
     )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision takes over.")
-    revision_history_limit: int = Field(default=5, ge=1, le=20, description="How many past revisions the status lists.")
+    revision_history_limit: int = Field(
+        default=5,
+        ge=1,
+        le=20,
+        description="How many revisions the status lists, each with what is needed to go back to it.",
+    )
     node_selector: NodeSelector = Field(default_factory=dict, description="Labels that a server pod's node must have.")
     tolerations: Tolerations = Field(default_factory=list, description="Taints that server pods may run beside.")
     image: Image | None = Field(
@@ -67,6 +80,26 @@ class ModelDeploymentSpec(SpecModel):
                 cel(
                     "!has(self.source.uri) || !self.source.uri.startsWith('s3://') || has(self.storage)",
                     "source.uri needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
+                ),
+                cel(
+                    "!has(self.evaluation) || has(self.evaluation.dataset) || has(self.source.fineTuneJobRef)",
+                    "evaluation needs a dataset: only a FineTuneJob brings one (dataset.eval), a uri does not",
+                ),
+                cel(
+                    "!has(self.evaluation) || !has(self.evaluation.dataset) || has(self.storage) || "
+                    "has(self.source.fineTuneJobRef)",
+                    "evaluation.dataset needs storage: say where that s3:// URI lives (storage.endpointURL, or storage: {} for AWS)",
+                ),
+                cel(
+                    "!has(self.gate) || has(self.source.fineTuneJobRef) || has(self.evaluation) || "
+                    "!(has(self.gate.maxPerplexityIncreasePercent) || has(self.gate.maxAccuracyDropPercent) || "
+                    "has(self.gate.minAgreementPercent))",
+                    "a gate on perplexity, accuracy or agreement needs held-out rows: give evaluation.dataset",
+                ),
+                cel(
+                    "!has(self.gate) || !has(self.gate.fallbackMethod) || "
+                    "!(self.quantization.method in ['Auto', self.gate.fallbackMethod] || self.gate.fallbackMethod == 'Auto')",
+                    "gate.fallbackMethod and quantization.method name two different methods, neither of them Auto",
                 ),
                 cel(
                     "!has(self.artifactsURI) || !self.artifactsURI.startsWith('s3://') || has(self.storage) || "

@@ -24,6 +24,8 @@ class QuantizationMethod(StrEnum):
     Q3_K_M = "Q3_K_M"
     Q2_K = "Q2_K"
     INT8 = "Int8"
+    INT8_DYNAMIC = "Int8Dynamic"
+    NF4 = "NF4"
 
 
 class Quantization(SpecModel):
@@ -34,7 +36,8 @@ class Quantization(SpecModel):
         description=(
             "Auto: Q8_0 on LlamaCpp, None on Transformers. Q8_0: 8 bits per weight, half the memory of 16-bit weights at "
             "no measurable loss. Fewer bits, less memory, answers that differ more: Q6_K, Q5_K_M, Q4_K_M, Q4_0, Q3_K_M, "
-            "Q2_K. None: the weights as they are. Int8 (classifiers and encoders on Transformers): 8 bits per weight, "
-            "through ONNX Runtime. status.revisions[].bitsPerWeight says what a method came to."
+            "Q2_K. None: the weights as they are. On Transformers: Int8, 8 bits per weight (ONNX Runtime for "
+            "classifiers and encoders, torchao for language models); of language models also Int8Dynamic (torchao, "
+            "activations in 8 bits, too) and NF4 (bitsandbytes, 4 bits). status.revisions[].bitsPerWeight says what a method came to."
         ),
     )

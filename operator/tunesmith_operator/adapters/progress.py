@@ -1,22 +1,27 @@
-"""Reads the progress that worker 0 of a running job serves. A user's code runs in that pod: nothing of it is trusted.
+"""Reads the progress of a job's worker 0, and the metrics of servers.
 
-No redirect is followed, no cookie kept, nothing decompressed, and a body is read to a bound only.
+A user's code runs in these pods: nothing of what they say is trusted. No redirect is followed, no cookie kept, nothing
+decompressed, and a body is read to a bound only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
+from typing import Any, TypeVar
 
 import aiohttp
 
-from tunesmith_api.keys import PATH_PROGRESS
+from tunesmith_api.keys import PATH_METRICS, PATH_PROGRESS
 from tunesmith_api.reports import ProgressReport
+from tunesmith_operator.core.pods.figures import Figures, read_figures
 from tunesmith_operator.core.pods.reports import read_progress
 
 __all__ = ["MAX_BYTES", "PollResult", "ProgressClient"]
 
 MAX_BYTES = 65_536
+MAX_METRICS_BYTES = 1_048_576
+T = TypeVar("T")
 
 
 class PollResult(StrEnum):
@@ -52,8 +57,19 @@ class ProgressClient:
         Raises:
             TimeoutError: the pod kept us waiting until the time was over.
         """
+        return await self._counted(self._report(host, port))
+
+    async def figures(self, host: str, port: int) -> Figures | None:
+        """What a server pod has counted, or None where it can't be had.
+
+        Raises:
+            TimeoutError: the pod kept us waiting until the time was over.
+        """
+        return await self._counted(self._figures(host, port))
+
+    async def _counted(self, answer: Coroutine[Any, Any, T]) -> T | None:
         try:
-            report = await self._read(host, port)
+            found = await answer
         except TimeoutError:  # before OSError, which it is one of
             self._on_poll(PollResult.TIMEOUT)
             raise
@@ -64,11 +80,20 @@ class ProgressClient:
             self._on_poll(PollResult.UNREACHABLE)
             return None
         self._on_poll(PollResult.OK)
+        return found
+
+    async def _report(self, host: str, port: int) -> ProgressReport:
+        report = read_progress(await self._read(host, port, PATH_PROGRESS, MAX_BYTES))
+        if report is None:
+            raise _NoReport(PollResult.INVALID)
         return report
 
-    async def _read(self, host: str, port: int) -> ProgressReport:
+    async def _figures(self, host: str, port: int) -> Figures:
+        return read_figures((await self._read(host, port, PATH_METRICS, MAX_METRICS_BYTES)).decode(errors="replace"))
+
+    async def _read(self, host: str, port: int, path: str, most: int) -> bytes:
         name = f"[{host}]" if ":" in host else host
-        async with self._open().get(f"http://{name}:{port}{PATH_PROGRESS}", allow_redirects=False) as response:
+        async with self._open().get(f"http://{name}:{port}{path}", allow_redirects=False) as response:
             if 300 <= response.status < 400:
                 raise _NoReport(PollResult.REDIRECTED)
             if response.status != 200:
@@ -76,12 +101,9 @@ class ProgressClient:
             body = bytearray()
             async for chunk in response.content.iter_any():
                 body += chunk
-                if len(body) > MAX_BYTES:
+                if len(body) > most:
                     raise _NoReport(PollResult.TOO_LARGE)
-        report = read_progress(bytes(body))
-        if report is None:
-            raise _NoReport(PollResult.INVALID)
-        return report
+        return bytes(body)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -1,4 +1,4 @@
-"""Polls the progress of running jobs, and says when there is news.
+"""Polls the progress of running jobs and the metrics of servers that are rolled out, and says when there is news.
 
 The controller says whom to follow and takes the samples into its observations. Each job is polled on a schedule of its
 own, and pods that keep us waiting get at most half of the connections: whatever they do, the others are heard.
@@ -16,12 +16,15 @@ from typing import Final
 
 from tunesmith_api.reports import ProgressReport
 from tunesmith_operator.core.kubernetes.resources import Key
-from tunesmith_operator.core.reconcile.progress import PollTarget, ProgressSample
+from tunesmith_operator.core.pods.figures import Figures, Tally
+from tunesmith_operator.core.reconcile.progress import PollTarget, ProgressSample, ServersSample, ServersTarget
 
 __all__ = ["Poller"]
 
 Fetch = Callable[[str, int], Awaitable[ProgressReport | None]]
 """Asks host and port; None where there is no report, TimeoutError where the pod never answered."""
+Figuring = Callable[[str, int], Awaitable[Figures | None]]
+"""Likewise of a server's metrics."""
 News = Callable[[Key, bool], None]
 """Told whose report has changed, and whether in more than numbers."""
 
@@ -44,11 +47,13 @@ class Poller:
         interval_seconds: float,
         chance: random.Random | None = None,
         connections: int = 64,
+        figures: Figuring | None = None,
     ) -> None:
-        self._fetch, self._now = fetch, now
+        self._fetch, self._figures, self._now = fetch, figures, now
         self._interval, self._chance = interval_seconds, chance or random.Random()
-        self._targets: dict[Key, PollTarget] = {}
-        self._samples: dict[Key, ProgressSample] = {}
+        self._targets: dict[Key, PollTarget | ServersTarget] = {}
+        self._samples: dict[Key, ProgressSample | ServersSample] = {}
+        self._tallies: dict[Key, Tally] = {}
         self._connections = asyncio.Semaphore(connections)
         self._for_slow_ones = asyncio.Semaphore(max(1, connections // 2))
         self._polls: dict[Key, asyncio.Task[None]] = {}
@@ -57,8 +62,8 @@ class Poller:
     def __len__(self) -> int:
         return len(self._targets)
 
-    def follow(self, key: Key, target: PollTarget | None) -> None:
-        """Poll that pod for the job from now on; None ends it."""
+    def follow(self, key: Key, target: PollTarget | ServersTarget | None) -> None:
+        """Poll that pod, or those, for the resource from now on; None ends it."""
         if self._targets.get(key) == target:
             return
         if (poll := self._polls.pop(key, None)) is not None:
@@ -66,13 +71,16 @@ class Poller:
         if target is None:
             del self._targets[key]
             self._samples.pop(key, None)
+            self._tallies.pop(key, None)
             return
         self._targets[key] = target
+        if isinstance(target, ServersTarget):
+            self._tallies[key] = self._tallies.get(key, Tally(target.window)).moved_to(target.window)
         if self._on_news is not None:
             self._start(key, target, self._on_news)
 
-    def sample(self, key: Key) -> ProgressSample | None:
-        """The newest report of the job."""
+    def sample(self, key: Key) -> ProgressSample | ServersSample | None:
+        """The newest report of the job, or what the servers have counted."""
         return self._samples.get(key)
 
     async def run(self, on_news: News) -> None:
@@ -88,26 +96,26 @@ class Poller:
                 poll.cancel()
             self._polls.clear()
 
-    def _start(self, key: Key, target: PollTarget, on_news: News) -> None:
+    def _start(self, key: Key, target: PollTarget | ServersTarget, on_news: News) -> None:
         self._polls[key] = asyncio.create_task(self._poll(key, target, on_news), name=f"poll of {key}")
 
-    async def _poll(self, key: Key, target: PollTarget, on_news: News) -> None:
+    async def _poll(self, key: Key, target: PollTarget | ServersTarget, on_news: News) -> None:
         loop = asyncio.get_running_loop()
         prompt, timeouts = False, 0  # nobody has earned a connection of the better half before the first answer
         while True:
             async with contextlib.nullcontext() if prompt else self._for_slow_ones, self._connections:
                 began = loop.time()
                 try:
-                    report = await self._fetch(target.host, target.port)
+                    moved = await self._ask(key, target)
                 except TimeoutError:
-                    report, timeouts = None, timeouts + 1
+                    moved, timeouts = None, timeouts + 1
                 except Exception:
                     log.exception("a bug: the poll failed", extra={"key": str(key)})
-                    report, timeouts = None, timeouts + 1
+                    moved, timeouts = None, timeouts + 1
                 else:
                     timeouts = 0
                 prompt = timeouts == 0 and loop.time() - began <= PROMPT_SECONDS
-            if report is not None and (moved := self._take(key, target, report)) is not None:
+            if moved is not None:
                 on_news(key, moved)
             # jitter keeps many operators and jobs from falling into step
             await asyncio.sleep(self._pause(timeouts) * self._chance.uniform(0.85, 1.15))
@@ -116,10 +124,37 @@ class Poller:
         usual = max(self._interval, len(self._targets) / POLLS_PER_SECOND)
         return max(usual, min(LONGEST_SECONDS, usual * 2.0 ** min(timeouts, 10)))
 
+    async def _ask(self, key: Key, target: PollTarget | ServersTarget) -> bool | None:
+        """Ask and keep the answer; return whether more than numbers has changed, None where nothing has."""
+        if isinstance(target, ServersTarget):
+            return await self._add_up(key, target)
+        report = await self._fetch(target.host, target.port)
+        return self._take(key, target, report) if report is not None else None
+
+    async def _add_up(self, key: Key, target: ServersTarget) -> bool | None:
+        """Ask one pod after the other: a rollout takes one connection, however many pods it has."""
+        heard, late = False, 0
+        for uid, host in target.pods:
+            try:
+                found = await self._figures(host, target.port) if self._figures is not None else None
+            except TimeoutError:
+                late += 1
+                continue
+            if found is not None:
+                self._tallies[key] = self._tallies[key].heard(uid, found)
+                heard = True
+        if late and not heard:
+            raise TimeoutError
+        sample = ServersSample(target.window, self._tallies[key].figures)
+        if not heard or sample == self._samples.get(key):
+            return None
+        self._samples[key] = sample
+        return True
+
     def _take(self, key: Key, target: PollTarget, report: ProgressReport) -> bool | None:
-        """Keep the report; return whether more than numbers has changed, None where nothing has."""
+        """Keep the report."""
         before, alive_at, moved = self._samples.get(key), self._now(), True
-        if before is not None and before.pod_uid == target.pod_uid:
+        if isinstance(before, ProgressSample) and before.pod_uid == target.pod_uid:
             if before.report == report:
                 return None
             if before.report.heartbeat_unix == report.heartbeat_unix:

@@ -18,6 +18,7 @@ from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView,
 from tunesmith_operator.core.kubernetes.resources import (
     CONFIG_MAP,
     DEPLOYMENT,
+    DISRUPTION_BUDGET,
     EVENT,
     JOB,
     NETWORK_POLICY,
@@ -29,7 +30,7 @@ from tunesmith_operator.core.kubernetes.resources import (
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
-from tunesmith_operator.core.reconcile.progress import ProgressSample
+from tunesmith_operator.core.reconcile.progress import ProgressSample, ServersSample
 from tunesmith_operator.core.reconcile.unreadable import Unreadable, read
 from tunesmith_operator.engine.cache import Cache, Entry, Name
 
@@ -42,6 +43,7 @@ VIEWS: Mapping[Resource, type[ChildView]] = {
     SERVICE: ServiceView,
     CONFIG_MAP: ConfigMapView,
     NETWORK_POLICY: SpecView,
+    DISRUPTION_BUDGET: SpecView,
     JOB: JobView,
     DEPLOYMENT: DeploymentView,
     POD: PodView,
@@ -65,7 +67,7 @@ class Store:
 
     def __init__(
         self,
-        progress: Callable[[Key], ProgressSample | None],
+        progress: Callable[[Key], ProgressSample | ServersSample | None],
         wake: Callable[[Key], None],
         scopes: Iterable[str | None] = (None,),
     ) -> None:
@@ -184,15 +186,18 @@ class Store:
 
     def _objects(self, key: Key) -> ObservedObjects:
         jobs = self._children(JOB, JobView, key)
+        sample = self._progress(key)
         return ObservedObjects(
             services=self._children(SERVICE, ServiceView, key),
             config_maps=self._children(CONFIG_MAP, ConfigMapView, key),
             network_policies=self._children(NETWORK_POLICY, SpecView, key),
+            disruption_budgets=self._children(DISRUPTION_BUDGET, SpecView, key),
             jobs=jobs,
             deployments=self._children(DEPLOYMENT, DeploymentView, key),
             pods=self._children(POD, PodView, key),
             rejections=tuple(it for job in jobs for it in self._rejections.of(job.uid)),
-            progress=self._progress(key),
+            progress=sample if isinstance(sample, ProgressSample) else None,
+            servers=sample if isinstance(sample, ServersSample) else None,
             answers=self._answers.get(key, {}),
         )
 

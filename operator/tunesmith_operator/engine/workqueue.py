@@ -151,10 +151,10 @@ class WorkQueue(Generic[K]):
         """Wait for a key and take it into work."""
         while True:
             now = self._now()
-            for line in (self._first, self._second):
+            for due in (self._first, self._second):
                 # the event loop's timers may fire a tick of the clock early
-                for key in line.pop_due(now + 1e-6):
-                    self.add(key, urgent=line is self._first)
+                for key in due.pop_due(now + 1e-6):
+                    self.add(key, urgent=due is self._first)
             if (line := self._next_line()) is not None:
                 break
             self._changed.clear()

@@ -62,7 +62,7 @@ class Operator:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.progress = ProgressClient(on_poll=self.metrics.count_poll)
         now = SteadyClock().now
-        self.poller = Poller(self.progress.fetch, now, config.poll_interval_seconds)
+        self.poller = Poller(self.progress.fetch, now, config.poll_interval_seconds, figures=self.progress.figures)
         self.store = Store(self.poller.sample, self.queue.add, scopes_of(config))
         self.controller = Controller(
             store=self.store,

@@ -35,6 +35,8 @@ HAND_EDITS = [
     (serving, "Deployment", "sentiment-r1", {"spec": {"template": {"spec": {"automountServiceAccountToken": True}}}}),
     (serving, "Service", "sentiment", {"spec": {"selector": {"tunesmith.dev/revision": "r9"}}}),
     (serving, "NetworkPolicy", "sentiment", {"spec": {"policyTypes": []}}),
+    (serving, "PodDisruptionBudget", "sentiment", {"spec": {"maxUnavailable": "100%"}}),
+    (serving, "PodDisruptionBudget", "sentiment", {"spec": {"selector": {"matchLabels": {"mine": "too"}}}}),
     (serving, "ConfigMap", "sentiment-r1", {"data": {"plan.json": "{}"}}),
     (serving, "ConfigMap", "sentiment-r1", {"data": {"template.json": None}}),
 ]  # fmt: skip

@@ -77,7 +77,10 @@ def _summary(it: Simulation, kind: str, name: str) -> JSON:
         "conditions": sorted((one["type"], one["status"], one["reason"]) for one in status["conditions"]),
         "carried out": status["observedGeneration"] == raw["metadata"]["generation"],
         "attempts": [(one["number"], one["outcome"], one.get("reason")) for one in status.get("attempts", ())],
-        "revisions": [(one["number"], one["phase"], one["hash"]) for one in status.get("revisions", ())],
+        "revisions": [
+            (one["number"], one["phase"], one["hash"], one["weight"], one["reason"])
+            for one in status.get("revisions", ())
+        ],
         **{
             field: status.get(field)
             for field in ("restarts", "model", "metrics", "currentRevision", "readyReplicas", "url")
@@ -88,12 +91,65 @@ def _summary(it: Simulation, kind: str, name: str) -> JSON:
 
 def final_state(it: Simulation) -> JSON:
     """What must be the same whatever went wrong on the way."""
-    children = sorted(
+    return {TUNED: _summary(it, JOB, TUNED), CHAT: _summary(it, SERVICE, CHAT), "children": _children(it)}
+
+
+def _children(it: Simulation) -> list[str]:
+    return sorted(
         f"{kind} {name} {raw['metadata'].get('annotations', {}).get(keys.ANNOTATION_SPEC_HASH, '')}"
         for (kind, _, name), raw in it.cluster.objects.items()
         if kind not in (JOB, SERVICE, "Pod")
     )
-    return {TUNED: _summary(it, JOB, TUNED), CHAT: _summary(it, SERVICE, CHAT), "children": children}
+
+
+async def _canaries(it: Simulation) -> None:
+    """A bad canary, a good one, and the way back to the first revision."""
+    it.kubernetes.error_percent = lambda pod: 10.0 if pod["spec"]["containers"][0]["image"].endswith(":bad") else 0.0
+    steps = [{"weight": 25, "pauseSeconds": 5}, {"weight": 75}]
+    analysis = {"maxErrorPercent": "5", "minRequests": 20, "afterSwitchSeconds": 5}
+    rollout = {"strategy": "Canary", "steps": steps, "analysis": analysis}
+    it.cluster.put(make.modeldeployment(CHAT, replicas=2, rollout=rollout))
+    await it.until("the first revision", lambda: _serves(it, f"{CHAT}-r1", 2))
+    it.cluster.change(SERVICE, CHAT, {"spec": {"image": "localhost/server:bad"}})
+    await it.until("a bad canary's end", lambda: _failed(it, f"{CHAT}-r2", "RolledBack"))
+    await it.until("the first revision again", lambda: _serves(it, f"{CHAT}-r1", 2))
+    it.cluster.change(SERVICE, CHAT, {"spec": {"image": None}})
+    it.cluster.change(SERVICE, CHAT, {"spec": {"engine": {"contextLength": 4096}}})
+    await it.until("a pause", lambda: it.status(SERVICE, CHAT).get("phase") == "Paused")
+    it.cluster.change(SERVICE, CHAT, {"spec": {"rollout": {"promote": f"{CHAT}-r3"}}})
+    await it.until("a good canary's end", lambda: _serves(it, f"{CHAT}-r3", 2))
+    it.cluster.change(SERVICE, CHAT, {"spec": {"rollout": {"rollbackTo": f"{CHAT}-r1", "promote": f"{CHAT}-r4"}}})
+    await it.until("the first revision's template", lambda: _serves(it, f"{CHAT}-r4", 2))
+
+
+def _failed(it: Simulation, revision: str, reason: str) -> bool:
+    found = [one for one in it.status(SERVICE, CHAT).get("revisions", ()) if one["name"] == revision]
+    deployment = it.cluster.get("Deployment", revision)
+    ended = deployment is None or deployment["spec"]["replicas"] == 0
+    return (
+        bool(found) and (found[0]["phase"], found[0]["reason"], found[0]["weight"]) == ("Failed", reason, 0) and ended
+    )
+
+
+def roll_out(prepare: Callable[[Simulation], None] = lambda it: None, seed: int = 1, calm: float = 15.0) -> Life:
+    """A deployment's canaries, good and bad, without a job or an end."""
+    it = Simulation(seed)
+    final: JSON = {}
+    faults: list[str] = []
+
+    async def story() -> None:
+        prepare(it)
+        async with it.running():
+            try:
+                await _canaries(it)
+                await asyncio.sleep(calm)
+                children = _children(it)
+                final.update(json.loads(json.dumps({CHAT: _summary(it, SERVICE, CHAT), "children": children})))
+            except AssertionError as error:
+                faults.append(f"{error}: {json.dumps(it.status(SERVICE, CHAT))[:3000]} {list(it.cluster.objects)}")
+
+    virtually(story())
+    return Life(final, it, [*faults, *it.journal.violations, *it.bugs])
 
 
 def live(prepare: Callable[[Simulation], None] = lambda it: None, seed: int = 1, calm: float = 60.0) -> Life:

@@ -20,6 +20,7 @@ from tunesmith_api.reports import ProgressReport
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.resources import Key
+from tunesmith_operator.core.pods.figures import Figures
 from tunesmith_operator.engine.clock import SteadyClock
 from tunesmith_operator.engine.controller import Controller
 from tunesmith_operator.engine.informer import Informer
@@ -77,7 +78,12 @@ class Simulation:
 
         config = self.config
         queue: WorkQueue[Key] = WorkQueue(chance=chance())
-        poller = Poller(fetch, now, config.poll_interval_seconds, chance())
+
+        async def figures(host: str, port: int) -> Figures | None:
+            await asyncio.sleep(0.01)
+            return self.kubernetes.figures(host)
+
+        poller = Poller(fetch, now, config.poll_interval_seconds, chance(), figures=figures)
         store = Store(poller.sample, queue.add)
         controller = Controller(
             store=store, cluster=client, recorder=client, queue=queue, pace=RequestPace(config.qps, config.burst), poller=poller, metrics=Metrics(), config=config, now=now,

@@ -7,7 +7,7 @@ import zlib
 import pytest
 from aiohttp import web
 
-from tunesmith_operator.adapters.progress import MAX_BYTES, ProgressClient
+from tunesmith_operator.adapters.progress import MAX_BYTES, MAX_METRICS_BYTES, ProgressClient
 
 REPORT = {"globalStep": 5, "maxSteps": 10, "schemaVersion": 1}
 
@@ -156,3 +156,25 @@ async def test_a_pod_that_is_not_there_is_unreachable():
     async with Pod(text(REPORT)) as pod:
         port = pod.port
     assert await polled(port) == (None, "unreachable")
+
+
+async def counted(answer):
+    """What the client makes of a server's metrics, and how the poll is counted."""
+    results = []
+    client = ProgressClient(timeout_seconds=0.5, on_poll=results.append)
+    async with Pod(answer) as pod:
+        try:
+            found = await client.figures("127.0.0.1", pod.port)
+        finally:
+            await client.close()
+    assert [request.path for request in pod.asked] == ["/metrics"]
+    return found, results[-1]
+
+
+async def test_metrics_of_a_server_are_read_to_a_bound():
+    line = b'http_requests_total{path="/v1/completions",code="500"} 3\n'
+    found, result = await counted(text(line + b"\xff\n"))
+    assert (found.requests, found.errors, result) == (3, 3, "ok")
+    assert await counted(text(line * (MAX_METRICS_BYTES // len(line) + 1))) == (None, "too_large")
+    assert await counted(text(b"", status=404)) == (None, "invalid")
+    assert await counted(text(b"", status=302, headers={"Location": "/other"})) == (None, "redirected")

@@ -17,7 +17,7 @@ JOB = FineTuneJob.model_validate(make.finetunejob(workers={"resources": {"cpu": 
 CHILDREN = build(JOB, make.CONFIG, 1)
 OWNER = ModelDeployment.model_validate(make.modeldeployment(resources={"cpu": "1000m", "memory": "1024Mi"}))
 TEMPLATE = template_of(OWNER, SourceModel("s3://models/x", "", OWNER.spec.storage), make.CONFIG)
-DEPLOYMENT = server_deployment(TEMPLATE, 1, make.CONFIG)
+DEPLOYMENT = server_deployment(TEMPLATE, 1, 1, make.CONFIG)
 
 
 def live(manifest, view, **changes):

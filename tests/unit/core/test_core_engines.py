@@ -75,7 +75,12 @@ def test_every_method_is_read_by_an_engine():
     ("task", "engine", "method", "words"),
     [
         ("SequenceClassification", "LlamaCpp", "Auto", "set spec.engine.type: Transformers, or leave it out"),
-        ("SequenceClassification", "Auto", "Q8_0", "set spec.quantization.method to one of None, Int8"),
+        (
+            "SequenceClassification",
+            "Auto",
+            "Q8_0",
+            "set spec.quantization.method to one of None, Int8, Int8Dynamic, NF4",
+        ),
         ("Reward", "Transformers", "Auto", "no engine can serve"),
     ],
 )

@@ -181,7 +181,7 @@ def test_a_plan_carries_the_parts_of_the_spec_as_they_are():
 def test_workloads_pass_the_restricted_standard_and_hold_no_secrets_in_plain_text():
     children = build(job(), make.CONFIG, 1)
     made = template_of(deployment(), SourceModel("s3://models/sentiment", "", Storage()), make.CONFIG)
-    for manifest in (children.job, server_deployment(made, 1, make.CONFIG)):
+    for manifest in (children.job, server_deployment(made, 1, 1, make.CONFIG)):
         pod = manifest.body["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -222,7 +222,7 @@ def test_progress_is_open_to_the_operators_namespace_only():
 def served(**spec):
     """The template of a deployment, and the spec of its server pods."""
     made = template_of(deployment(**spec), SourceModel("s3://models/m", "d", Storage()), make.CONFIG)
-    return made, server_deployment(made, 1, make.CONFIG).body["spec"]["template"]["spec"]
+    return made, server_deployment(made, 1, 1, make.CONFIG).body["spec"]["template"]["spec"]
 
 
 def test_the_health_port_of_servers_is_open_to_the_operators_namespace_only():
@@ -426,12 +426,12 @@ def test_claims_are_mounted_where_they_are_needed():
     spec = deployment(source={"uri": "pvc://models/base"}, artifactsURI="pvc://served/x")
     template = template_of(spec, SourceModel("pvc://models/base", "", Storage()), make.CONFIG)
     assert claims_of(quantize_job(template, 1, make.CONFIG)) == {"models": False, "served": True}
-    assert claims_of(server_deployment(template, 1, make.CONFIG)) == {"served": False}
+    assert claims_of(server_deployment(template, 1, 1, make.CONFIG)) == {"served": False}
     below = template_of(
         deployment(source={"uri": "pvc://models/base"}), SourceModel("pvc://models/base", "", Storage()), make.CONFIG
     )
     assert claims_of(quantize_job(below, 1, make.CONFIG)) == {"models": True}
-    assert claims_of(server_deployment(below, 1, make.CONFIG)) == {"models": False}
+    assert claims_of(server_deployment(below, 1, 1, make.CONFIG)) == {"models": False}
     assert claims_of(quantize_job(template_of(deployment(), MODEL, make.CONFIG), 1, make.CONFIG)) == {}
 
 

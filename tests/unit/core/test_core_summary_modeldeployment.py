@@ -32,7 +32,7 @@ def crashed(number):
 def situation(latest, current=None, answering=0, desired=1, problem=None, pods=()):
     revisions = tuple(it for it in (current, latest) if it is not None)
     children = Children(
-        service=None, network_policy=None, config_maps={}, jobs={}, deployments={}, pods=tuple(pods), rejections=(),
+        service=None, network_policy=None, disruption_budget=None, config_maps={}, jobs={}, deployments={}, pods=tuple(pods), rejections=(),
         orphans=(),
     )  # fmt: skip
     return Situation(History(revisions, current, latest), latest, answering, desired, problem, children)

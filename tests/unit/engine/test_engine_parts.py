@@ -8,7 +8,8 @@ from support import make
 from tunesmith_api.reports import ProgressReport, TrainerState
 from tunesmith_operator.core.kinds import owner_key
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, Key
-from tunesmith_operator.core.reconcile.progress import PollTarget
+from tunesmith_operator.core.pods.figures import Figures
+from tunesmith_operator.core.reconcile.progress import PollTarget, ServersTarget
 from tunesmith_operator.core.reconcile.unreadable import Unreadable
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.store import Store
@@ -104,6 +105,30 @@ async def test_a_silent_heartbeat_keeps_the_time_of_the_last_sign_of_life():
     await rounds(poller, 3)
     assert poller.sample(KEY).report.global_step == 1
     assert poller.sample(KEY).alive_at == make.at(1)
+
+
+async def test_servers_are_added_up_and_a_new_window_counts_anew():
+    counted = {"10.0.0.1": 10.0, "10.0.0.2": 5.0}
+
+    async def figures(host, port):
+        if host == "10.0.0.3":
+            raise TimeoutError
+        counted[host] += 1
+        return Figures(counted[host], 1.0)
+
+    poller = Poller(Pod(None), make.at, 0.001, figures=figures)
+    pods = tuple((host[-1], host) for host in (*counted, "10.0.0.3"))
+    poller.follow(KEY, ServersTarget("r2/0", pods, 8080))
+    news = await rounds(poller, 2)
+    assert news[0] == (KEY, True)
+    first = poller.sample(KEY)
+    assert (first.window, first.figures) == ("r2/0", Figures(sum(counted.values()), 2.0))
+    poller.follow(KEY, ServersTarget("r2/1", pods, 8080))
+    await rounds(poller, 2)
+    second = poller.sample(KEY)
+    assert (second.window, second.figures) == ("r2/1", Figures(sum(counted.values()) - first.figures.requests, 0.0))
+    poller.follow(KEY, None)
+    assert poller.sample(KEY) is None
 
 
 async def test_a_pod_that_does_not_answer_is_no_news_and_an_unfollowed_one_is_forgotten():

@@ -1,16 +1,19 @@
 """Which artefact a revision gets: named by its source, made once, kept whatever becomes of the source."""
 
+import errno
+
 import pytest
 
 from support.hubserver import running_hub
 from tunesmith_api import keys
 from tunesmith_api.artifacts import ModelManifest, files_digest
-from tunesmith_api.keys import Reason
+from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
+from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
 from tunesmith_server import workshop
 from tunesmith_server.artifact import MODEL_FILE, fetch_artifact
-from tunesmith_server.quantize import quantize
+from tunesmith_server.quantize import main, quantize
 from tunesmith_server.quantizers.base import Made
 from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Retryable, UserError
@@ -59,6 +62,10 @@ def plan(revision: str = "m-r1", **changes) -> ServingPlan:
     return ServingPlan(**{**values, **changes})
 
 
+def quantized(wanted: ServingPlan, store, scratch) -> ModelManifest:
+    return quantize(wanted, store, Workshop(wanted, store, scratch))
+
+
 @pytest.fixture
 def served(store, tmp_path):
     def bytes_of(wanted: ServingPlan) -> bytes:
@@ -77,59 +84,83 @@ def publish(store, content: bytes) -> str:
 
 
 def test_a_model_that_changes_under_its_uri_gets_another_artefact(store, served, made, tmp_path):
-    first = quantize(plan(), store, tmp_path / "1")
+    first = quantized(plan(), store, tmp_path / "1")
     store.put_bytes(f"{MODEL}/model.safetensors", b"newer")
-    second = quantize(plan("m-r2"), store, tmp_path / "2")
+    second = quantized(plan("m-r2"), store, tmp_path / "2")
     assert (served(plan()), served(plan("m-r2"))) == (b"oldQ8_0", b"newerQ8_0")
     assert first.base_digest != second.base_digest
-    assert quantize(plan(), store, tmp_path / "3") == first  # its Job runs again
+    assert quantized(plan(), store, tmp_path / "3") == first  # its Job runs again
     assert served(plan()) == b"oldQ8_0"
     assert made == ["Q8_0", "Q8_0"]
 
 
 def test_the_same_model_and_method_are_quantized_once(store, served, made, tmp_path):
-    first = quantize(plan(), store, tmp_path / "1")
-    assert quantize(plan("m-r2"), store, tmp_path / "2") == first
-    assert quantize(plan(uid="another deployment"), store, tmp_path / "3") == first
+    first = quantized(plan(), store, tmp_path / "1")
+    assert quantized(plan("m-r2"), store, tmp_path / "2") == first
+    assert quantized(plan(uid="another deployment"), store, tmp_path / "3") == first
     assert made == ["Q8_0"]
     assert not (tmp_path / "3/model").exists()
-    quantize(plan("m-r3", quantization="Q4_0"), store, tmp_path / "4")
+    quantized(plan("m-r3", quantization="Q4_0"), store, tmp_path / "4")
     assert served(plan("m-r3", quantization="Q4_0")) == b"oldQ4_0"
 
 
 def test_the_manifest_says_what_the_method_came_to(store, made, tmp_path):
-    manifest = quantize(plan(), store, tmp_path / "1")
+    manifest = quantized(plan(), store, tmp_path / "1")
     assert manifest.bits_per_weight == len(b"oldQ8_0") * 8 / 4
     assert (manifest.quantization, manifest.tensor_types, manifest.fallbacks, manifest.tools) == (
         "Q8_0", {"Q8_0": 2}, {"Q6_K → Q8_0": 1}, {"copier": "1"},
     )  # fmt: skip
 
 
+def test_a_place_that_can_not_be_written_is_known_before_the_work(store, made, tmp_path, monkeypatch):
+    def refuse(uri, data):
+        raise UserError(Reason.STORAGE_UNWRITABLE, f"can't write {uri}")
+
+    monkeypatch.setattr(store, "put_bytes", refuse)
+    with pytest.raises(UserError, match="can't write pvc://models/m/quantized"):
+        quantize(plan(), store, tmp_path / "1")
+    assert made == []
+    assert not (tmp_path / "1/model").exists()
+
+
+def test_a_full_disk_is_no_crash(store, made, tmp_path, monkeypatch):
+    path, told = tmp_path / "plan.json", tmp_path / "termination.json"
+    path.write_text(plan().to_json())
+    monkeypatch.setenv(keys.ENV_PLAN, str(path))
+    monkeypatch.setenv(keys.ENV_SCRATCH, str(tmp_path / "scratch"))
+    monkeypatch.setenv(keys.ENV_VOLUMES, str(tmp_path / "volumes"))
+    monkeypatch.setenv(keys.ENV_TERMINATION_LOG, str(told))
+    monkeypatch.setattr(Copying, "make", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    assert main() == ExitCode.STORAGE_DENIED
+    report = TerminationReport.from_json(told.read_text())
+    assert (report.reason, "room for the model three times" in report.message) == (Reason.DISK_FULL, True)
+
+
 def test_a_pinned_digest_is_served_after_the_model_has_changed(store, served, made, tmp_path):
     old = publish(store, b"first")
-    quantize(plan(model_digest=old), store, tmp_path / "1")
+    quantized(plan(model_digest=old), store, tmp_path / "1")
     publish(store, b"second")
     again = plan("m-r2", model_digest=old)
-    quantize(again, store, tmp_path / "2")
+    quantized(again, store, tmp_path / "2")
     assert served(again) == b"firstQ8_0"
     with pytest.raises(UserError, match="is not the one that m-r3 is of") as caught:
-        quantize(plan("m-r3", model_digest=old, quantization="Q4_0"), store, tmp_path / "3")
+        quantized(plan("m-r3", model_digest=old, quantization="Q4_0"), store, tmp_path / "3")
     assert caught.value.reason is Reason.MODEL_INVALID
 
 
 def test_an_artefact_that_was_lost_is_made_again_of_the_same_model_only(store, served, made, tmp_path):
-    quantize(plan(), store, tmp_path / "1")
+    quantized(plan(), store, tmp_path / "1")
     for info in store.list(f"{MODEL}/quantized"):
         if "/revisions/" not in info.uri:
             store.delete(info.uri)
-    quantize(plan(), store, tmp_path / "2")
+    quantized(plan(), store, tmp_path / "2")
     assert served(plan()) == b"oldQ8_0"
     for info in store.list(f"{MODEL}/quantized"):
         if "/revisions/" not in info.uri:
             store.delete(info.uri)
     store.put_bytes(f"{MODEL}/model.safetensors", b"newer")
     with pytest.raises(UserError, match="is gone, and the model at pvc://models/m has changed since"):
-        quantize(plan(), store, tmp_path / "3")
+        quantized(plan(), store, tmp_path / "3")
 
 
 def test_a_model_of_the_hub_is_quantized_to_where_one_can_write(store, served, made, tmp_path, monkeypatch):
@@ -142,7 +173,7 @@ def test_a_model_of_the_hub_is_quantized_to_where_one_can_write(store, served, m
                 f"m-r{number}", model_uri="hf://o/n", model_revision=revision, hub_endpoint_url=hub.url,
                 artifact_uri="pvc://models/served",
             )  # fmt: skip
-            quantize(wanted, store_of(wanted), tmp_path / str(number))
+            quantized(wanted, store_of(wanted), tmp_path / str(number))
             assert served(wanted) == (revision or "main").encode() + b"Q8_0"
     assert made == ["Q8_0", "Q8_0"]
 
@@ -156,7 +187,7 @@ def test_a_model_that_changes_while_it_is_fetched_is_tried_again(store, made, tm
 
     monkeypatch.setattr(store, "download", rewritten)
     with pytest.raises(Retryable, match="is being rewritten"):
-        quantize(plan(), store, tmp_path / "1")
+        quantized(plan(), store, tmp_path / "1")
     assert made == []
 
 

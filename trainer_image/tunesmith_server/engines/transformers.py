@@ -1,7 +1,6 @@
 """transformers and ONNX Runtime behind HTTP, inside this process: classes, embeddings, and text as a reference.
 
-Started by `__main__`, asked by `front` and `health`. What is answered, and at which paths, depends on the model: see
-`predict`.
+Started by `__main__`, asked by `front` and `health`. What is answered, at which paths, depends on the model: `predict`.
 """
 
 from __future__ import annotations

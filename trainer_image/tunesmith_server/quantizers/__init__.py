@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.quantizers.gguf_files import GgufQuantizer
-from tunesmith_server.quantizers.onnx_files import OnnxQuantizer
 from tunesmith_server.quantizers.safetensors_files import SafetensorsQuantizer
+from tunesmith_server.quantizers.torch_files import TorchQuantizer
 
 if TYPE_CHECKING:
     from tunesmith_server.quantizers.base import Quantizer
@@ -27,7 +27,9 @@ _LLAMA_CPP: Final[dict[QuantizationMethod, type[Quantizer]]] = {
 }
 _TRANSFORMERS: Final[dict[QuantizationMethod, type[Quantizer]]] = {
     QuantizationMethod.NONE: SafetensorsQuantizer,
-    QuantizationMethod.INT8: OnnxQuantizer,
+    QuantizationMethod.INT8: TorchQuantizer,
+    QuantizationMethod.INT8_DYNAMIC: TorchQuantizer,
+    QuantizationMethod.NF4: TorchQuantizer,
 }
 
 

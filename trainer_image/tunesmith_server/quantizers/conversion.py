@@ -18,11 +18,11 @@ from tunesmith_server.quantizers.converter import json_of
 from tunesmith_store.errors import UserError
 from tunesmith_store.weights import stored_tensors
 
-__all__ = ["to_gguf"]
+__all__ = ["DISK_FULL", "to_gguf"]
 
 KILLED = -9
 OUT_OF_MEMORY = re.compile(r"MemoryError|can't allocate memory|Cannot allocate memory")
-DISK_FULL = "No space left on device"
+DISK_FULL = "the node's disk is full: quantizing needs room for the model three times (as it is, converted, quantized)"
 OTHER = "Choose another model, or load this one with transformers."
 KNOWN = (
     (
@@ -106,9 +106,8 @@ def _refusal(status: int, log: str) -> UserError:
     if status == KILLED or OUT_OF_MEMORY.search(log):
         message = "converting the model ran out of memory: raise spec.resources.memory above the size of the model"
         return UserError(Reason.OUT_OF_MEMORY, message, ExitCode.OUT_OF_MEMORY)
-    if DISK_FULL in log:
-        message = "the pod's disk is full: converting needs room for the model twice over on the node"
-        return UserError(Reason.DISK_FULL, message, ExitCode.STORAGE_DENIED)
+    if "No space left on device" in log:
+        return UserError(Reason.DISK_FULL, DISK_FULL, ExitCode.STORAGE_DENIED)
     for pattern, words in KNOWN:
         if found := pattern.search(log):
             named = next((group for group in found.groups() if group), "")

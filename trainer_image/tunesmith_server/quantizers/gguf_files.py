@@ -46,7 +46,7 @@ class GgufQuantizer:
         """Nothing is converted before a method is asked for."""
         self._source = source
         self._scratch = scratch
-        self._threads = threads
+        self.threads = threads
 
     @cached_property
     def _exact(self) -> tuple[Path, GGUFReader]:
@@ -60,7 +60,7 @@ class GgufQuantizer:
         output = folder / MODEL_FILE
         exact, reader = self._exact
         if method is not QuantizationMethod.NONE:
-            return requantize(reader, output, method, self._threads)
+            return requantize(reader, output, method, self.threads)
         output.unlink(missing_ok=True)
         try:
             os.link(exact, output)

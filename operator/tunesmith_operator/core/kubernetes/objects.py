@@ -127,7 +127,7 @@ def digests(data: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecView(ChildView):
-    """An object whose whole spec is the operator's: a NetworkPolicy."""
+    """An object whose whole spec is the operator's: a NetworkPolicy, a PodDisruptionBudget."""
 
     @classmethod
     def _fields(cls, raw: Raw) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from tunesmith_api import keys
 __all__ = [
     "CONFIG_MAP",
     "DEPLOYMENT",
+    "DISRUPTION_BUDGET",
     "EVENT",
     "FINETUNEJOB",
     "JOB",
@@ -60,3 +61,4 @@ SECRET: Final = Resource("", "v1", "Secret", "secrets")
 EVENT: Final = Resource("", "v1", "Event", "events")
 DEPLOYMENT: Final = Resource("apps", "v1", "Deployment", "deployments")
 NETWORK_POLICY: Final = Resource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+DISRUPTION_BUDGET: Final = Resource("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")

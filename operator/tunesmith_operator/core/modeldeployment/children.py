@@ -6,30 +6,64 @@ from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
-from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB, NETWORK_POLICY, SERVICE
+from tunesmith_operator.core.kubernetes.resources import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    JOB,
+    NETWORK_POLICY,
+    SERVICE,
+)
 from tunesmith_operator.core.kubernetes.workloads import pod_failure_policy
 from tunesmith_operator.core.modeldeployment.observed import owner_of, revision_label, revision_name
 from tunesmith_operator.core.modeldeployment.template import TEMPLATE_FILE, Template
 from tunesmith_operator.core.pods.spec import Workload, claim_of, hub_env, pod_spec
 
-__all__ = ["config_map", "network_policy", "quantize_job", "selector", "server_deployment", "service"]
+__all__ = [
+    "config_map",
+    "disruption_budget",
+    "network_policy",
+    "quantize_job",
+    "selector",
+    "server_deployment",
+    "service",
+]
+
+STARTUP_SECONDS = 86_400
+"""How long a server may load: the longest `rollout.progressDeadlineSeconds`, whatever it is. The Deployment has that
+one; in the pods, an edit of it would restart them."""
 
 
 def _labels(number: int, component: str) -> dict[str, str]:
     return {keys.LABEL_COMPONENT: component, keys.LABEL_REVISION: revision_label(number)}
 
 
-def selector(deployment: ModelDeployment, number: int) -> dict[str, str]:
-    """Labels of the server pods of one revision, and of no other pods."""
-    return {keys.LABEL_MODELDEPLOYMENT: deployment.metadata.name} | _labels(number, keys.COMPONENT_SERVER)
+def selector(deployment: ModelDeployment, number: int | None) -> dict[str, str]:
+    """Labels of the server pods of one revision, or of all revisions, and of no other pods."""
+    mine = {keys.LABEL_MODELDEPLOYMENT: deployment.metadata.name, keys.LABEL_COMPONENT: keys.COMPONENT_SERVER}
+    return mine if number is None else mine | {keys.LABEL_REVISION: revision_label(number)}
 
 
-def service(deployment: ModelDeployment, number: int) -> Manifest:
-    """The address that clients use; it leads to one revision."""
+def service(deployment: ModelDeployment, number: int | None) -> Manifest:
+    """The address that clients use; it leads to one revision, or to all that have pods."""
     owner = owner_of(deployment)
     port: JSON = {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}
     spec: JSON = {"selector": selector(deployment, number), "ports": [port]}
     return owner.manifest(SERVICE, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
+
+
+def disruption_budget(deployment: ModelDeployment, number: int | None) -> Manifest:
+    """Of the pods that clients reach, one at a time may be moved to another node, as long as the others answer.
+
+    Where there is only one it may go: a budget that forbids that would keep its node from ever being drained.
+    """
+    owner = owner_of(deployment)
+    spec: JSON = {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": selector(deployment, number)},
+    }
+    return owner.manifest(DISRUPTION_BUDGET, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
 
 
 def network_policy(deployment: ModelDeployment, config: Config) -> Manifest:
@@ -50,6 +84,8 @@ def network_policy(deployment: ModelDeployment, config: Config) -> Manifest:
 def config_map(template: Template, number: int) -> Manifest:
     """The plan of a revision. The revision hash on it lets the history be rebuilt from the children."""
     annotations = {keys.ANNOTATION_REVISION_HASH: template.hash}
+    if template.stands_in_for:
+        annotations[keys.ANNOTATION_STANDS_IN_FOR] = template.stands_in_for
     labels = _labels(number, keys.COMPONENT_SERVER)
     name = revision_name(template.deployment, number)
     data = {keys.PLAN_FILE: template.plan_of(number).to_json(), TEMPLATE_FILE: template.pods.to_json()}
@@ -108,7 +144,7 @@ def _probe(period: int, failures: int) -> JSON:
     }
 
 
-def server_deployment(template: Template, number: int, config: Config) -> Manifest:
+def server_deployment(template: Template, number: int, replicas: int, config: Config) -> Manifest:
     """The server pods of one revision. No pod is taken away before another answers."""
     owner, labels, spec = (
         owner_of(template.deployment),
@@ -123,14 +159,14 @@ def server_deployment(template: Template, number: int, config: Config) -> Manife
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": chosen},
     }
-    deadline, api = spec.rollout.progress_deadline_seconds, template.plan.api
+    api = template.plan.api
     container: JSON = {
         "ports": [
             {"name": "http", "containerPort": keys.PORT_SERVER, "protocol": "TCP"},
             {"name": "health", "containerPort": keys.PORT_HEALTH, "protocol": "TCP"},
         ],
         # a model may take minutes to load: liveness begins once it has answered for the first time
-        "startupProbe": _probe(1, max(60, deadline)),
+        "startupProbe": _probe(1, STARTUP_SECONDS),
         "readinessProbe": _probe(2, 2),
         "livenessProbe": _probe(10, 6),
     }
@@ -147,9 +183,9 @@ def server_deployment(template: Template, number: int, config: Config) -> Manife
         secrets={keys.API_KEYS_DIRECTORY: api.keys_secret_ref.name} if api.keys_secret_ref is not None else {},
     )
     fields: JSON = {
-        "replicas": spec.replicas,
+        "replicas": replicas,
         "revisionHistoryLimit": 1,
-        "progressDeadlineSeconds": deadline,
+        "progressDeadlineSeconds": spec.rollout.progress_deadline_seconds,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         "selector": {"matchLabels": chosen},
         "template": {"metadata": {"labels": pod_labels}, "spec": pod_spec(workload, config)},

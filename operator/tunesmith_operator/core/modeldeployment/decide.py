@@ -14,11 +14,14 @@ from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT,
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView
 from tunesmith_operator.core.modeldeployment.children import (
     config_map,
+    disruption_budget,
     network_policy,
     quantize_job,
     server_deployment,
     service,
 )
+from tunesmith_operator.core.modeldeployment.fallback import with_fallback
+from tunesmith_operator.core.modeldeployment.heldout import cannot_be_evaluated
 from tunesmith_operator.core.modeldeployment.observed import Children, Observed, children_of, revision_label
 from tunesmith_operator.core.modeldeployment.policies import violation
 from tunesmith_operator.core.modeldeployment.revisions import (
@@ -29,7 +32,8 @@ from tunesmith_operator.core.modeldeployment.revisions import (
     quantize_startup,
     with_target,
 )
-from tunesmith_operator.core.modeldeployment.source import SourceAbsent, SourceModel
+from tunesmith_operator.core.modeldeployment.rollback import earlier_template, unknown_revision
+from tunesmith_operator.core.modeldeployment.source import Source, SourceAbsent, SourceModel
 from tunesmith_operator.core.modeldeployment.status import (
     not_carried_out,
     refused_status,
@@ -37,6 +41,7 @@ from tunesmith_operator.core.modeldeployment.status import (
     waiting_status,
 )
 from tunesmith_operator.core.modeldeployment.template import Template, stored_template, template_of
+from tunesmith_operator.core.modeldeployment.traffic import Traffic, servers_target, traffic_of
 from tunesmith_operator.core.pods.startup import Startup, StartupProblem, examine
 from tunesmith_operator.core.reconcile.children import (
     ORPHANS_SECONDS,
@@ -46,11 +51,15 @@ from tunesmith_operator.core.reconcile.children import (
     soonest,
 )
 from tunesmith_operator.core.reconcile.decision import Action, Decision, Delete, Patch, conclude
+from tunesmith_operator.core.reconcile.rules import Violation
 from tunesmith_operator.core.reconcile.settled import state_of, unless_settled
 from tunesmith_operator.core.status.conditions import FALSE, find
+from tunesmith_operator.core.status.transitions import EventNote, transitions
 from tunesmith_operator.core.text import parse_time
 
 __all__ = ["decide"]
+
+_UNREMARKABLE = frozenset({Reason.QUANTIZING, Reason.ROLLING_OUT, Reason.ROLLED_OUT})
 
 
 def decide(observed: Observed, now: datetime, config: Config) -> Decision:
@@ -59,33 +68,68 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     if owner.metadata.deletion_timestamp is not None:
         return Decision()
     children = children_of(observed)
-    broken, history = violation(owner), history_of(owner, children)
+    broken, history = _obstacle(owner, source, children), history_of(owner, children)
     if history.latest is None and broken is not None:
         return _report(owner, refused_status(owner, broken, now))
-    if history.latest is None and isinstance(source, SourceAbsent):
+    if history.latest is None and isinstance(source, SourceAbsent) and owner.spec.rollout.rollback_to is None:
         return _report(owner, waiting_status(owner, source.reason, source.message, now))
     if history.latest is None and children.orphans:
         message = orphans_message("deployment of this name", children.orphans)
         status = waiting_status(owner, Reason.PENDING, message, now)
         return replace(_report(owner, status), requeue_after=ORPHANS_SECONDS)
     # what can't be accepted changes nothing: the revisions that there are go on as they were made
-    template = template_of(owner, source, config) if isinstance(source, SourceModel) and broken is None else None
+    template = _target(observed, children, history, config) if broken is None else None
+    retire_delay = timedelta(seconds=config.retire_delay_seconds)
     if template is not None:
-        history = with_target(history, template, now)
+        history = with_target(history, template, now, retire_delay)
     assert history.latest is not None
-    history = history.with_revision(advance(owner, history.latest, children, now))
+    history = history.with_revision(advance(owner, history, children, now))
+    latest = history.latest
+    assert latest is not None
     startup = _startup(owner, history, children, now)
     absent = source if isinstance(source, SourceAbsent) else None
-    status = serving_status(owner, history, children, startup.problem, absent, now)
+    traffic = traffic_of(owner, latest, history.current, children, now, retire_delay)
+    status = serving_status(owner, history, children, traffic, startup.problem, absent, now)
     if broken is not None:
         status = not_carried_out(owner, status, broken, now)
     carried_out = owner.status.observed_generation == owner.metadata.generation
     keeper = Keeper(children.answers, settled=carried_out or broken is not None)
-    case = (_case(owner, history, children), template.hash if template is not None else None, config)
-    actions = unless_settled(case, lambda: _actions(owner, history, children, template, keeper, config))
+    case = (_case(owner, history, children), traffic, template.hash if template is not None else None, config)
+    actions = unless_settled(case, lambda: _actions(owner, history, children, traffic, template, keeper, config))
     retired, wait = _retired(status, history, children, config, now)
     decision = _report(owner, status, [*actions, *retired])
-    return replace(decision, requeue_after=soonest(wait, seconds_until(startup.deadline, now)))
+    looks = (wait, seconds_until(startup.deadline, now), seconds_until(traffic.next_look, now))
+    return replace(
+        decision,
+        events=(*decision.events, *_taken_back(owner, status, history)),
+        requeue_after=soonest(*looks),
+        poll=servers_target(owner, latest, history.current, children),
+    )
+
+
+def _obstacle(owner: ModelDeployment, source: Source, children: Children) -> Violation | None:
+    """Why the spec can't be carried out, whatever the cluster is like."""
+    broken = violation(owner) or unknown_revision(owner, children)
+    if broken is None and isinstance(source, SourceModel) and owner.spec.rollout.rollback_to is None:
+        return cannot_be_evaluated(owner, source)
+    return broken
+
+
+def _target(observed: Observed, children: Children, history: History, config: Config) -> Template | None:
+    """What the newest revision is to be: what the spec says, its fallback, or an earlier one that it goes back to."""
+    owner, source = observed.deployment, observed.source
+    if owner.spec.rollout.rollback_to is not None:
+        return earlier_template(owner, children)
+    if not isinstance(source, SourceModel):
+        return None
+    return with_fallback(template_of(owner, source, config), owner, source, config, history.revisions)
+
+
+def _taken_back(owner: ModelDeployment, status: ModelDeploymentStatus, history: History) -> tuple[EventNote, ...]:
+    """An event where a new revision fails or waits: `Ready` is about the one that answers, and doesn't move."""
+    if history.current is None:
+        return ()
+    return transitions(DeploymentCondition.PROGRESSING, owner.status.conditions, status.conditions, _UNREMARKABLE)
 
 
 def _report(owner: ModelDeployment, status: ModelDeploymentStatus, actions: Iterable[Action] = ()) -> Decision:
@@ -113,6 +157,7 @@ def _actions(
     owner: ModelDeployment,
     history: History,
     children: Children,
+    traffic: Traffic,
     template: Template | None,
     keeper: Keeper,
     config: Config,
@@ -122,9 +167,10 @@ def _actions(
     assert latest is not None
     yield from keeper.keep(network_policy(owner, config), children.network_policy)
     for revision in (latest, current) if current is not None and current.number != latest.number else (latest,):
-        yield from _revision_children(owner, revision, children, template, keeper, config)
-    yield from _stop_failed(latest, children)
-    yield from keeper.keep(service(owner, (current or latest).number), children.service)
+        yield from _revision_children(owner, revision, children, traffic, template, keeper, config)
+    yield from _stop_failed(latest, traffic, children)
+    yield from keeper.keep(disruption_budget(owner, traffic.selected), children.disruption_budget)
+    yield from keeper.keep(service(owner, traffic.selected), children.service)
 
 
 def _case(owner: ModelDeployment, history: History, children: Children) -> Hashable:
@@ -137,7 +183,7 @@ def _case(owner: ModelDeployment, history: History, children: Children) -> Hasha
     by_revision = (children.config_maps, children.jobs, children.deployments)
     around = tuple((label, state_of(it)) for group in by_revision for label, it in group.items())
     ending = tuple(label for label, job in children.jobs.items() if job.ending)
-    single = (state_of(children.service), state_of(children.network_policy))
+    single = tuple(map(state_of, (children.service, children.network_policy, children.disruption_budget)))
     return (identity, revisions, around, ending, single, tuple(children.answers.items()))
 
 
@@ -145,6 +191,7 @@ def _revision_children(
     owner: ModelDeployment,
     revision: Revision,
     children: Children,
+    traffic: Traffic,
     target: Template | None,
     keeper: Keeper,
     config: Config,
@@ -156,22 +203,24 @@ def _revision_children(
     template = target if target is not None and target.hash == revision.hash else stored_template(owner, plan)
     if template is None:
         # its template was lost, or is of another version of Tunesmith: its pods stay as they are
-        if revision.phase is RevisionPhase.ACTIVE:
-            yield from _scale(servers, owner.spec.replicas)
+        if revision.phase is not RevisionPhase.QUANTIZING:
+            yield from _scale(servers, traffic.wanted(label))
         return
     wanted = config_map(template, number)
     if plan is None or plan.spec_hash == wanted.hash:
         # a plan stays as it was written, whatever a newer operator would write
         yield from keeper.keep(wanted, plan)
     if revision.phase is not RevisionPhase.QUANTIZING:
-        yield from keeper.keep(server_deployment(template, number, config), servers)
+        replicas = traffic.wanted(label)
+        if replicas is not None:
+            yield from keeper.keep(server_deployment(template, number, replicas, config), servers)
         return
     job = children.jobs.get(label)
     if job is None or not (job.ending or job.deleting):
         yield from keeper.keep(quantize_job(template, number, config), job)
 
 
-def _stop_failed(latest: Revision, children: Children) -> Iterator[Action]:
+def _stop_failed(latest: Revision, traffic: Traffic, children: Children) -> Iterator[Action]:
     """A failed revision costs nothing: its Job is suspended, its Deployment has no replicas.
 
     Both stay, for those who look for the cause; deleting them means trying again.
@@ -181,30 +230,35 @@ def _stop_failed(latest: Revision, children: Children) -> Iterator[Action]:
     label = revision_label(latest.number)
     job = children.jobs.get(label)
     if failed_in_rollout(latest):
-        yield from _scale(children.deployments.get(label), 0)
+        yield from _scale(children.deployments.get(label), traffic.wanted(label))
     elif job is not None and not job.ending and not job.suspended:
         yield Patch(JOB, job.namespace, job.name, job.uid, {"spec": {"suspend": True}})
 
 
-def _scale(child: DeploymentView | None, replicas: int) -> Iterator[Action]:
-    if child is not None and child.desired != replicas and not child.deleting:
+def _scale(child: DeploymentView | None, replicas: int | None) -> Iterator[Action]:
+    if child is not None and replicas is not None and child.desired != replicas and not child.deleting:
         yield Patch(DEPLOYMENT, child.namespace, child.name, child.uid, {"spec": {"replicas": replicas}})
 
 
 def _retired(
     status: ModelDeploymentStatus, history: History, children: Children, config: Config, now: datetime
 ) -> tuple[list[Action], float | None]:
-    """Delete the children of revisions that neither answer nor are on their way.
+    """Delete the children of revisions that neither answer nor are on their way; plans stay as long as the history.
 
     Those of the previous revision stay a moment after another has taken over, until every node sends requests there.
     """
     kept = {revision_label(it.number) for it in (history.current, history.latest) if it is not None}
-    by_resource = ((DEPLOYMENT, children.deployments), (JOB, children.jobs), (CONFIG_MAP, children.config_maps))
+    listed = kept | {revision_label(it.number) for it in status.revisions}
+    by_resource = (
+        (DEPLOYMENT, children.deployments, kept),
+        (JOB, children.jobs, kept),
+        (CONFIG_MAP, children.config_maps, listed),
+    )
     old: list[Action] = [
         Delete(resource, child.namespace, child.name, child.uid)
-        for resource, by_revision in by_resource
+        for resource, by_revision, needed in by_resource
         for label, child in by_revision.items()
-        if label not in kept and not child.deleting
+        if label not in needed and not child.deleting
     ]
     progressing = find(status.conditions, DeploymentCondition.PROGRESSING)
     if not old or progressing is None or progressing.status != FALSE:

@@ -16,6 +16,7 @@ from tunesmith_operator.core.modeldeployment.source import Source, SourceModel, 
 from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.reconcile.kind import Lookup
 from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
+from tunesmith_operator.core.reconcile.progress import ServersSample
 
 __all__ = [
     "Children",
@@ -69,6 +70,7 @@ class Children:
 
     service: ServiceView | None
     network_policy: SpecView | None
+    disruption_budget: SpecView | None
     config_maps: dict[str, ConfigMapView]
     jobs: dict[str, JobView]
     deployments: dict[str, DeploymentView]
@@ -76,6 +78,7 @@ class Children:
     rejections: tuple[RejectionView, ...]
     orphans: tuple[ChildView, ...]
     answers: Mapping[str, str] = field(default_factory=dict)
+    servers: ServersSample | None = None
 
     def quantize_pods(self, label: str) -> tuple[PodView, ...]:
         """Pods of a revision's quantize Job."""
@@ -116,6 +119,7 @@ def children_of(observed: Observed) -> Children:
     return Children(
         service=next(iter(owned_by(uid, objects.services)), None),
         network_policy=next(iter(owned_by(uid, objects.network_policies)), None),
+        disruption_budget=next(iter(owned_by(uid, objects.disruption_budgets)), None),
         config_maps=_by_revision(owned_by(uid, objects.config_maps)),
         jobs=jobs,
         deployments=_by_revision(owned_by(uid, objects.deployments)),
@@ -123,6 +127,7 @@ def children_of(observed: Observed) -> Children:
         rejections=tuple(it for it in objects.rejections if it.job_uid in job_uids),
         orphans=objects.orphans(uid),
         answers=objects.answers,
+        servers=objects.servers,
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunesmith_api.keys import JobCondition, Reason
+from tunesmith_api.plan import EvaluationPlan
 from tunesmith_api.v1alpha1 import ConditionStatus, FineTuneJob, Storage
 from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Task
 from tunesmith_operator.core.modeldeployment.engines import engine_for, engines_of, servable
+from tunesmith_operator.core.modeldeployment.heldout import held_out_of
 from tunesmith_operator.core.status.conditions import find, holds
 
 __all__ = ["Source", "SourceAbsent", "SourceModel", "Wanted", "of_finetunejob"]
@@ -27,6 +29,7 @@ class SourceModel:
     digest: str
     storage: Storage
     task: Task | None = None
+    held_out: EvaluationPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def of_finetunejob(
     if (obstacle := _obstacle(name, job, wanted or Wanted())) is not None:
         return SourceAbsent(Reason.MODEL_INVALID, obstacle)
     if digest is not None and job.status.model is not None:
-        return SourceModel(job.status.model.uri, digest, storage or job.spec.storage, job.spec.task)
+        return SourceModel(job.status.model.uri, digest, storage or job.spec.storage, job.spec.task, held_out_of(job))
     if not holds(job.status.conditions, JobCondition.SUCCEEDED) or job.status.model is None:
         summary = find(job.status.conditions, JobCondition.SUCCEEDED)
         if summary is not None and summary.status == ConditionStatus.FALSE:
@@ -77,7 +80,8 @@ def of_finetunejob(
         else:
             message = f"FineTuneJob {name} hasn't succeeded yet: its model is served as soon as it has."
         return SourceAbsent(Reason.SOURCE_NOT_READY, message)
-    return SourceModel(job.status.model.uri, job.status.model.digest, storage or job.spec.storage, job.spec.task)
+    model = job.status.model
+    return SourceModel(model.uri, model.digest, storage or job.spec.storage, job.spec.task, held_out_of(job))
 
 
 def _obstacle(name: str, job: FineTuneJob, wanted: Wanted) -> str | None:

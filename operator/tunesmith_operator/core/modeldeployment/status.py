@@ -8,10 +8,12 @@ from tunesmith_api.keys import DeploymentCondition, Reason
 from tunesmith_api.v1alpha1 import ModelDeployment, ModelDeploymentStatus, ObjectMeta
 from tunesmith_api.v1alpha1.deploymentstatus import DeploymentDisplay, DeploymentPhase, Revision, RevisionPhase
 from tunesmith_operator.core.modeldeployment.children import selector
-from tunesmith_operator.core.modeldeployment.observed import Children, revision_label
+from tunesmith_operator.core.modeldeployment.gate import held_back, quality_held
+from tunesmith_operator.core.modeldeployment.observed import Children
 from tunesmith_operator.core.modeldeployment.revisions import History, failed_in_rollout, trim
 from tunesmith_operator.core.modeldeployment.source import SourceAbsent
 from tunesmith_operator.core.modeldeployment.summary import Situation, ready, why_not_ready
+from tunesmith_operator.core.modeldeployment.traffic import Traffic, place_of, serving, takeover_of, verdict_of
 from tunesmith_operator.core.pods.startup import StartupProblem
 from tunesmith_operator.core.reconcile.rules import Violation
 from tunesmith_operator.core.status.conditions import (
@@ -24,6 +26,7 @@ from tunesmith_operator.core.status.conditions import (
     refused,
     with_findings,
 )
+from tunesmith_operator.core.text import rfc3339
 
 __all__ = ["not_carried_out", "refused_status", "serving_status", "unreadable_status", "waiting_status"]
 
@@ -84,6 +87,7 @@ def serving_status(
     deployment: ModelDeployment,
     history: History,
     children: Children,
+    traffic: Traffic,
     problem: StartupProblem | None,
     absent: SourceAbsent | None,
     now: datetime,
@@ -91,16 +95,17 @@ def serving_status(
     """There is at least one revision."""
     before, latest = deployment.status, history.latest
     assert latest is not None
-    serving = history.current or latest
-    child = children.deployments.get(revision_label(serving.number))
+    answers = serving(latest, history.current, children)
     desired = deployment.spec.replicas
-    answering = min(child.available, desired) if child is not None and history.current is not None else 0
+    answering = min(sum(it.available for it in answers), desired) if history.current is not None else 0
+    led_to = selector(deployment, traffic.selected)
     meta = deployment.metadata
     findings = (
         accepted(),
         _artifact(latest, problem, absent),
+        quality_held(deployment, history.revisions),
         children_applied(),
-        _progressing(history, latest, problem, children),
+        _progressing(deployment, history, latest, problem, children),
         _available(history, answering, desired, children),
         ready(Situation(history, latest, answering, desired, problem, children)),
     )
@@ -110,13 +115,13 @@ def serving_status(
         now,
         meta.generation,
         observed_generation=meta.generation,
-        phase=_phase(history, latest, answering, desired),
+        phase=_phase(deployment, history, latest, answering, children),
         current_revision=history.current.name if history.current is not None else "",
         latest_revision=latest.name,
-        revisions=list(trim(history, deployment.spec.revision_history_limit)),
-        replicas=child.replicas if child is not None else 0,
-        ready_replicas=child.ready if child is not None else 0,
-        selector=",".join(f"{key}={value}" for key, value in selector(deployment, serving.number).items()),
+        revisions=list(trim(history, deployment.spec.revision_history_limit, deployment.spec.rollout.rollback_to)),
+        replicas=sum(it.replicas for it in answers),
+        ready_replicas=sum(it.ready for it in answers),
+        selector=",".join(f"{key}={value}" for key, value in led_to.items()),
         url=f"http://{meta.name}.{meta.namespace}.svc/v1",
         display=DeploymentDisplay(
             ready=f"{answering}/{desired}",
@@ -133,12 +138,18 @@ def _artifact(latest: Revision, problem: StartupProblem | None, absent: SourceAb
         if problem is not None:
             return Finding(type_, FALSE, problem.reason, problem.message)
         return Finding(type_, FALSE, Reason.QUANTIZING, f"The artefact of {latest.name} is being made.")
-    if latest.phase is RevisionPhase.FAILED and not failed_in_rollout(latest):
+    if latest.phase is RevisionPhase.FAILED and not failed_in_rollout(latest) and not held_back(latest):
         return Finding(type_, FALSE, Reason(latest.reason), latest.message)
     return Finding(type_, TRUE, Reason.QUANTIZED, f"The artefact of {latest.name} is in {latest.artifact_uri}.")
 
 
-def _progressing(history: History, latest: Revision, problem: StartupProblem | None, children: Children) -> Finding:
+def _progressing(
+    deployment: ModelDeployment,
+    history: History,
+    latest: Revision,
+    problem: StartupProblem | None,
+    children: Children,
+) -> Finding:
     type_ = DeploymentCondition.PROGRESSING
     if latest.phase is RevisionPhase.FAILED:
         return Finding(type_, FALSE, Reason(latest.reason), f"{latest.name}: {latest.message}")
@@ -148,6 +159,8 @@ def _progressing(history: History, latest: Revision, problem: StartupProblem | N
     if latest.phase is RevisionPhase.QUANTIZING:
         return Finding(type_, TRUE, Reason.QUANTIZING, f"{latest.name} is being quantized.{kept}")
     cause = why_not_ready(latest, problem, children)
+    if latest.weight > 0 and history.current is not None:
+        return _taking_over(deployment, latest, history.current, cause, children)
     return Finding(type_, TRUE, Reason.ROLLING_OUT, f"{latest.name} is starting.{cause}{kept}")
 
 
@@ -164,11 +177,44 @@ def _available(history: History, answering: int, desired: int, children: Childre
     return Finding(type_, TRUE, Reason.REPLICAS_AVAILABLE, f"{history.current.name} answers.")
 
 
-def _phase(history: History, latest: Revision, answering: int, desired: int) -> DeploymentPhase:
+def _taking_over(
+    deployment: ModelDeployment, latest: Revision, current: Revision, cause: str, children: Children
+) -> Finding:
+    """How much the new revision is given, and what is waited for."""
+    type_, name = DeploymentCondition.PROGRESSING, latest.name
+    way, place = takeover_of(deployment, latest, current, children), place_of(latest)
+    end, note = way.pause_end(place), verdict_of(deployment, latest, current, children).note
+    judged, given = f" {note}" if note else "", f"{name} gets {latest.weight} % of the requests"
+    step = f"step {place.step + 1} of {len(way.steps)}"
+    if way.paused(place):
+        waits = f"Set rollout.promote to {name} to go on, rollout.abort to go back to {current.name}."
+        return Finding(type_, TRUE, Reason.PAUSED, f"{given}, {step}, and waits. {waits}{judged}")
+    if latest.weight == 100:
+        kept = f"{current.name} can be gone back to"
+        return Finding(
+            type_, TRUE, Reason.ROLLING_OUT, f"{name} gets all requests; until {_time(end)}, {kept}.{judged}"
+        )
+    if end is not None:
+        return Finding(type_, TRUE, Reason.ROLLING_OUT, f"{given}, {step}, until {_time(end)}.{judged}")
+    return Finding(type_, TRUE, Reason.ROLLING_OUT, f"{given}; replicas for more are starting.{cause}{judged}")
+
+
+def _time(moment: datetime | None) -> str:
+    return rfc3339(moment) if moment is not None else "soon"
+
+
+def _phase(
+    deployment: ModelDeployment, history: History, latest: Revision, answering: int, children: Children
+) -> DeploymentPhase:
+    desired = deployment.spec.replicas
+    if latest.phase is RevisionPhase.FAILED and history.current is not None:
+        back = latest.reason in (Reason.ROLLED_BACK, Reason.ABORTED, Reason.SUPERSEDED)
+        return DeploymentPhase.ROLLED_BACK if back else DeploymentPhase.DEGRADED
     if latest.phase is RevisionPhase.FAILED:
-        return DeploymentPhase.DEGRADED if history.current is not None else DeploymentPhase.FAILED
+        return DeploymentPhase.FAILED
     if latest.phase is RevisionPhase.QUANTIZING:
         return DeploymentPhase.QUANTIZING
     if latest.phase is RevisionPhase.ROLLING_OUT:
-        return DeploymentPhase.ROLLING_OUT
+        paused = takeover_of(deployment, latest, history.current, children).paused(place_of(latest))
+        return DeploymentPhase.PAUSED if paused else DeploymentPhase.ROLLING_OUT
     return DeploymentPhase.READY if answering >= desired else DeploymentPhase.DEGRADED

@@ -19,6 +19,7 @@ from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
 from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
+from tunesmith_operator.core.modeldeployment.heldout import evaluation_plan
 from tunesmith_operator.core.modeldeployment.observed import revision_name
 from tunesmith_operator.core.modeldeployment.source import SourceModel
 from tunesmith_operator.core.pods.spec import storage_plan
@@ -51,6 +52,7 @@ class Template:
     plan: ServingPlan
     pods: Pods
     hash: str
+    stands_in_for: str = ""
 
     @property
     def artifact_uri(self) -> str:
@@ -76,6 +78,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
     image = spec.image or config.server_image
     fixed = spec.model_copy(update={"engine": spec.engine.model_copy(update={"type": engine})})
+    evaluation = evaluation_plan(deployment, source.held_out)
     identity: dict[str, object] = {
         "content": content,
         "folder": folder,
@@ -85,6 +88,8 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
+    if evaluation is not None:
+        identity["evaluation"] = evaluation.model_dump(mode="json", by_alias=True)
     if model_uri.startswith("hf://"):
         identity["hub"] = [spec.source.revision, spec.hugging_face.model_dump(mode="json", by_alias=True)]
     plan = ServingPlan(
@@ -101,6 +106,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         parallel_requests=spec.engine.parallel_requests,
         api=spec.api,
         artifact_uri=folder,
+        evaluation=evaluation,
         storage=storage_plan(source.storage),
         hub_endpoint_url=spec.hugging_face.endpoint_url,
     )
@@ -124,5 +130,11 @@ def stored_template(deployment: ModelDeployment, config_map: ConfigMapView | Non
         pods = Pods.from_json(config_map.data.get(TEMPLATE_FILE, ""))
     except ValidationError:
         return None
-    revision_hash = config_map.annotations.get(keys.ANNOTATION_REVISION_HASH, "")
-    return Template(deployment=deployment, plan=plan, pods=pods, hash=revision_hash)
+    annotations = config_map.annotations
+    return Template(
+        deployment=deployment,
+        plan=plan,
+        pods=pods,
+        hash=annotations.get(keys.ANNOTATION_REVISION_HASH, ""),
+        stands_in_for=annotations.get(keys.ANNOTATION_STANDS_IN_FOR, ""),
+    )

@@ -12,7 +12,7 @@ from typing import TypeVar
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
-from tunesmith_operator.core.reconcile.progress import ProgressSample
+from tunesmith_operator.core.reconcile.progress import ProgressSample, ServersSample
 
 __all__ = ["ObservedObjects", "owned_by"]
 
@@ -31,6 +31,8 @@ class ObservedObjects:
     pods: tuple[PodView, ...] = ()
     rejections: tuple[RejectionView, ...] = ()
     progress: ProgressSample | None = None
+    servers: ServersSample | None = None
+    disruption_budgets: tuple[SpecView, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
     """What the API server made of the operator's own writes, by child, where that isn't what was written."""
 
@@ -40,6 +42,7 @@ class ObservedObjects:
             *self.services,
             *self.config_maps,
             *self.network_policies,
+            *self.disruption_budgets,
             *self.jobs,
             *self.deployments,
         )

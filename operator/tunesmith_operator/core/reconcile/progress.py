@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tunesmith_api.reports import ProgressReport
+from tunesmith_operator.core.pods.figures import Figures
 
-__all__ = ["PollTarget", "ProgressSample"]
+__all__ = ["PollTarget", "ProgressSample", "ServersSample", "ServersTarget"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +27,20 @@ class ProgressSample:
     pod_uid: str
     report: ProgressReport
     alive_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ServersTarget:
+    """Server pods of a revision that is taking over, by uid and address. A new `window` begins to count anew."""
+
+    window: str
+    pods: tuple[tuple[str, str], ...]
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServersSample:
+    """What the pods of a window have counted in it, as far as they were heard."""
+
+    window: str
+    figures: Figures

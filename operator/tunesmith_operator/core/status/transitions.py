@@ -44,6 +44,7 @@ _GOOD: Final = frozenset(
         Reason.QUANTIZED,
         Reason.ROLLING_OUT,
         Reason.ROLLED_OUT,
+        Reason.PAUSED,
         Reason.REPLICAS_AVAILABLE,
         Reason.SCALED_TO_ZERO,
         Reason.SOURCE_NOT_READY,

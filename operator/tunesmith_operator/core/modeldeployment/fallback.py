@@ -1,0 +1,40 @@
+"""Which revision the spec asks for where its gate has a fallback: its own, or the one that stands in for it.
+
+`decide` asks. The answer follows from the history alone, so an operator that restarts gives the same one, and a
+fallback that fails, too, has no other after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tunesmith_api.v1alpha1 import ModelDeployment
+from tunesmith_api.v1alpha1.deploymentstatus import Revision
+from tunesmith_operator.core.config import Config
+from tunesmith_operator.core.modeldeployment.gate import Outcome, held_back, judge
+from tunesmith_operator.core.modeldeployment.source import SourceModel
+from tunesmith_operator.core.modeldeployment.template import Template, template_of
+
+__all__ = ["with_fallback"]
+
+
+def with_fallback(
+    asked: Template, deployment: ModelDeployment, source: SourceModel, config: Config, revisions: Sequence[Revision]
+) -> Template:
+    """The template of the revision that is to be the newest: `asked`, unless the gate holds that back."""
+    spec = deployment.spec
+    if spec.gate is None or spec.gate.fallback_method is None:
+        return asked
+    quantization = spec.quantization.model_copy(update={"method": spec.gate.fallback_method})
+    other = deployment.model_copy(update={"spec": spec.model_copy(update={"quantization": quantization})})
+    fallback = replace(template_of(other, source, config), deployment=deployment, stands_in_for=asked.hash)
+    tried = next((it for it in reversed(revisions) if it.hash == asked.hash), None)
+    if tried is not None:
+        # by the limits as they are now: a revision that they let pass is tried again
+        failed = held_back(tried) and judge(spec.gate, tried.evaluation).outcome is Outcome.FAILED
+        return fallback if failed else asked
+    # the history is bounded: the one that was tried may be forgotten, and its stand-in remembers
+    latest = revisions[-1] if revisions else None
+    stands_in = latest is not None and (latest.hash, latest.stands_in_for) == (fallback.hash, asked.hash)
+    return fallback if stands_in else asked
