@@ -1,7 +1,10 @@
 """Whether a deployment answers: a row for each rule, with the reason why there is one."""
 
+from dataclasses import replace
+
 import pytest
 
+from support import make
 from tunesmith_api.keys import LABEL_COMPONENT, LABEL_REVISION, Reason
 from tunesmith_api.v1alpha1.deploymentstatus import Revision
 from tunesmith_operator.core.modeldeployment.observed import Children
@@ -64,6 +67,15 @@ def test_causes_are_added_where_they_are_known():
     assert ready(situation(revision(2, **FAILED), ACTIVE, answering=1)).message.endswith(
         "sentiment-r2 failed: no right to put objects"
     )
+
+
+def test_a_server_without_its_api_keys_is_reported_as_other_missing_secrets_are():
+    report = make.failed(Reason.SECRET_NOT_FOUND, message="Secret clients is not there or has no keys")
+    ended = replace(crashed(1).container, exit_code=40, ended_message=report.to_bounded_json())
+    lacking = replace(crashed(1), container=ended)
+    found = ready(situation(revision(1, "RollingOut"), pods=[lacking]))
+    assert found.reason == Reason.SECRET_NOT_FOUND
+    assert "Secret clients" in found.message
 
 
 def test_every_rule_has_a_row():

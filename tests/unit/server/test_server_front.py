@@ -11,6 +11,7 @@ from tunesmith_server.front.apikeys import ApiKeys
 from tunesmith_server.front.chat import chat_call
 from tunesmith_server.front.completions import completion_call, encoder_call
 from tunesmith_server.front.errors import ApiError, engine_error
+from tunesmith_server.front.fetch import fetch
 from tunesmith_server.front.fields import Limits, parse
 from tunesmith_server.front.gate import Gate
 from tunesmith_server.front.metrics import Metrics
@@ -341,6 +342,35 @@ def test_a_stream_that_broke_off_is_no_answer():
     assert assembled(b"") is None
     assert assembled(events(part, {"error": {"message": "m"}}, end=b"")) == {"error": {"message": "m"}}
     assert assembled(events(part, part))["choices"][0]["text"] == "aa"
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 2\r\n\r\nab", (200, b"ab")),
+        (b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\n\r\n", (400, b"abc")),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", None),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n5\r\nbc", None),
+        (b"HTTP/1.1 200 OK\r\nContent-", None),
+        (b"", None),
+    ],
+)  # fmt: skip
+async def test_a_response_is_taken_up_whole_or_not_at_all(response, expected):
+    async def answer(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"Content-Length: 2\r\n" in head
+        assert await reader.readexactly(2) == b"{}"
+        writer.write(response)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        if expected is None:
+            with pytest.raises(OSError, match="broke off"):
+                await fetch(url, "/x", b"{}")
+        else:
+            found = await fetch(url, "/x", b"{}")
+            assert (found.status, found.body) == expected
 
 
 def test_events_that_come_in_pieces_are_put_together():

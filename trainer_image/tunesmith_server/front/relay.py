@@ -26,6 +26,7 @@ from tunesmith_server.front.answers import (
     usage_event,
 )
 from tunesmith_server.front.errors import ApiError, engine_error
+from tunesmith_server.front.fetch import Fetched, fetch
 from tunesmith_server.front.fields import Call, Limits
 from tunesmith_server.front.gate import Gate
 from tunesmith_server.front.toolcalls import as_call, call_events
@@ -88,8 +89,8 @@ class Relay:
 
     async def plain(self, path: str, call: Call) -> tuple[bytes, dict[str, str]]:
         """The engine's own answer and headers about it. Engines put such requests together, so none waits here."""
-        async with self._response(path, call.bodies[0]) as response:
-            return await response.read(), {name: it for name, it in response.headers.items() if name.startswith("X-")}
+        found = await self._fetched(path, call.bodies[0])
+        return found.body, {name: value for name, value in found.headers.items() if name.startswith("x-")}
 
     async def whole(self, path: str, call: Call, usage: Usage) -> bytes:
         """The answer to a request, as JSON."""
@@ -117,16 +118,25 @@ class Relay:
             await self._stream_several(path, call, usage, sink)
 
     async def _ask(self, path: str, body: bytes) -> dict[str, Any]:
-        async with self._gate.turn(), self._response(path, body) as response:
-            payload = await response.read()
-        if response.content_type != EVENTS:
-            return _parsed(payload)
-        document = assembled(payload)
+        async with self._gate.turn():
+            found = await self._fetched(path, body)
+        if not found.headers.get("content-type", "").startswith(EVENTS):
+            return _parsed(found.body)
+        document = assembled(found.body)
         if document is None:
             raise ApiError(502, "The engine's answer broke off", code="engine_failed", type_="server_error")
         if "error" in document:
             raise engine_error(500, json.dumps(document).encode())
         return document
+
+    async def _fetched(self, path: str, body: bytes) -> Fetched:
+        try:
+            found = await fetch(self._url, path, body)
+        except OSError as error:
+            raise _unavailable(error) from error
+        if found.status != 200:
+            raise engine_error(found.status, found.body)
+        return found
 
     @asynccontextmanager
     async def _response(self, path: str, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -136,8 +146,7 @@ class Relay:
                     raise engine_error(response.status, await response.read())
                 yield response
         except (aiohttp.ClientError, OSError) as error:
-            message = f"The engine doesn't answer ({type(error).__name__}): try again later"
-            raise ApiError(503, message, code="engine_unavailable", type_="server_error") from error
+            raise _unavailable(error) from error
 
     async def _stream_one(self, path: str, call: Call, usage: Usage, sink: Sink) -> None:
         async with self._gate.turn(), self._response(path, call.bodies[0]) as response:
@@ -212,6 +221,11 @@ async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures
     return [task.result() for task in tasks]
+
+
+def _unavailable(error: Exception) -> ApiError:
+    message = f"The engine doesn't answer ({type(error).__name__}): try again later"
+    return ApiError(503, message, code="engine_unavailable", type_="server_error")
 
 
 def _parsed(payload: bytes) -> dict[str, Any]:

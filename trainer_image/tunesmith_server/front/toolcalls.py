@@ -95,7 +95,7 @@ def as_call(document: dict[str, Any]) -> dict[str, Any]:
 
 def call_events(document: dict[str, Any], number: int, identity: str) -> bytes:
     """A call as the events of a stream, whose answer with that number it is."""
-    head = {name: document[name] for name in ("created", "model") if name in document}
+    head: dict[str, Any] = {name: document[name] for name in ("created", "model") if name in document}
     head |= {"id": identity, "object": "chat.completion.chunk"}
     (choice,) = document["choices"]
     calls = [{"index": at, **call} for at, call in enumerate(choice["message"]["tool_calls"])]
