@@ -1,8 +1,11 @@
 """The CEL rules of the API types: each has a mistake that it refuses, and none reads a field that may be absent."""
 
+import cel
+import pytest
 from pydantic import BaseModel
 
 from support.mistakes import MISTAKES
+from support.simulation.specs import MODELS, schema
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobSpec, ModelDeployment
 from tunesmith_api.v1alpha1.finetunejob import (
     ABSENT_UNLESS_GIVEN,
@@ -69,3 +72,19 @@ def test_a_deployment_does_not_take_the_name_of_a_jobs_service():
     (rule,) = [it for it in rules_of(ModelDeployment.model_json_schema()) if "-workers" in it["rule"]]
     assert rule["rule"].startswith("has(self.status) ||"), "a status must stay possible to write"
     assert rule["message"].endswith("choose another name")
+
+
+def _defaults(node):
+    """Every part of a schema that has both rules and a default, which the API server judges as it is written."""
+    if isinstance(node, dict):
+        if "x-kubernetes-validations" in node and "default" in node:
+            yield node["default"], [it["rule"] for it in node["x-kubernetes-validations"]]
+        for inner in node.values():
+            yield from _defaults(inner)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_defaults_keep_the_rules_without_the_defaults_within_them(kind):
+    found = list(_defaults(schema(kind)))
+    for default, rules in found:
+        assert [rule for rule in rules if cel.evaluate(rule, {"self": default}) is not True] == [], default
