@@ -1,4 +1,4 @@
-"""Quantized artefacts in object storage: named, found, published, fetched. For `workshop`, `quantize` and the server.
+"""Quantized artefacts in object storage: named, found, published, fetched. For `builder`, `quantize` and the server.
 
 An artefact is a folder with files and, written last, `tunesmith-manifest.json`. Without the manifest it does not exist.
 Its folder is named by its method and by the state of its source: a source that changes gets another folder, so what

@@ -19,10 +19,10 @@ from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
 from tunesmith_api.v1alpha1.gate import Evaluation
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import assign_artifact, assigned_artifact, find_artifact, folder_of
+from tunesmith_server.builder import ArtifactBuilder
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
 from tunesmith_server.evaluation.compare import compare
 from tunesmith_server.quantizers.conversion import DISK_FULL
-from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Failure, UserError
 from tunesmith_store.router import store_of
 from tunesmith_store.store import ObjectStore
@@ -32,7 +32,7 @@ __all__ = ["evaluate", "main", "quantize"]
 log = logging.getLogger("tunesmith.quantize")
 
 
-def quantize(plan: ServingPlan, store: ObjectStore, workshop: Workshop) -> ModelManifest:
+def quantize(plan: ServingPlan, store: ObjectStore, builder: ArtifactBuilder) -> ModelManifest:
     """Make the artefact of a plan, or find it made; return its manifest.
 
     Raises:
@@ -42,7 +42,7 @@ def quantize(plan: ServingPlan, store: ObjectStore, workshop: Workshop) -> Model
     if reference is not None and (done := find_artifact(store, reference.uri)) and done.digest == reference.digest:
         log.info("%s has its artefact at %s", plan.revision, reference.uri)
         return done
-    artifact = workshop.artifact(plan.quantization)
+    artifact = builder.artifact(plan.quantization)
     if reference is not None and artifact.manifest.digest != reference.digest:
         message = (
             f"the artefact of {plan.revision} at {reference.uri} is gone, and the model at {plan.model_uri} has "
@@ -54,7 +54,7 @@ def quantize(plan: ServingPlan, store: ObjectStore, workshop: Workshop) -> Model
 
 
 def evaluate(
-    plan: ServingPlan, store: ObjectStore, workshop: Workshop, manifest: ModelManifest, scratch: Path
+    plan: ServingPlan, store: ObjectStore, builder: ArtifactBuilder, manifest: ModelManifest, scratch: Path
 ) -> Evaluation | None:
     """Compare the artefact with the unquantized model; None where the plan doesn't ask for it.
 
@@ -63,13 +63,13 @@ def evaluate(
     """
 
     def bring(method: QuantizationMethod) -> Path:
-        if workshop.state != manifest.base_state:
+        if builder.state != manifest.base_state:
             message = (
                 f"the model at {plan.model_uri} has changed since the artefact of {plan.revision} was made, so there "
                 "is nothing to compare that with: restore the model, or start a new revision"
             )
             raise UserError(Reason.MODEL_INVALID, message)
-        return workshop.local(method)
+        return builder.local(method)
 
     uri = folder_of(plan, manifest.quantization, manifest.base_state)
     return compare(plan, store, uri, manifest, bring, scratch, cpu_threads(os.environ))
@@ -88,9 +88,9 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
     try:
         plan = read_plan(os.environ)
         store, scratch = store_of(plan), scratch_folder(os.environ)
-        workshop = Workshop(plan, store, scratch, cpu_threads(os.environ))
-        manifest = quantize(plan, store, workshop)
-        evaluation = evaluate(plan, store, workshop, manifest, scratch)
+        builder = ArtifactBuilder(plan, store, scratch, cpu_threads(os.environ))
+        manifest = quantize(plan, store, builder)
+        evaluation = evaluate(plan, store, builder, manifest, scratch)
     except Failure as failure:
         report = TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message)
         return report, failure.exit_code

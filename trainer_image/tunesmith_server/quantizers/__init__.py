@@ -1,4 +1,4 @@
-"""How weights are made smaller: one module a family, behind the protocol of `base`. Called by `workshop`."""
+"""How weights are made smaller: one module a family, behind the protocol of `base`. Called by `builder`."""
 
 from __future__ import annotations
 

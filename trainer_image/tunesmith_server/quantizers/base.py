@@ -1,4 +1,4 @@
-"""What the `workshop` asks of a family of number formats. A family is one module of this package."""
+"""What the `builder` asks of a family of number formats. A family is one module of this package."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
-from tunesmith_server import workshop
+from tunesmith_server import builder
 from tunesmith_server.artifact import MODEL_FILE, fetch_artifact
+from tunesmith_server.builder import ArtifactBuilder
 from tunesmith_server.quantize import main, quantize
 from tunesmith_server.quantizers.base import Made
-from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import entry_of_bytes
 from tunesmith_store.router import store_of
@@ -41,7 +41,7 @@ class Copying:
 @pytest.fixture
 def made(monkeypatch):
     monkeypatch.setattr(Copying, "made", [], raising=False)
-    monkeypatch.setattr(workshop, "quantizer_of", lambda engine, method: Copying)
+    monkeypatch.setattr(builder, "quantizer_of", lambda engine, method: Copying)
     return Copying.made
 
 
@@ -63,7 +63,7 @@ def plan(revision: str = "m-r1", **changes) -> ServingPlan:
 
 
 def quantized(wanted: ServingPlan, store, scratch) -> ModelManifest:
-    return quantize(wanted, store, Workshop(wanted, store, scratch))
+    return quantize(wanted, store, ArtifactBuilder(wanted, store, scratch))
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_a_comparison_has_both_files_at_hand_and_fetches_the_model_once(store, m
     fetched = []
     download = store.download
     monkeypatch.setattr(store, "download", lambda uri, path: (fetched.append(uri), download(uri, path))[1])
-    shop = Workshop(plan(), store, tmp_path / "1")
+    shop = ArtifactBuilder(plan(), store, tmp_path / "1")
     artifact = shop.artifact(Method.Q8_0)
     assert (shop.local(Method.Q8_0).read_bytes(), shop.local(Method.NONE).read_bytes()) == (b"oldQ8_0", b"oldNone")
     assert sorted(fetched) == [f"{MODEL}/config.json", f"{MODEL}/model.safetensors"]
@@ -203,6 +203,6 @@ def test_a_comparison_has_both_files_at_hand_and_fetches_the_model_once(store, m
     assert [info.uri for info in store.list(f"{MODEL}/quantized") if MODEL_FILE in info.uri] == [
         f"{artifact.uri}/{MODEL_FILE}"
     ]
-    later = Workshop(plan(), store, tmp_path / "2")
+    later = ArtifactBuilder(plan(), store, tmp_path / "2")
     assert later.local(Method.Q8_0).read_bytes() == b"oldQ8_0"
     assert made == ["Q8_0", "None"], "it was there"

@@ -34,7 +34,7 @@ from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import entries_below, fetch_model, model_files
 from tunesmith_store.store import ObjectStore
 
-__all__ = ["Artifact", "Workshop"]
+__all__ = ["Artifact", "ArtifactBuilder"]
 
 log = logging.getLogger("tunesmith.quantize")
 
@@ -49,7 +49,7 @@ class Artifact:
     manifest: ModelManifest
 
 
-class Workshop:
+class ArtifactBuilder:
     """Makes artefacts of one source. What is in object storage already is not made again."""
 
     def __init__(self, plan: ServingPlan, store: ObjectStore, scratch: Path, threads: int = 1) -> None:
