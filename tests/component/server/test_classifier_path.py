@@ -20,9 +20,10 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+from tunesmith_server import quantize as job
 from tunesmith_server.artifact import fetch_artifact
 from tunesmith_server.engines.transformers import TransformersEngine
-from tunesmith_server.quantize import quantize
+from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import UserError
 from tunesmith_store.volumes import VolumeStore
 
@@ -120,6 +121,10 @@ def wait_ready(server, log):
 def volumes(tmp_path):
     (tmp_path / "volumes/models").mkdir(parents=True)
     return VolumeStore(tmp_path / "volumes")
+
+
+def quantize(asked, store, scratch):
+    return job.quantize(asked, store, Workshop(asked, store, scratch))
 
 
 def put(store, folder, uri):

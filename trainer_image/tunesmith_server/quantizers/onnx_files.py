@@ -2,7 +2,7 @@
 
 Weights are rounded for each output channel on its own, and to 7 of their 8 bits: CPUs without VNNI add pairs of
 products in 16 bits, which would overflow. Activations are rounded while it computes, but for those behind a GELU, where
-that cost half of the accuracy: the second matrix of each feed-forward part keeps its 32 bits.
+that was half of the error: the second matrix of each feed-forward part keeps its 32 bits.
 """
 
 from __future__ import annotations
