@@ -22,8 +22,8 @@ from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server import quantize as job
 from tunesmith_server.artifact import fetch_artifact
+from tunesmith_server.builder import ArtifactBuilder
 from tunesmith_server.engines.transformers import TransformersEngine
-from tunesmith_server.workshop import Workshop
 from tunesmith_store.errors import UserError
 from tunesmith_store.volumes import VolumeStore
 
@@ -124,7 +124,7 @@ def volumes(tmp_path):
 
 
 def quantize(asked, store, scratch):
-    return job.quantize(asked, store, Workshop(asked, store, scratch))
+    return job.quantize(asked, store, ArtifactBuilder(asked, store, scratch))
 
 
 def put(store, folder, uri):
