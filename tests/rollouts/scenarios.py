@@ -108,8 +108,8 @@ def ready(status: JSON, replicas: int = 2) -> bool:
 
 
 def gone(stage: Stage, revision: str) -> bool:
-    """That revision's pods have ended."""
-    label = f"{keys.LABEL_REVISION}={revision.rpartition('-')[2]}"
+    """That revision's servers have ended. The pod of its quantize Job may stay, for who looks for a cause."""
+    label = f"{keys.LABEL_REVISION}={revision.rpartition('-')[2]},{keys.LABEL_COMPONENT}={keys.COMPONENT_SERVER}"
     return not stage.bed.list("pods", stage.namespace, label)
 
 
