@@ -34,8 +34,9 @@ if [ ! -e "$venv/.complete" ]; then
   fi
   "$venv/bin/pip" install --quiet --disable-pip-version-check uv >&2
   find=(); [ -d "$wheels" ] && find=(--find-links "$wheels")
+  # byte code now: where nobody may write it later (PYTHONDONTWRITEBYTECODE), every process compiles transformers anew, 10 s of CPU
   for lock in "${locks[@]}"; do # the local version +cpu is a build of the locked release; its hash is in the lock
-    "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps --require-hashes "${find[@]}" \
+    "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps --require-hashes --compile-bytecode "${find[@]}" \
       --requirement <(sed "s/^torch==[0-9.]*/&$build/" "$lock") >&2
   done
   touch "$venv/.complete"
