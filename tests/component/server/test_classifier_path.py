@@ -20,10 +20,10 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
-from tunesmith_server import quantize as job
 from tunesmith_server.artifact import fetch_artifact
 from tunesmith_server.builder import ArtifactBuilder
 from tunesmith_server.engines.transformers import TransformersEngine
+from tunesmith_server.quantize import quantize
 from tunesmith_store.errors import UserError
 from tunesmith_store.volumes import VolumeStore
 
@@ -123,8 +123,8 @@ def volumes(tmp_path):
     return VolumeStore(tmp_path / "volumes")
 
 
-def quantize(asked, store, scratch):
-    return job.quantize(asked, store, ArtifactBuilder(asked, store, scratch))
+def quantized(asked, store, scratch):
+    return quantize(asked, store, ArtifactBuilder(asked, store, scratch))
 
 
 def put(store, folder, uri):
@@ -141,8 +141,8 @@ def test_eight_bits_keep_a_classifiers_answers_and_come_out_the_same_each_time(v
     folder = tiny_bert(tmp_path / "bert")
     put(volumes, folder, "pvc://models/m")
     first = plan(quantization="Int8")
-    made = quantize(first, volumes, tmp_path / "one")
-    again = quantize(
+    made = quantized(first, volumes, tmp_path / "one")
+    again = quantized(
         first.model_copy(update={"artifact_uri": "pvc://models/other", "revision": "m-r2"}), volumes, tmp_path / "two"
     )
     assert made.digest == again.digest
@@ -161,7 +161,7 @@ def test_eight_bits_keep_a_classifiers_answers_and_come_out_the_same_each_time(v
 
 def test_eight_bits_keep_an_encoders_vectors(volumes, tmp_path):
     put(volumes, assets.minilm(), "pvc://models/m")
-    made = quantize(plan(quantization="Int8"), volumes, tmp_path / "one")
+    made = quantized(plan(quantization="Int8"), volumes, tmp_path / "one")
     assert made.bits_per_weight < 13
     exact, small = (serve(it) for it in (assets.minilm(), tmp_path / "one/artifacts/Int8"))
     vectors = [
@@ -179,9 +179,9 @@ def test_a_language_model_in_fewer_bits_comes_out_the_same_each_time_and_answers
 ):
     put(volumes, tiny.llama(tmp_path / "llama"), "pvc://models/m")
     first = plan(quantization=method)
-    made = quantize(first, volumes, tmp_path / "one")
+    made = quantized(first, volumes, tmp_path / "one")
     other = first.model_copy(update={"artifact_uri": "pvc://models/other", "revision": "m-r2"})
-    assert quantize(other, volumes, tmp_path / "two").digest == made.digest
+    assert quantized(other, volumes, tmp_path / "two").digest == made.digest
     fetched = fetch_artifact(volumes, first, tmp_path / "fetched")
     body = {"prompt": "Hello", "max_tokens": 8, "temperature": 0}
     answers = [
@@ -212,4 +212,4 @@ def in_format(folder, method):
 def test_a_model_of_another_kind_is_refused_with_the_setting_that_helps(volumes, tmp_path, engine, method, words):
     put(volumes, assets.minilm(), "pvc://models/m")
     with pytest.raises(UserError, match=words):
-        quantize(plan(engine=engine, quantization=method), volumes, tmp_path / "one")
+        quantized(plan(engine=engine, quantization=method), volumes, tmp_path / "one")
