@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 import assets
@@ -28,6 +29,7 @@ def tuned(testbed: Testbed, namespace: str, folder: Path) -> None:
     assert status["phase"] == "Succeeded", describe(testbed, "sentiment", namespace)
 
 
+@pytest.mark.timeout(1500)
 def test_four_bits_fail_a_gate_of_three_points_and_eight_go_out_instead(
     testbed: Testbed, user_namespace: str, tweets: str, tmp_path: Path
 ) -> None:
