@@ -211,6 +211,24 @@ def test_an_edit_before_the_start_is_in_the_status_takes_effect(change):
     assert world.status()["restarts"] == 0
 
 
+def test_a_job_that_ends_before_its_first_status_has_one_status_and_no_other():
+    world = World()
+    world.cluster.put(make.finetunejob())
+    world.reconcile()
+    head, other = world.pod("sentiment-1", 0, ready=True), world.pod("sentiment-1", 1, ready=True)
+    world.ends(head, 0, make.succeeded())
+    world.cluster.remove("Pod", "ml", other)
+    world.job_is("sentiment-1", "SuccessCriteriaMet", "SuccessPolicy")
+    world.job_is("sentiment-1", "Complete", "SuccessPolicy")
+    world.reconcile()
+    assert (
+        world.status()["observedGeneration"]
+        == world.cluster.get(FINETUNEJOB_KIND, "sentiment")["metadata"]["generation"]
+    )
+    world.wait(60)
+    assert sum(write.startswith("status") for write in world.cluster.writes) == 1
+
+
 def test_a_finished_job_is_never_written_again():
     world = World()
     train_to_the_end(world)

@@ -194,6 +194,8 @@ def ended_status(
         findings,
         now,
         job.metadata.generation,
+        # a job may have ended before its first status: nothing of it is yet to be carried out
+        observed_generation=job.metadata.generation,
         phase=JobPhase.SUCCEEDED if verdict.succeeded else JobPhase.FAILED,
         progress=progress,
         display=_display(progress, 0, desired, running=False),
