@@ -157,7 +157,7 @@ def _evaluation(bed: Testbed) -> dict[str, Any]:
 
 def _deploy(screen: Screen, bed: Testbed) -> str:
     """Wait for the deployment that was applied with the job; return a URL on this machine."""
-    with screen.phase("deploy", "quantizing, comparing with 16 bits, rolling out") as phase:
+    with screen.phase("deploy", "quantizing, comparing with the unquantized model, rolling out") as phase:
 
         def ready() -> bool:
             status = bed.get("mdep", NAME, NAMESPACE).get("status", {})

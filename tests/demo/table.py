@@ -11,18 +11,18 @@ def gate_table(evaluation: dict[str, Any]) -> list[str]:
     """One line for each figure of both models, with the difference and its interval."""
     one, other = evaluation["baseline"], evaluation["quantized"]
     rows = [
-        ("tuned model", "16 bits", "served", "difference (95 % interval)"),
+        ("tuned model", "unquantized", "served", "difference (95 % interval)"),
         (
             "accuracy, %",
             one["accuracyPercent"],
             other["accuracyPercent"],
-            _range(evaluation["accuracyDropPercent"], "points lower"),
+            _range(evaluation["accuracyDropPercent"], "points less"),
         ),
         (
             "perplexity",
             one["perplexity"],
             other["perplexity"],
-            _range(evaluation["perplexityIncreasePercent"], "% higher"),
+            _range(evaluation["perplexityIncreasePercent"], "% more"),
         ),
         ("answers alike", "", "", _range(evaluation["agreementPercent"], "%")),
         ("tokens/s", one["tokensPerSecond"], other["tokensPerSecond"], ""),

@@ -75,7 +75,7 @@ def test_four_bits_fail_a_gate_of_three_points_and_eight_go_out_instead(
     assert (status()["currentRevision"], leads_to(), answers()) == ("gated-r1", "r1", said)
     assert not testbed.get("deployment", "gated-r2", user_namespace), "nothing of it has ever been started"
     page = testbed.store.get_bytes(found["evaluation"]["reportURI"]).decode()
-    assert "Q4_0 against 16 bits" in page
+    assert "Q4_0 against the unquantized model" in page
 
     serving["spec"]["gate"] = {**gate, "onGateFailure": "FallbackMethod", "fallbackMethod": "Q8_0"}
     testbed.apply(serving)

@@ -134,7 +134,7 @@ class Evaluation(StatusModel):
         default=None,
         description="What accuracyPercent counts: ExactMatch where the reference answers are labels, else F1 of words.",
     )
-    baseline: Figures = Field(description="The model in 16 bits.")
+    baseline: Figures = Field(description="The unquantized model.")
     quantized: Figures = Field(description="The model as this revision serves it.")
     perplexity_increase_percent: Estimate | None = Field(
         default=None, description="In percent of the unquantized model's perplexity; negative where it fell."

@@ -81,7 +81,7 @@ def test_8_bits_against_16_on_the_same_rows_and_never_twice(job, object_store):
     assert float(fall.low) <= float(fall.value) <= float(fall.high)
     assert float(fall.high) - float(fall.low) > 10, "ten rows are few"
     page = object_store.get_bytes(found.report_uri).decode()
-    assert "Q8_0 against 16 bits" in page
+    assert "Q8_0 against the unquantized model" in page
     assert f"{fall.value} points lower ({fall.low} to {fall.high})" in page
 
     started = time.monotonic()

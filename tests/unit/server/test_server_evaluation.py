@@ -113,7 +113,7 @@ def test_what_rows_and_models_say_is_text_on_the_page():
         "engine": "LlamaCpp", "context_length": 256, "parallel_requests": 2, "artifact_uri": "s3://models/m/quantized",
     }  # fmt: skip
     page = page_of(ServingPlan(**values), figures_of(rows, first, second, "abc"), rows, first, second)
-    assert "Q4_0 against 16 bits" in page
+    assert "Q4_0 against the unquantized model" in page
     assert "&lt;script&gt;alert(1)" in page
     assert "&lt;b&gt;no" in page
     assert "<script>" not in page

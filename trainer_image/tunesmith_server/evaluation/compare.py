@@ -118,7 +118,7 @@ def _answers(plan: ServingPlan, model: Path, rows: list[Row], output: Path, thre
     if done.returncode == OUT_OF_MEMORY_STATUS:
         message = (
             "comparing it with the unquantized model ran out of memory: raise spec.resources.memory above the size of "
-            "the model in 16 bits, or leave out spec.evaluation and spec.gate"
+            "the unquantized model, or leave out spec.evaluation and spec.gate"
         )
         raise UserError(Reason.OUT_OF_MEMORY, message, ExitCode.OUT_OF_MEMORY)
     complaint = [line for line in done.stderr.splitlines() if line.strip()][-1:]

@@ -27,16 +27,16 @@ td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
 .text { white-space: pre-wrap; overflow-wrap: anywhere }
 footer { color: #5c667a }
 </style></head><body>
-<h1>{{ plan.quantization }} against 16 bits</h1>
+<h1>{{ plan.quantization }} against the unquantized model</h1>
 <p>{{ plan.model_uri }}, revision {{ plan.revision }}: both models as served, asked the same
 {{ found.examples }} held-out rows{% if found.skipped %}; {{ found.skipped }} more don't fit into the context of
 {{ plan.context_length }} tokens{% endif %}.</p>
-<table><tr><th></th><th>16 bits</th><th>{{ plan.quantization }}</th><th>difference, 95 % interval</th></tr>
+<table><tr><th></th><th>unquantized</th><th>{{ plan.quantization }}</th><th>difference, 95 % interval</th></tr>
 {% for name, before, after, difference in lines %}<tr><th>{{ name }}</th><td class="number">{{ before }}</td>
 <td class="number">{{ after }}</td><td class="number">{{ difference }}</td></tr>
 {% endfor %}</table>
 {% if different %}<h2>Rows that they answer differently</h2>
-<table><tr><th>question</th><th>reference</th><th>16 bits</th><th>{{ plan.quantization }}</th></tr>
+<table><tr><th>question</th><th>reference</th><th>unquantized</th><th>{{ plan.quantization }}</th></tr>
 {% for question, reference, one, other in different %}<tr><td class="text">{{ question }}</td>
 <td class="text">{{ reference }}</td>
 <td class="text">{{ one }}</td><td class="text">{{ other }}</td></tr>
