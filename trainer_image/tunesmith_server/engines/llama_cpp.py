@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +9,15 @@ from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_server.engines.base import AHEAD
+from tunesmith_server.engines.loopback import LoopbackEngine
 from tunesmith_store.errors import UserError
 
 __all__ = ["LlamaEngine"]
 
-log = logging.getLogger("tunesmith.server")
-
 LOG_ERRORS = 1  # llama.cpp's levels: 2 warning, a line for every request once the prompt cache is full; 3 more lines
 
 
-class LlamaEngine:
+class LlamaEngine(LoopbackEngine):
     """One model, answering on loopback."""
 
     def __init__(
@@ -75,25 +71,5 @@ class LlamaEngine:
             "max_tokens": 1,
             "temperature": 0,
         }
-        try:
-            answer = json.loads(self._request("/v1/chat/completions", body, timeout=120))
-        except (OSError, ValueError) as error:
-            log.warning("the model did not answer: %s", error)
-            return False
+        answer = self.first_answer("/v1/chat/completions", body) or {}
         return bool(answer.get("usage", {}).get("completion_tokens"))
-
-    def is_alive(self) -> bool:
-        """Say whether the HTTP server still responds."""
-        try:
-            self._request("/health", None, timeout=2)
-        except OSError:
-            return False
-        return True
-
-    def _request(self, path: str, body: dict[str, Any] | None, timeout: float) -> str:
-        data = json.dumps(body).encode() if body is not None else None
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, data=data, headers=headers)  # noqa: S310 - our own loopback URL
-        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - our own loopback URL
-            text: str = response.read().decode()
-        return text

@@ -6,10 +6,8 @@ Started by `__main__`, asked by `front` and `health`. What is answered, at which
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from aiohttp import web
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
+from tunesmith_server.engines.loopback import LoopbackEngine
 from tunesmith_server.predict.answers import Handler, Refusal, Served
 from tunesmith_server.predict.batching import TooBusy
 from tunesmith_server.predict.classify import TextClassifier, TokenClassifier
@@ -34,7 +33,7 @@ log = logging.getLogger("tunesmith.server")
 LARGEST_BODY = 32 << 20
 
 
-class TransformersEngine:
+class TransformersEngine(LoopbackEngine):
     """One model, answering on loopback."""
 
     def __init__(
@@ -60,28 +59,7 @@ class TransformersEngine:
     def answers(self) -> bool:
         """Ask the model for something small and say whether an answer came."""
         path, body = self._served.sample
-        try:
-            answer = json.loads(self._request(path, {"model": self._name, **body}, timeout=120))
-        except (OSError, ValueError) as error:
-            log.warning("the model did not answer: %s", error)
-            return False
-        return bool(answer)
-
-    def is_alive(self) -> bool:
-        """Say whether the HTTP server still responds."""
-        try:
-            self._request("/health", None, timeout=2)
-        except OSError:
-            return False
-        return True
-
-    def _request(self, path: str, body: dict[str, Any] | None, timeout: float) -> str:
-        data = json.dumps(body).encode() if body is not None else None
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, data=data, headers=headers)  # noqa: S310 - our own loopback URL
-        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 - our own loopback URL
-            text: str = response.read().decode()
-        return text
+        return bool(self.first_answer(path, {"model": self._name, **body}))
 
     # ---- in the thread of the event loop
 
