@@ -6,7 +6,9 @@ Used by `classify`, `embeddings` and `images`; `generate` takes the loaded model
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,9 @@ import numpy as np
 from tunesmith_api.keys import Reason
 from tunesmith_server.predict.kinds import AUTO_CLASSES, ONNX_FILE, ModelKind
 from tunesmith_server.predict.texts import Encoded
+from tunesmith_store import pretrained
 from tunesmith_store.errors import UserError
+from tunesmith_store.weights import stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -72,19 +76,8 @@ def load_model(folder: Path, kind: ModelKind, threads: int) -> Any:
     torch.set_num_threads(threads)
     stored = stored_dtype(folder)
     used = compute_dtype(stored)
-    try:
-        model, found = getattr(transformers, AUTO_CLASSES[kind]).from_pretrained(
-            folder,
-            dtype=used,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # whatever a broken folder makes transformers raise
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            raise
-        raise UserError(Reason.MODEL_INVALID, f"the model can't be loaded by transformers: {error}") from error
+    auto_class = getattr(transformers, AUTO_CLASSES[kind])
+    model, found = pretrained.load_model(auto_class, folder, "the model can't be loaded by transformers", dtype=used)
     missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
     if missing or found.get("mismatched_keys"):
         names = ", ".join([*missing, *(str(name) for name, *_ in found.get("mismatched_keys", ()))][:5])
@@ -98,15 +91,10 @@ def load_model(folder: Path, kind: ModelKind, threads: int) -> Any:
 def stored_dtype(folder: Path) -> torch.dtype:
     """Return the number format of most of the folder's weights."""
     import torch
-    from safetensors import safe_open
 
-    sizes: dict[torch.dtype, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
-                part = file.get_slice(name)
-                dtype = getattr(torch, _SAFETENSORS.get(part.get_dtype(), "float32"))
-                sizes[dtype] = sizes.get(dtype, 0) + int(np.prod(part.get_shape()))
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in stored_tensors(folder):
+        sizes[getattr(torch, _SAFETENSORS.get(tensor.dtype, "float32"))] += prod(tensor.shape)
     return max(sizes, key=lambda it: sizes[it], default=torch.float32)
 
 

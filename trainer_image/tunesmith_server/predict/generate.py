@@ -24,7 +24,8 @@ from tunesmith_server.predict.backends import load_model
 from tunesmith_server.predict.batching import TooBusy
 from tunesmith_server.predict.kinds import ModelKind
 from tunesmith_server.predict.sampling import Sampling, messages_of
-from tunesmith_server.predict.texts import load_tokenizer
+from tunesmith_server.predict.texts import TOKENIZER
+from tunesmith_store.pretrained import load_tokenizer
 
 __all__ = ["Generator", "TextSoFar"]
 
@@ -91,7 +92,7 @@ class Generator:
 
     def __init__(self, name: str, folder: Path, longest: int, threads: int) -> None:
         self._name = name
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = load_tokenizer(folder, TOKENIZER)
         self.model = load_model(folder, ModelKind.LANGUAGE_MODEL, threads)
         positions = getattr(self.model.config, "max_position_embeddings", None)
         self._longest = min(longest, positions or longest)

@@ -9,32 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith_api.keys import Reason
 from tunesmith_server.predict.kinds import config_of
-from tunesmith_store.errors import UserError
+from tunesmith_store.pretrained import load_tokenizer, position_limit
 
-__all__ = ["Encoded", "Pair", "Texts", "load_tokenizer"]
+__all__ = ["TOKENIZER", "Encoded", "Pair", "Texts"]
 
+TOKENIZER = "the model's tokenizer"
+"""In messages."""
 MODEL_MAX = 1 << 30
 """What transformers says where a tokenizer knows no bound is larger than this."""
-OFFSET_POSITIONS = frozenset(
-    [
-        "camembert",
-        "data2vec-text",
-        "esm",
-        "ibert",
-        "lilt",
-        "longformer",
-        "luke",
-        "mpnet",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    ]
-)
-"""Types of models that count positions from the number of the padding token on: they have so many fewer."""
 Pair = tuple[str, str | None]
 """A text, and the one that it is compared with."""
 
@@ -54,29 +37,12 @@ class Encoded:
         return len(self.features["input_ids"])
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the folder's tokenizer.
-
-    Raises:
-        UserError: there is none that can be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a broken folder makes transformers raise
-        raise UserError(Reason.MODEL_INVALID, f"the model's tokenizer can't be loaded: {error}") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(Reason.MODEL_INVALID, "the model's tokenizer has no fast form: add its tokenizer.json")
-    return tokenizer
-
-
 class Texts:
     """The tokenizer of a served model."""
 
     def __init__(self, folder: Path, longest: int) -> None:
         """Texts of more than `longest` tokens are cut, and earlier where the model reads less."""
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = load_tokenizer(folder, TOKENIZER)
         self.longest = min(longest, _bound(folder, self.tokenizer))
         self._lock = threading.Lock()  # a fast tokenizer refuses to be used and set up at once
 
@@ -96,11 +62,9 @@ class Texts:
 
 def _bound(folder: Path, tokenizer: Any) -> int:
     """Return the most tokens that the model reads."""
-    config = config_of(folder)
     bounds = [int(tokenizer.model_max_length)]
-    if positions := config.get("max_position_embeddings"):
-        taken = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET_POSITIONS else 0
-        bounds.append(int(positions) - taken)
+    if (positions := position_limit(config_of(folder))) is not None:
+        bounds.append(positions)
     sentences = folder / "sentence_bert_config.json"
     if sentences.is_file() and (limit := json.loads(sentences.read_bytes()).get("max_seq_length")):
         bounds.append(int(limit))

@@ -20,10 +20,11 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.predict.backends import load_model
 from tunesmith_server.predict.kinds import ONNX_FILE, ModelKind, kind_of
-from tunesmith_server.predict.texts import load_tokenizer
+from tunesmith_server.predict.texts import TOKENIZER
 from tunesmith_server.quantizers.base import Made
 from tunesmith_server.quantizers.safetensors_files import copy_others
 from tunesmith_store.errors import UserError
+from tunesmith_store.pretrained import load_tokenizer
 from tunesmith_store.weights import stored_tensors
 
 __all__ = ["OnnxQuantizer"]
@@ -74,7 +75,7 @@ def _export(source: Path, kind: ModelKind, path: Path, threads: int) -> None:
     model.set_attn_implementation("eager")  # the others' shortcuts become many small operations
     model.config.use_cache = False
     output = "last_hidden_state" if kind is ModelKind.ENCODER else "logits"
-    features: Mapping[str, torch.Tensor] = load_tokenizer(source)(SAMPLES, padding=True, return_tensors="pt")
+    features: Mapping[str, torch.Tensor] = load_tokenizer(source, TOKENIZER)(SAMPLES, padding=True, return_tensors="pt")
     names = list(features)
 
     class Traced(torch.nn.Module):

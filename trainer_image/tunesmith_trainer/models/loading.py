@@ -13,6 +13,7 @@ from torch import nn
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.method import MethodType, QuantizedBase
+from tunesmith_store import pretrained
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.models.numerics import Numerics
 
@@ -54,19 +55,7 @@ def load_pretrained(auto_class: Any, folder: Path, **options: Any) -> nn.Module:
     Raises:
         UserError: transformers can't load it.
     """
-    try:
-        model, found = auto_class.from_pretrained(
-            folder,
-            **options,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # whatever a broken folder makes transformers raise
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            raise
-        raise UserError(Reason.MODEL_INVALID, f"spec.model.uri: the model can't be loaded: {error}") from error
+    model, found = pretrained.load_model(auto_class, folder, "spec.model.uri: the model can't be loaded", **options)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # else bitsandbytes rearranges 4-bit weights in the first evaluation, and no gradient passes them any more

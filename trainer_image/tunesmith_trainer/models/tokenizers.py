@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_api.keys import Reason
+from tunesmith_store import pretrained
 from tunesmith_store.errors import UserError
 
 __all__ = ["CHATML", "ensure_chat_template", "load_tokenizer", "padding_id", "tokenize"]
@@ -26,14 +27,7 @@ def load_tokenizer(folder: Path, chat: bool = True) -> Any:
     Raises:
         UserError: it can't be loaded.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a broken folder makes transformers raise
-        raise UserError(Reason.MODEL_INVALID, f"spec.model.uri: the tokenizer can't be loaded: {error}") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(Reason.MODEL_INVALID, "spec.model.uri: the tokenizer has no fast form (tokenizer.json)")
+    tokenizer = pretrained.load_tokenizer(folder, "spec.model.uri: the tokenizer")
     if chat and ensure_chat_template(tokenizer):
         print("the tokenizer has no chat template: using ChatML, which is saved with the model", flush=True)
     return tokenizer

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_api.keys import Reason
+from tunesmith_store import pretrained
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.tasks.base import BadRow
 
@@ -28,24 +29,6 @@ __all__ = [
 
 MOST_CLASSES = 1000
 SHOWN_CLASSES = 20
-OFFSET_POSITIONS = frozenset(
-    {
-        "camembert",
-        "data2vec-text",
-        "esm",
-        "ibert",
-        "lilt",
-        "longformer",
-        "luke",
-        "mpnet",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    }
-)
-"""Model types whose first position has the number after the padding token's."""
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -187,13 +170,8 @@ def position_limit(folder: Path, max_length: int) -> int:
     Raises:
         UserError: config.json can't be read.
     """
-    config = _config(folder)
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int) or positions < 1:
-        return max_length
-    if config.get("model_type") in OFFSET_POSITIONS:
-        positions -= int(config.get("pad_token_id") or 0) + 1
-    return min(max_length, positions)
+    positions = pretrained.position_limit(_config(folder))
+    return max_length if positions is None else min(max_length, positions)
 
 
 def config_options(names: Sequence[str]) -> dict[str, Any]:
