@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from tunesmith_api import keys
 from tunesmith_api.artifacts import ArtifactRef, FileEntry, ModelManifest
 from tunesmith_api.keys import Reason
@@ -19,8 +17,8 @@ from tunesmith_api.model import digest_of
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_store.errors import Retryable, UserError
-from tunesmith_store.files import verify
-from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_store.files import find_contract, find_manifest, verify
+from tunesmith_store.store import ObjectStore
 
 __all__ = [
     "MODEL_FILE",
@@ -30,7 +28,6 @@ __all__ = [
     "fetch_artifact",
     "fetch_files",
     "find_artifact",
-    "find_manifest",
     "folder_of",
     "model_path",
     "publish_artifact",
@@ -47,19 +44,6 @@ def folder_of(plan: ServingPlan, method: str, state: str) -> str:
     engine = [] if plan.engine is EngineType.LLAMA_CPP else [plan.engine.value]
     content = digest_of([state, method, RECIPE, *engine])[:16]
     return f"{plan.artifact_uri.rstrip('/')}/{method.lower()}-{content}"
-
-
-def find_manifest(store: ObjectStore, uri: str) -> ModelManifest | None:
-    """Return the manifest of a folder that Tunesmith wrote; None for a folder of the user's own."""
-    try:
-        return ModelManifest.from_json(store.get_bytes(f"{uri.rstrip('/')}/{keys.MODEL_MANIFEST}"))
-    except NotFound:
-        return None
-    except ValidationError as error:
-        message = (
-            f"{uri}/{keys.MODEL_MANIFEST} can't be read ({error.error_count()} errors): remove it or restore the folder"
-        )
-        raise UserError(Reason.MODEL_INVALID, message) from error
 
 
 def find_artifact(store: ObjectStore, uri: str) -> ModelManifest | None:
@@ -110,15 +94,7 @@ def assign_artifact(store: ObjectStore, plan: ServingPlan, uri: str, manifest: M
 
 def assigned_artifact(store: ObjectStore, plan: ServingPlan) -> ArtifactRef | None:
     """Return what the plan's revision serves, or None where that isn't decided yet."""
-    try:
-        return ArtifactRef.from_json(store.get_bytes(_reference(plan)))
-    except NotFound:
-        return None
-    except ValidationError as error:
-        message = (
-            f"{_reference(plan)} can't be read ({error.error_count()} errors): remove it, and start the revision anew"
-        )
-        raise UserError(Reason.MODEL_INVALID, message) from error
+    return find_contract(store, _reference(plan), ArtifactRef, ", and start the revision anew")
 
 
 def fetch_artifact(store: ObjectStore, plan: ServingPlan, folder: Path) -> Path:

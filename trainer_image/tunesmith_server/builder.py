@@ -22,7 +22,6 @@ from tunesmith_server.artifact import (
     check_writable,
     fetch_files,
     find_artifact,
-    find_manifest,
     folder_of,
     model_path,
     publish_artifact,
@@ -31,7 +30,7 @@ from tunesmith_server.predict.kinds import refuse_other_than_text
 from tunesmith_server.quantizers import quantizer_of
 from tunesmith_server.quantizers.base import Made, Quantizer
 from tunesmith_store.errors import Retryable, UserError
-from tunesmith_store.files import entries_below, fetch_model, model_files
+from tunesmith_store.files import entries_below, fetch_model, find_manifest, model_files
 from tunesmith_store.store import ObjectStore
 
 __all__ = ["Artifact", "ArtifactBuilder"]

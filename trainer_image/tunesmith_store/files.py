@@ -10,10 +10,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
 
 from tunesmith_api import keys
 from tunesmith_api.artifacts import FileEntry, ModelManifest
 from tunesmith_api.keys import Reason
+from tunesmith_api.model import Contract
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.store import NotFound, ObjectInfo, ObjectStore
 from tunesmith_store.weights import INDEX, is_weights, weight_files
@@ -24,12 +28,15 @@ __all__ = [
     "entry_of_bytes",
     "fetch_model",
     "file_entry",
+    "find_contract",
+    "find_manifest",
     "locked",
     "model_files",
     "sha256_of",
     "verify",
 ]
 
+C = TypeVar("C", bound=Contract)
 DONE = ".complete"
 PARTS = ("1_Pooling/config.json",)
 """Files of subfolders that belong to a model: how sentence-transformers makes one vector of a text."""
@@ -143,20 +150,23 @@ def fetch_model(
     return folder
 
 
-def model_files(store: ObjectStore, uri: str, field: str) -> tuple[list[ObjectInfo], ModelManifest | None]:
+def model_files(
+    store: ObjectStore, uri: str, field: str, listing: Iterable[ObjectInfo] | None = None
+) -> tuple[list[ObjectInfo], ModelManifest | None]:
     """Return the files below `uri` that make the model, and the manifest if it is one of ours.
 
-    Weights that stand there twice count once. `field` is the spec's name of `uri`, for messages.
+    Weights that stand there twice count once. `field` is the spec's name of `uri`, for messages; `listing` is what
+    the store lists there, if that is known already.
 
     Raises:
         UserError: there is nothing at `uri`, or it is not one whole model.
     """
     base = uri.rstrip("/") + "/"
-    found = {info.uri.removeprefix(base): info for info in store.list(uri)}
+    found = {info.uri.removeprefix(base): info for info in (store.list(uri) if listing is None else listing)}
     if not found:
         message = f"{field}: no files below {uri}; it must hold config.json, a tokenizer and safetensors weights"
         raise UserError(Reason.MODEL_NOT_FOUND, message)
-    manifest = _manifest(store, base)
+    manifest = find_manifest(store, uri)
     if manifest is not None:  # other files are left from an earlier run
         wanted = {entry.path for entry in manifest.files}
         found = {name: info for name, info in found.items() if name in wanted}
@@ -181,8 +191,25 @@ def _download(store: ObjectStore, uri: str, path: Path) -> None:
         raise Retryable(message, Reason.MODEL_NOT_FOUND) from error
 
 
-def _manifest(store: ObjectStore, base: str) -> ModelManifest | None:
+def find_manifest(store: ObjectStore, uri: str) -> ModelManifest | None:
+    """Return the manifest of a folder that Tunesmith wrote; None for a folder of the user's own.
+
+    Raises:
+        UserError: it is there, and damaged.
+    """
+    return find_contract(store, f"{uri.rstrip('/')}/{keys.MODEL_MANIFEST}", ModelManifest, " or restore the folder")
+
+
+def find_contract(store: ObjectStore, uri: str, kind: type[C], remedy: str) -> C | None:
+    """Return a document of ours; None where there is none. `remedy` ends the message about a damaged one.
+
+    Raises:
+        UserError: it can't be read.
+    """
     try:
-        return ModelManifest.from_json(store.get_bytes(base + keys.MODEL_MANIFEST))
+        return kind.from_json(store.get_bytes(uri))
     except NotFound:
         return None
+    except ValidationError as error:
+        message = f"{uri} can't be read ({error.error_count()} errors): remove it{remedy}"
+        raise UserError(Reason.MODEL_INVALID, message) from error

@@ -94,6 +94,16 @@ def test_a_model_that_changes_under_its_uri_gets_another_artefact(store, served,
     assert made == ["Q8_0", "Q8_0"]
 
 
+def test_a_damaged_manifest_of_the_source_is_named_with_what_to_do(store, made, tmp_path):
+    store.put_bytes(f"{MODEL}/{keys.MODEL_MANIFEST}", b"{}")
+    with pytest.raises(
+        UserError, match=rf"{MODEL}/{keys.MODEL_MANIFEST} can't be read .* remove it or restore"
+    ) as caught:
+        quantized(plan(), store, tmp_path / "1")
+    assert caught.value.reason is Reason.MODEL_INVALID
+    assert made == []
+
+
 def test_the_same_model_and_method_are_quantized_once(store, served, made, tmp_path):
     first = quantized(plan(), store, tmp_path / "1")
     assert quantized(plan("m-r2"), store, tmp_path / "2") == first

@@ -159,7 +159,7 @@ def _check_model(
         names, lambda: store.get_bytes(base + "config.json"), base, field=field, image=image, weights=weights
     )
     if weights:
-        model_files(store, uri, field)
+        model_files(store, uri, field, files)
     return config, {info.uri: info.tag for info in files}
 
 
