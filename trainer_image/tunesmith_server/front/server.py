@@ -174,8 +174,7 @@ class Front:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         started, path = time.monotonic(), request.path
-        known = path in ROUTES or path == MODELS or path.startswith(f"{MODELS}/")
-        counted = path if path in ROUTES or path == MODELS else MODELS if known else "other"
+        counted = path if path in ROUTES else MODELS if _names_models(path) else "other"
         code = CLIENT_GONE
         try:
             response, code = await self._respond(request, path, started)
@@ -223,7 +222,7 @@ class Front:
             return b'{"status":"ok"}', {}
         if self._keys is not None:
             self._keys.check(request.headers.get("Authorization", ""))
-        if path == MODELS or path.startswith(f"{MODELS}/"):
+        if _names_models(path):
             return self._models(request.method, path.removeprefix(MODELS).removeprefix("/")), {}
         check = ROUTES.get(path)
         if check is None:
@@ -288,3 +287,8 @@ class Front:
         if self._draining:
             response.force_close()
         return response
+
+
+def _names_models(path: str) -> bool:
+    """Whether a path is the list of models, or one of them."""
+    return path == MODELS or path.startswith(f"{MODELS}/")

@@ -31,7 +31,7 @@ log = logging.getLogger("tunesmith.server")
 
 Arrays = Mapping[str, "NDArray[Any]"]
 Forward = Callable[[Arrays], "NDArray[np.float32]"]
-"""Inputs of a batch → its outputs: logits, or the last hidden state of an encoder."""
+"""Inputs of a batch → its outputs: logits, or the last hidden state of an encoder. All are finite numbers."""
 
 # transformers imports torchao, which tells everybody of CUDA extensions that it couldn't load, and of its own enums
 for _logger in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
@@ -60,8 +60,17 @@ def load_forward(folder: Path, kind: ModelKind, threads: int) -> Forward:
         UserError: it can't be loaded.
     """
     if (folder / ONNX_FILE).is_file():
-        return _onnx_forward(folder / ONNX_FILE, threads)
-    return _torch_forward(load_model(folder, kind, threads), kind)
+        forward = _onnx_forward(folder / ONNX_FILE, threads)
+    else:
+        forward = _torch_forward(load_model(folder, kind, threads), kind)
+
+    def checked(arrays: Arrays) -> NDArray[np.float32]:
+        found = forward(arrays)
+        if not np.isfinite(found).all():
+            raise FloatingPointError("the model's outputs are not finite: its weights are damaged")
+        return found
+
+    return checked
 
 
 def load_model(folder: Path, kind: ModelKind, threads: int) -> Any:

@@ -6,6 +6,7 @@ The form of the answers is that of text-embeddings-inference and of transformers
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), np.float32)
 
 
-class _Classifier:
+class _Classifier(ABC):
     """Texts in, batches through the model, logits of each text out."""
 
     kind: ModelKind
@@ -104,16 +105,14 @@ class _Classifier:
         return web.json_response(answers, headers={TRUNCATED_HEADER: str(truncated)})
 
     def _compute(self, batch: Sequence[Encoded]) -> Sequence[NDArray[np.float32]]:
-        logits = self._forward(padded(batch, self._padding or 0))
-        if not np.isfinite(logits).all():
-            raise FloatingPointError("the model's outputs are not finite: its weights are damaged")
-        return self._split(logits, batch)
+        return self._split(self._forward(padded(batch, self._padding or 0)), batch)
 
     def _split(self, logits: NDArray[np.float32], batch: Sequence[Encoded]) -> Sequence[NDArray[np.float32]]:
         return list(logits)
 
+    @abstractmethod
     def _answer(self, pair: Pair, item: Encoded, logits: NDArray[np.float32], raw: bool) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        """What is answered to one input."""
 
 
 class TextClassifier(_Classifier):

@@ -151,8 +151,6 @@ class Encoder:
     def _compute(self, batch: Sequence[Encoded]) -> Sequence[NDArray[np.float32]]:
         arrays = padded(batch, self._padding)
         hidden = self._forward(arrays)
-        if not np.isfinite(hidden).all():
-            raise FloatingPointError("the model's outputs are not finite: its weights are damaged")
         vectors = np.concatenate([pool(hidden, arrays["attention_mask"]) for pool in self._pool], axis=-1)
         if self._normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

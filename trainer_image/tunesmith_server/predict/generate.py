@@ -130,7 +130,7 @@ class Generator:
         prompt = body.get("prompt")
         if not isinstance(prompt, str) or not prompt:
             raise Refusal("prompt must be one text that isn't empty", "prompt")
-        return await self._answer(request, body, self.tokenizer(prompt)["input_ids"], _TextForm(self._name))
+        return await self._answer(request, body, self.tokenizer(prompt)["input_ids"], _Form(self._name))
 
     async def _answer(
         self, request: web.Request, body: dict[str, Any], ids: list[int], form: _Form
@@ -218,10 +218,10 @@ class Generator:
 
 @dataclass
 class _Form:
-    """How one answer is written down, whole or in pieces."""
+    """How one answer is written down, whole or in pieces: a text, unless a subclass says otherwise."""
 
     model: str
-    id: str = field(default_factory=lambda: f"{uuid.uuid4().hex}")
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
     prompt_field = "prompt"
@@ -249,10 +249,6 @@ class _Form:
 
     def more(self, text: str, first: bool) -> dict[str, Any]:
         return {"text": text}
-
-
-class _TextForm(_Form):
-    pass
 
 
 class _ChatForm(_Form):

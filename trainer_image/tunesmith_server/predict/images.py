@@ -83,10 +83,7 @@ class ImageClassifier:
         return Pixels(np.asarray(found, np.float32)[0])
 
     def _compute(self, batch: Sequence[Pixels]) -> Sequence[NDArray[np.float32]]:
-        logits = self._forward({"pixel_values": np.stack([item.values for item in batch])})
-        if not np.isfinite(logits).all():
-            raise FloatingPointError("the model's outputs are not finite: its weights are damaged")
-        return list(logits)
+        return list(self._forward({"pixel_values": np.stack([item.values for item in batch])}))
 
 
 def _image(value: Any) -> Image:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+from tunesmith_store.weights import stored_tensors
 
-__all__ = ["Made", "Quantizer"]
+__all__ = ["Made", "Quantizer", "types_in", "weights_in"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,16 @@ class Made:
     """`Q4_K → Q5_0`: tensors that the first format can't hold."""
     tools: Mapping[str, str]
     """What made it → its version."""
+
+
+def weights_in(folder: Path) -> int:
+    """Return the numbers that the safetensors of a folder hold."""
+    return sum(prod(tensor.shape) for tensor in stored_tensors(folder))
+
+
+def types_in(folder: Path) -> dict[str, int]:
+    """Return the number formats of the safetensors of a folder, with how many tensors have each."""
+    return dict(sorted(Counter(tensor.dtype for tensor in stored_tensors(folder)).items()))
 
 
 class Quantizer(Protocol):

@@ -12,20 +12,21 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.predict.backends import load_model
 from tunesmith_server.predict.kinds import ONNX_FILE, ModelKind, kind_of
 from tunesmith_server.predict.texts import TOKENIZER
-from tunesmith_server.quantizers.base import Made
+from tunesmith_server.quantizers.base import Made, weights_in
 from tunesmith_server.quantizers.safetensors_files import copy_others
 from tunesmith_store.errors import UserError
 from tunesmith_store.pretrained import load_tokenizer
-from tunesmith_store.weights import stored_tensors
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["OnnxQuantizer"]
 
@@ -58,10 +59,10 @@ class OnnxQuantizer:
         exact = self._scratch / "exact.onnx"
         _export(self._source, kind, exact, self._threads)
         copy_others(self._source, folder)
-        _quantize(exact, folder / ONNX_FILE)
+        model = _quantize(exact, folder / ONNX_FILE)
         return Made(
-            weights=sum(prod(tensor.shape) for tensor in stored_tensors(self._source)),
-            tensor_types=_types(folder / ONNX_FILE),
+            weights=weights_in(self._source),
+            tensor_types=_types(model),
             fallbacks={},
             tools={name: version(name) for name in TOOLS},
         )
@@ -107,7 +108,8 @@ def _export(source: Path, kind: ModelKind, path: Path, threads: int) -> None:
         raise UserError(Reason.MODEL_INVALID, message) from error
 
 
-def _quantize(exact: Path, output: Path) -> None:
+def _quantize(exact: Path, output: Path) -> onnx.ModelProto:
+    """Write the quantized model, without what differs from run to run, and return it."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -132,6 +134,7 @@ def _quantize(exact: Path, output: Path) -> None:
         del value.metadata_props[:]
     del model.metadata_props[:], model.graph.metadata_props[:]
     output.write_bytes(model.SerializeToString(deterministic=True))
+    return model
 
 
 def _after_gelu(path: Path) -> list[str]:
@@ -143,9 +146,9 @@ def _after_gelu(path: Path) -> list[str]:
     return [node.name for node in nodes if node.op_type in ("MatMul", "Gemm") and outputs & set(node.input)]
 
 
-def _types(path: Path) -> dict[str, int]:
+def _types(model: onnx.ModelProto) -> dict[str, int]:
     import onnx
 
     names = onnx.TensorProto.DataType
-    found = Counter(names.Name(it.data_type) for it in onnx.load(path).graph.initializer if len(it.dims) > 1)
+    found = Counter(names.Name(it.data_type) for it in model.graph.initializer if len(it.dims) > 1)
     return dict(sorted(found.items()))

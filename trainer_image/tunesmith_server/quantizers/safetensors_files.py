@@ -6,15 +6,13 @@ A copy, as the source may change while a revision is served.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.predict.kinds import kind_of
-from tunesmith_server.quantizers.base import Made
-from tunesmith_store.weights import is_weights, stored_tensors
+from tunesmith_server.quantizers.base import Made, types_in, weights_in
+from tunesmith_store.weights import is_weights
 
 __all__ = ["SafetensorsQuantizer", "copy_others"]
 
@@ -37,10 +35,9 @@ class SafetensorsQuantizer:
         for path in self._source.iterdir():
             if is_weights(path.name):
                 shutil.copyfile(path, folder / path.name)
-        tensors = stored_tensors(folder)
         return Made(
-            weights=sum(prod(tensor.shape) for tensor in tensors),
-            tensor_types=dict(sorted(Counter(tensor.dtype for tensor in tensors).items())),
+            weights=weights_in(folder),
+            tensor_types=types_in(folder),
             fallbacks={},
             tools={"transformers": version("transformers")},
         )

@@ -6,21 +6,18 @@ torchao's 8 bits and bitsandbytes' NF4: safetensors that transformers loads agai
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.predict.kinds import kind_of
-from tunesmith_server.quantizers.base import Made
+from tunesmith_server.quantizers.base import Made, types_in, weights_in
 from tunesmith_server.quantizers.onnx_files import OnnxQuantizer
 from tunesmith_server.quantizers.safetensors_files import copy_others
 from tunesmith_store.errors import UserError
-from tunesmith_store.weights import stored_tensors
 
 __all__ = ["TorchQuantizer"]
 
@@ -79,8 +76,8 @@ class TorchQuantizer:
         for path in folder.glob("*.safetensors"):
             _sort_header(path)
         return Made(
-            weights=sum(prod(tensor.shape) for tensor in stored_tensors(self._source)),
-            tensor_types=dict(sorted(Counter(tensor.dtype for tensor in stored_tensors(folder)).items())),
+            weights=weights_in(self._source),
+            tensor_types=types_in(folder),
             fallbacks={},
             tools={name: version(name) for name in TOOLS},
         )
