@@ -26,15 +26,16 @@ def with_fallback(
     spec = deployment.spec
     if spec.gate is None or spec.gate.fallback_method is None:
         return asked
-    quantization = spec.quantization.model_copy(update={"method": spec.gate.fallback_method})
-    other = deployment.model_copy(update={"spec": spec.model_copy(update={"quantization": quantization})})
-    fallback = replace(template_of(other, source, config), deployment=deployment, stands_in_for=asked.hash)
     tried = next((it for it in reversed(revisions) if it.hash == asked.hash), None)
     if tried is not None:
         # by the limits as they are now: a revision that they let pass is tried again
-        failed = held_back(tried) and judge(spec.gate, tried.evaluation).outcome is Outcome.FAILED
-        return fallback if failed else asked
-    # the history is bounded: the one that was tried may be forgotten, and its stand-in remembers
-    latest = revisions[-1] if revisions else None
-    stands_in = latest is not None and (latest.hash, latest.stands_in_for) == (fallback.hash, asked.hash)
-    return fallback if stands_in else asked
+        needed = held_back(tried) and judge(spec.gate, tried.evaluation).outcome is Outcome.FAILED
+    else:
+        # the history is bounded: the one that was tried may be forgotten, and its stand-in remembers
+        needed = bool(revisions) and revisions[-1].stands_in_for == asked.hash
+    if not needed:
+        return asked
+    quantization = spec.quantization.model_copy(update={"method": spec.gate.fallback_method})
+    other = deployment.model_copy(update={"spec": spec.model_copy(update={"quantization": quantization})})
+    fallback = replace(template_of(other, source, config), deployment=deployment, stands_in_for=asked.hash)
+    return fallback if tried is not None or revisions[-1].hash == fallback.hash else asked

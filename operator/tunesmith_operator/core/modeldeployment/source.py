@@ -71,17 +71,16 @@ def of_finetunejob(
         )
     if (obstacle := _obstacle(name, job, wanted or Wanted())) is not None:
         return SourceAbsent(Reason.MODEL_INVALID, obstacle)
-    if digest is not None and job.status.model is not None:
-        return SourceModel(job.status.model.uri, digest, storage or job.spec.storage, job.spec.task, held_out_of(job))
-    if not holds(job.status.conditions, JobCondition.SUCCEEDED) or job.status.model is None:
+    model = job.status.model
+    # one that is pinned is served whatever the job does since
+    if model is None or (digest is None and not holds(job.status.conditions, JobCondition.SUCCEEDED)):
         summary = find(job.status.conditions, JobCondition.SUCCEEDED)
         if summary is not None and summary.status == ConditionStatus.FALSE:
             message = f"FineTuneJob {name} has failed ({summary.reason}): see kubectl describe ftj {name}."
         else:
             message = f"FineTuneJob {name} hasn't succeeded yet: its model is served as soon as it has."
         return SourceAbsent(Reason.SOURCE_NOT_READY, message)
-    model = job.status.model
-    return SourceModel(model.uri, model.digest, storage or job.spec.storage, job.spec.task, held_out_of(job))
+    return SourceModel(model.uri, digest or model.digest, storage or job.spec.storage, job.spec.task, held_out_of(job))
 
 
 def _obstacle(name: str, job: FineTuneJob, wanted: Wanted) -> str | None:

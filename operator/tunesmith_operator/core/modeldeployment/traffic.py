@@ -152,7 +152,7 @@ def _leads_there(children: Children, label: str) -> bool:
 
 def _stopped(revision: Revision, now: datetime, delay: timedelta) -> tuple[tuple[str, int], ...]:
     """A failed revision costs nothing, once no node sends requests there any longer."""
-    if revision.phase is not RevisionPhase.FAILED or revision.weight > 0 or _stop_at(revision, now, delay) is not None:
+    if revision.weight > 0 or _stop_at(revision, now, delay) is not None:
         return ()
     return ((revision_label(revision.number), 0),)
 
