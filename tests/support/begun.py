@@ -56,6 +56,17 @@ def edit(world: World, kind: str = MODELDEPLOYMENT_KIND, **spec: Any) -> None:
     world.reconcile()
 
 
+def condition(world: World, type_: str) -> tuple[str, str, str]:
+    """A condition of the deployment: status, reason, message."""
+    return world.condition(type_, MODELDEPLOYMENT_KIND)
+
+
+def selected(world: World) -> str:
+    """The revision that the deployment's Service leads to."""
+    selector = world.cluster.get("Service", "sentiment")["spec"]["selector"]
+    return str(selector["tunesmith.dev/revision"])
+
+
 def own_fields(world: World, kind: str, name: str) -> dict[str, Any]:
     """A child's spec or data, with a Job's defaults."""
     raw = world.cluster.get(kind, name)

@@ -3,6 +3,7 @@
 import pytest
 
 from support import make
+from support.begun import condition, edit, selected
 from support.world import World
 from tunesmith_api.keys import FINETUNEJOB_KIND, MODELDEPLOYMENT_KIND, Reason
 from tunesmith_api.plan import ServingPlan
@@ -62,19 +63,6 @@ def served(found: Evaluation = GOOD, **spec) -> World:
     quantized(world, "r1", found)
     rolled_out(world, "r1")
     return world
-
-
-def edit(world: World, **spec) -> None:
-    world.cluster.change(KIND, "sentiment", {"spec": spec})
-    world.reconcile()
-
-
-def condition(world: World, type_: str) -> tuple[str, str, str]:
-    return world.condition(type_, KIND)
-
-
-def selected(world: World) -> str:
-    return world.cluster.get("Service", "sentiment")["spec"]["selector"]["tunesmith.dev/revision"]
 
 
 def phases(world: World) -> list[str]:

@@ -3,6 +3,7 @@
 import pytest
 
 from support import make
+from support.begun import condition, edit, selected
 from support.world import World
 from tunesmith_api.keys import FINETUNEJOB_KIND, MODELDEPLOYMENT_KIND, Reason
 from tunesmith_api.plan import ServingPlan
@@ -38,19 +39,6 @@ def serving(world: World | None = None, **spec) -> World:
     world.rolls_out("sentiment-r1")
     world.reconcile()
     return world
-
-
-def edit(world: World, **spec) -> None:
-    world.cluster.change(KIND, "sentiment", {"spec": spec})
-    world.reconcile()
-
-
-def condition(world: World, type_: str) -> tuple[str, str, str]:
-    return world.condition(type_, KIND)
-
-
-def selected(world: World) -> str:
-    return world.cluster.get("Service", "sentiment")["spec"]["selector"]["tunesmith.dev/revision"]
 
 
 def test_a_model_is_quantized_rolled_out_and_answers():
