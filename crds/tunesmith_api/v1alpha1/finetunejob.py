@@ -10,8 +10,8 @@ from pydantic import ConfigDict, Field
 from tunesmith_api import keys
 from tunesmith_api.model import (
     NO_PASSWORD_IN_URL,
-    DecimalString,
     EndpointURL,
+    NonNegative,
     SpecModel,
     StatusModel,
     Uri,
@@ -231,8 +231,8 @@ class FailurePolicy(SpecModel):
         le=100,
         description="How often training goes back to the last good checkpoint after a loss spike or a loss that isn't finite, and skips the batches that led there.",
     )
-    loss_spike_factor: DecimalString = Field(
-        default="4.0",
+    loss_spike_factor: NonNegative = Field(
+        default=4.0,
         description="A loss of this many times the recent median is a spike; 0 watches for losses that aren't finite only.",
     )
     collective_timeout_seconds: int = Field(

@@ -150,7 +150,7 @@ def test_a_refused_child_keeps_the_generation_and_of_a_start_nothing():
 
 
 def test_a_plan_has_every_number_resolved():
-    plan = training_plan(job(training={"learningRate": "2e-5", "warmupRatio": "0.1"}), 1)
+    plan = training_plan(job(training={"learningRate": 2e-5, "warmupRatio": 0.1}), 1)
     assert plan.training.learning_rate == 2e-5
     assert plan.training.warmup_ratio == 0.1
     assert plan.training.early_stopping is None
