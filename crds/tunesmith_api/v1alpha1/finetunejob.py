@@ -285,6 +285,12 @@ class FineTuneJobSpec(SpecModel):
     active_deadline_seconds: int | None = Field(
         default=None, ge=1, le=31_536_000, description="Longest time that the job may be active; it fails after that."
     )
+    pre_running_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=31_536_000,
+        description="Longest time that a worker's pod may wait for a node, or for room in a quota; the job then fails with what it waited for, and frees the nodes of the other workers. Leave it out to wait without limit.",
+    )
     ttl_seconds_after_finished: int | None = Field(
         default=None,
         ge=0,
