@@ -152,8 +152,8 @@ def _without_node(pod: PodView, now: datetime) -> StartupProblem | None:
         if since is None or now - since < UNSPOKEN_OF:
             return None
         text = (
-            f"pod {pod.name} has no node, and no scheduler says why: its gang isn't complete (PodGroup), or the scheduler "
-            f"that it names isn't there. kubectl describe pod -n {pod.namespace} {pod.name} shows both."
+            f"pod {pod.name} has no node, and no scheduler says why: its gang isn't complete (PodGroup), or the "
+            f"scheduler that it names isn't there. kubectl describe pod -n {pod.namespace} {pod.name} shows both."
         )
     elif (missing := _CLAIM.search(pod.unschedulable)) is not None:
         claim = missing["claim"]
