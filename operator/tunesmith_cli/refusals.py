@@ -77,9 +77,9 @@ def _complaint(kind: str, context: Mapping[str, Any]) -> str | None:
         case "string_too_short":
             return f"should be at least {context['min_length']} chars long"
         case "greater_than_equal":
-            return f"should be greater than or equal to {context['ge']}"
+            return f"should be greater than or equal to {_shown(context['ge'])}"
         case "less_than_equal":
-            return f"should be less than or equal to {context['le']}"
+            return f"should be less than or equal to {_shown(context['le'])}"
         case "multiple_of":
             return f"should be a multiple of {context['multiple_of']}"
     return None
