@@ -172,7 +172,7 @@ READ = {
     "tracking": {"tensorBoard": True},
     "failurePolicy.maxRestarts": 1,
     "failurePolicy.maxRollbacks": 1,
-    "failurePolicy.lossSpikeFactor": "9",
+    "failurePolicy.lossSpikeFactor": 9,
     "failurePolicy.collectiveTimeoutSeconds": 99,
 }
 
@@ -197,9 +197,8 @@ def test_what_decides_the_result_cannot_change_once_a_job_has_started_and_the_re
         assert f"spec.{field} can't change once the job has started: delete it" in str(refused.value)
     patch({"status": {"restarts": 1}}, "--subresource=status")
     bounds = {"backoffLimit": 9, "startupTimeoutSeconds": 99}
-    patch(
-        {"spec": {"suspend": True, "failurePolicy": bounds, "activeDeadlineSeconds": 9, "ttlSecondsAfterFinished": 9}}
-    )
+    ends = {"activeDeadlineSeconds": 9, "preRunningDeadlineSeconds": 9, "ttlSecondsAfterFinished": 9}
+    patch({"spec": {"suspend": True, "failurePolicy": bounds, **ends}})
 
 
 def test_a_deployment_is_refused_a_name_whose_service_would_be_a_jobs(api, namespace):
