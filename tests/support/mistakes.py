@@ -60,6 +60,7 @@ SHAPES = [
 ]  # fmt: skip
 
 RULES = [
+    _spec("a label of the operator's", {"workers": {"podTemplate": {"labels": {"tunesmith.dev/finetunejob": "x"}}}}, "labels and annotations of tunesmith.dev are the operator's own", "spec.workers.podTemplate.labels"),
     _spec("a bad URI", {"model": {"uri": "s3:/models/x"}}, "a URI begins with its scheme: s3://bucket/key, pvc://claim/path or hf://owner/name", "spec.model.uri"),
     _spec("a name without hf://", {"model": {"uri": "gpt2"}}, "a URI begins with its scheme", "spec.model.uri"),
     _spec("a password in a URI", {"model": {"uri": "s3://me:secret@models/x"}}, "a bucket's name has 3 to 63 letters", "spec.model.uri"),

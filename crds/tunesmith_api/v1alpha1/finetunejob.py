@@ -22,6 +22,7 @@ from tunesmith_api.v1alpha1.common import (
     Image,
     NodeSelector,
     ObjectMeta,
+    PodTemplate,
     Resources,
     SecretRef,
     Storage,
@@ -123,6 +124,9 @@ class Workers(SpecModel):
     tolerations: Tolerations = Field(default_factory=list, description="Taints that workers may run beside.")
     priority_class_name: Annotated[str, Field(max_length=253)] | None = Field(
         default=None, description="PriorityClass of the worker pods."
+    )
+    pod_template: PodTemplate = Field(
+        default_factory=PodTemplate, description="Labels, annotations and registry credentials of the worker pods."
     )
     image: Image | None = Field(
         default=None, description="Trainer image; leave it out for the one that the operator was installed with."

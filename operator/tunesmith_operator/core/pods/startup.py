@@ -175,7 +175,7 @@ def _image_message(pod: PodView, container: ContainerView) -> str:
     cause = f": {detail}" if detail else ""
     return (
         f"pod {pod.name} can't get image {container.image}{cause}. Correct the image name, or make "
-        "it available to the node (registry, pull secret of the namespace's default ServiceAccount)."
+        "it available to the node (registry, pull secret of the spec or of the namespace's default ServiceAccount)."
     )
 
 
