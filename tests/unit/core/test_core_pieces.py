@@ -210,6 +210,22 @@ def test_placement_reaches_the_pods():
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
+def test_a_store_of_ones_own_is_reached_as_it_wants_to_be_with_its_authorities():
+    storage = {"addressingStyle": "Virtual", "caBundleRef": {"name": "corporate-ca", "key": "bundle.pem"}}
+    children = build(job(storage=storage), make.CONFIG, 1)
+    source = SourceModel("s3://models/m", "d", Storage.model_validate(storage))
+    servers = server_deployment(template_of(deployment(), source, make.CONFIG), 1, 1, make.CONFIG)
+    for manifest in (children.job, servers):
+        pod = manifest.body["spec"]["template"]["spec"]
+        (volume,) = [it for it in pod["volumes"] if it["name"] == "ca"]
+        items = [{"key": "bundle.pem", "path": "ca.crt"}]
+        assert volume["configMap"] == {"name": "corporate-ca", "items": items, "optional": True}
+        (container,) = pod["containers"]
+        assert {"name": "AWS_CA_BUNDLE", "value": "/etc/tunesmith-ca/ca.crt"} in container["env"]
+        assert {"name": "ca", "mountPath": "/etc/tunesmith-ca", "readOnly": True} in container["volumeMounts"]
+    assert '"addressingStyle":"Virtual"' in children.config_map.body["data"][keys.PLAN_FILE]
+
+
 def test_what_a_platform_asks_of_pods_is_on_them_and_takes_nothing_of_ours_away():
     template = {
         "labels": {"team": "nlp", keys.LABEL_FINETUNEJOB: "another"},
