@@ -147,7 +147,7 @@ def _translated(uri: str, verb: str) -> Iterator[None]:
         raise Retryable(message, Reason.STORAGE_UNREACHABLE) from error
 
 
-def _addressing(plan: StoragePlan) -> dict[str, str]:
+def _addressing(plan: StoragePlan) -> Any:
     if plan.addressing_style is AddressingStyle.AUTO:
         return {"addressing_style": "path"} if plan.endpoint_url else {}
     return {"addressing_style": plan.addressing_style.value.lower()}
