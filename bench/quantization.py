@@ -31,9 +31,9 @@ from tunesmith_server.evaluation.rows import Message, Row
 from tunesmith_server.quantizers import quantizer_of
 from tunesmith_server.quantizers.base import PLAIN, Made, Options
 
-THREADS: Final = 2
+THREADS: Final = 1
 LICENSES: Final = Path("/usr/share/common-licenses")
-ROWS, PROMPT_CHARACTERS, REFERENCE_CHARACTERS = 12, 300, 500
+ROWS, PROMPT_CHARACTERS, REFERENCE_CHARACTERS = 8, 300, 500
 TWEETS: Final = 96
 PAGE: Final = Path("docs/quantization.md")
 
@@ -113,14 +113,14 @@ def ask(model: Path) -> None:
     os._exit(0)
 
 
-def table(lines: list[Line]) -> str:
-    """The page."""
+def table(lines: list[Line], busy: bool) -> str:
+    """The page; `busy` where speeds are not those of a machine that does nothing else."""
     head = (
         "# What each method comes to\n\n"
         "Written by `python -m bench.quantization --write` (with `PYTHONPATH=crds:operator:trainer_image:tests:.`): "
-        "SmolLM2-135M-Instruct, as served, on two threads. Perplexity is that of text that the model goes on with "
+        "SmolLM2-135M-Instruct, as served, on one thread. Perplexity is that of text that the model goes on with "
         f"({ROWS} pieces of the GPL), lower is better; calibration is on other licenses and tweets. Of classifiers, "
-        "`python -m bench.classifier` measures `Int8`.\n\n"
+        f"`python -m bench.classifier` measures `Int8`.{' The machine had other work at the time: compare speeds, and do not quote them.' if busy else ''}\n\n"
         "| `method` | engine | MB | bits per weight | perplexity | tokens/s | resident MB | made again: same bytes |\n"
         "|---|---|---|---|---|---|---|---|\n"
     )
@@ -133,7 +133,7 @@ def table(lines: list[Line]) -> str:
 
 def main() -> None:
     """Measure all; print the table and one JSON object."""
-    lines, calibrated = [], Options(texts=texts())
+    lines, calibrated, busy = [], Options(texts=texts()), os.getloadavg()[0] > 1
     with tempfile.TemporaryDirectory() as name:
         for engine, methods in ENGINE_METHODS.items():
             if engine not in (EngineType.LLAMA_CPP, EngineType.TRANSFORMERS):
@@ -146,7 +146,7 @@ def main() -> None:
                 for options in (PLAIN, calibrated) if with_matrix else (PLAIN,):
                     lines.append(measured(method, engine, options, quantizer, Path(name) / "made"))
                     print(lines[-1], file=sys.stderr)
-    page = table(lines)
+    page = table(lines, busy)
     if "--write" in sys.argv:
         PAGE.write_text(page)
     print(page)
