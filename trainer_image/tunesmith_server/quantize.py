@@ -71,7 +71,7 @@ def evaluate(
             raise UserError(Reason.MODEL_INVALID, message)
         return builder.local(method)
 
-    uri = folder_of(plan, manifest.quantization, manifest.base_state)
+    uri = folder_of(plan, manifest.quantization, manifest.base_state, manifest.variant)
     return compare(plan, store, uri, manifest, bring, scratch, cpu_threads(os.environ))
 
 
@@ -102,7 +102,7 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
         message = f"unexpected {type(error).__name__}: {error}"
         report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.QUANTIZATION_FAILED, message=message)
         return report, ExitCode.CRASHED
-    uri = folder_of(plan, manifest.quantization, manifest.base_state)
+    uri = folder_of(plan, manifest.quantization, manifest.base_state, manifest.variant)
     model = ModelRef(
         uri=uri,
         digest=manifest.digest,
