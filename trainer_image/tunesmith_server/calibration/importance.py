@@ -91,7 +91,8 @@ class _Watch:
 
     def start(self) -> dict[str, NDArray[np.float64]]:
         """Return the sums that this thread fills from now on."""
-        self._local.sums = sums = {}
+        sums: dict[str, NDArray[np.float64]] = {}
+        self._local.sums = sums
         return sums
 
     def _hook(self, name: str) -> Any:
