@@ -77,14 +77,16 @@ class ArtifactBuilder:
         log.info("uploading %d MB to %s", manifest.size_bytes // 1_000_000, uri)
         return Artifact(uri, publish_artifact(self._store, uri, self._folder(method), manifest))
 
-    def local(self, method: QuantizationMethod) -> Path:
+    def local(self, method: QuantizationMethod, variant: str = "") -> Path:
         """Return what an engine loads of a method, on this machine: as made, fetched if it is published, or made now.
+
+        `variant` is that of the artefact: its calibration rows may have changed since.
 
         Raises:
             Failure: sorted by what helps; see `tunesmith_store.errors`.
         """
         if method not in self._made:
-            uri = folder_of(self._plan, method.value, self.state, self._options(method).variant)
+            uri = folder_of(self._plan, method.value, self.state, variant)
             if done := find_artifact(self._store, uri):
                 fetch_files(self._store, uri, done.files, self._folder(method))
             else:

@@ -69,7 +69,7 @@ def evaluate(
                 "is nothing to compare that with: restore the model, or start a new revision"
             )
             raise UserError(Reason.MODEL_INVALID, message)
-        return builder.local(method)
+        return builder.local(method, manifest.variant if method is plan.quantization else "")
 
     uri = folder_of(plan, manifest.quantization, manifest.base_state, manifest.variant)
     return compare(plan, store, uri, manifest, bring, scratch, cpu_threads(os.environ))

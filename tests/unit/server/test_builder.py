@@ -251,3 +251,14 @@ def test_the_unquantized_model_beside_it_is_as_it_is(store, made, tmp_path):
     wanted = plan(quantization="Q4_0", calibration=CalibrationPlan(uri="pvc://models/rows.jsonl"))
     builder_ = ArtifactBuilder(wanted, store, tmp_path / "scratch")
     assert builder_.artifact(Method.NONE).manifest.variant == ""
+
+
+def test_what_is_compared_is_the_artefact_whatever_has_become_of_its_calibration_rows(store, made, tmp_path):
+    rows = "pvc://models/rows.jsonl"
+    store.put_bytes(rows, b'{"text": "one"}\n')
+    wanted = plan(quantization="Q4_0", calibration=CalibrationPlan(uri=rows))
+    manifest = quantized(wanted, store, tmp_path / "first")
+    store.put_bytes(rows, b'{"text": "two"}\n')
+    assert quantized(wanted, store, tmp_path / "again") == manifest
+    ArtifactBuilder(wanted, store, tmp_path / "other").local(Method.Q4_0, manifest.variant)
+    assert made == ["Q4_0"], "nothing is made anew to be compared"
