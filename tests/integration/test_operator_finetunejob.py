@@ -177,7 +177,7 @@ def test_ten_finished_jobs_cost_no_write_in_a_minute(stage):
     for name in names:
         stage.wait_condition("ftj", name, "Succeeded", "True", "Completed", 60)
     others = f"op-.*(?<!{stage.namespace})$"
-    spaces = lambda: stage.cluster.kubectl("get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}").split()  # noqa: E731
+    spaces = lambda: [it["metadata"]["name"] for it in stage.cluster.get_all("namespaces")]  # noqa: E731
     stage.wait("earlier tests' namespaces to go", lambda: not [it for it in spaces() if re.match(others, it)], 60)
     time.sleep(3)
     since = datetime.now(UTC)
@@ -222,7 +222,7 @@ def test_a_deleted_job_takes_its_children_along(stage):
     stage.kubectl("delete", "ftj", "sentiment", "--timeout=20s")
 
     def left():
-        return stage.items("svc,cm,secret,netpol,jobs,pods", "-l", "app.kubernetes.io/managed-by=tunesmith")
+        return stage.items("svc,cm,secret,netpol,jobs,pods", "app.kubernetes.io/managed-by=tunesmith")
 
     stage.wait("no children", lambda: not left(), 40)
 

@@ -73,7 +73,10 @@ def wait_for_step(bed: Testbed, name: str, namespace: str, step: int, timeout: f
             raise AssertionError(f"{name} ended before step {step}: {describe(bed, name, namespace)}")
         return int((status.get("progress") or {}).get("globalStep", 0)) >= step
 
-    bed.wait_until(reached, f"{name} at step {step}: {describe(bed, name, namespace)}", timeout)
+    try:
+        bed.wait_until(reached, f"{name} at step {step}", timeout)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}: {describe(bed, name, namespace)}") from None
 
 
 def wait_finished(bed: Testbed, name: str, namespace: str, timeout: float = 300) -> dict[str, Any]:
