@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ LANES = (("integration", "e2e"), ("component", "unit", "contract", "faults"))
 rest computes on. The order puts what starts pods of its own beside the floor that computes least."""
 NICENESS = 5
 """Of all lanes but the first: what a cluster's parts promise within seconds holds beside the rest, too."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Of torch, in the same lanes: threads that wait for one whose core is taken lose more than they win on small models."""
 LAST_WORDS_SECONDS = 10.0
 
 
@@ -62,19 +64,27 @@ def run_floor(floor: str, extra: Sequence[str], beside: bool = False, niceness: 
         print(f"== {floor}", flush=True)
         started = time.monotonic()
         command = [sys.executable, "-m", "pytest", str(folder), f"--junit-xml={report}", "--durations=5", *extra]
+        environment = os.environ | (ONE_THREAD if niceness else {})
         command = ["nice", "-n", str(niceness), *command] if niceness else command
-        status = (
-            streamed(command, f"{floor} | ") if beside else subprocess.run(command, cwd=ROOT, check=False).returncode
-        )
+        if beside:
+            status = streamed(command, environment, f"{floor} | ")
+        else:
+            status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         counts = read_counts(report, status)
         print(f"== {floor}: {counts.passed} passed in {time.monotonic() - started:.0f} s", flush=True)
         return counts
 
 
-def streamed(command: Sequence[str], mark: str) -> int:
+def streamed(command: Sequence[str], environment: Mapping[str, str], mark: str) -> int:
     """Run a command, print its lines behind a mark, return its exit status."""
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
     assert process.stdout is not None
     lines = process.stdout
@@ -94,13 +104,19 @@ def streamed(command: Sequence[str], mark: str) -> int:
 
 def run_lanes(lanes: Sequence[Sequence[str]], extra: Sequence[str]) -> dict[str, Counts]:
     """Run lanes side by side, the floors of each one after the other."""
+    interrupted = threading.Event()
 
     def run(number: int) -> dict[str, Counts]:
         beside, niceness = len(lanes) > 1, NICENESS if number else 0
-        return {floor: run_floor(floor, extra, beside, niceness) for floor in lanes[number]}
+        floors = (floor for floor in lanes[number] if not interrupted.is_set())
+        return {floor: run_floor(floor, extra, beside, niceness) for floor in floors}
 
     with ThreadPoolExecutor(len(lanes)) as pool:
-        return {floor: counts for lane in pool.map(run, range(len(lanes))) for floor, counts in lane.items()}
+        try:
+            return {floor: counts for lane in pool.map(run, range(len(lanes))) for floor, counts in lane.items()}
+        except KeyboardInterrupt:  # which the floors under way have got, too
+            interrupted.set()
+            raise
 
 
 def main() -> int:
