@@ -179,7 +179,14 @@ def test_ten_finished_jobs_cost_no_write_in_a_minute(stage):
     others = f"op-.*(?<!{stage.namespace})$"
     spaces = lambda: [it["metadata"]["name"] for it in stage.cluster.get_all("namespaces")]  # noqa: E731
     stage.wait("earlier tests' namespaces to go", lambda: not [it for it in spaces() if re.match(others, it)], 60)
-    time.sleep(3)
+
+    def settled():
+        """Numbers may be written up to ten seconds late."""
+        since = datetime.now(UTC)
+        time.sleep(11)
+        return not stage.operator.writes(since)
+
+    stage.wait("the last writes", settled, 60)
     since = datetime.now(UTC)
     time.sleep(60)
     assert stage.operator.writes(since) == []
