@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import assets
 from testbed import Testbed, chat
@@ -21,6 +20,7 @@ from testbed.bed import OPERATOR_NAMESPACE
 from testbed.jobs import condition, describe, history, model_deployment, wait_finished, wait_for_step
 from testbed.pytest_plugin import fresh_namespace
 from tunesmith_api import keys
+from tunesmith_cli.kubernetes_yaml import parsed
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests/samples/finetunejob.yaml"
 NAME = "sentiment"
@@ -46,7 +46,7 @@ class Tuned:
 def sample_job(testbed: Testbed, namespace: str, folder: Path) -> dict[str, Any]:
     """The demo's job, in a namespace of ours."""
     data = assets.tweets(folder, train=1200, eval_per_class=HELD_OUT_PER_LABEL)
-    job: dict[str, Any] = yaml.safe_load(SAMPLE.read_text())
+    job: dict[str, Any] = parsed(SAMPLE.read_text())[0]
     job["metadata"]["namespace"] = namespace
     spec = job["spec"]
     for part, path in (("train", data.train), ("eval", data.eval)):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tunesmith_api.keys import Reason
+from tunesmith_api.keys import GROUP, Reason
 from tunesmith_api.model import EndpointURL, Quantity, SpecModel, StatusModel, cel
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Condition",
     "ConditionStatus",
     "ObjectMeta",
+    "PodTemplate",
     "Resources",
     "SecretRef",
     "Storage",
@@ -148,6 +149,32 @@ class Toleration(SpecModel):
         default=None, description="Taint effect to match; leave it out to match all."
     )
     toleration_seconds: int | None = Field(default=None, ge=0, description="How long a NoExecute taint is tolerated.")
+
+
+_OWN_KEYS = cel(
+    f"!self.exists(key, key.startsWith('{GROUP}/'))",
+    f"labels and annotations of {GROUP} are the operator's own: leave them out",
+)
+_LABELS: dict[str, Any] = {"x-kubernetes-validations": [_OWN_KEYS]}
+
+
+class PodTemplate(SpecModel):
+    """What a platform wants to see on pods: for cost reports, service meshes, autoscalers, registries."""
+
+    labels: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = Field(
+        default_factory=dict,
+        description="Labels of the pods, for example sidecar.istio.io/inject: 'false'.",
+        json_schema_extra=_LABELS,
+    )
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=16)] = Field(
+        default_factory=dict,
+        description="Annotations of the pods, for example karpenter.sh/do-not-disrupt: 'true'.",
+        json_schema_extra=_LABELS,
+    )
+    image_pull_secrets: Annotated[list[SecretRef], Field(max_length=8, json_schema_extra=keyed_by("name"))] = Field(
+        default_factory=list,
+        description="Secrets with the registry's credentials, of type kubernetes.io/dockerconfigjson.",
+    )
 
 
 NodeSelector = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)]

@@ -9,6 +9,7 @@ from tunesmith_api import keys
 from tunesmith_api.model import Contract
 from tunesmith_api.plan import StoragePlan
 from tunesmith_api.v1alpha1 import Resources, Storage, Toleration
+from tunesmith_api.v1alpha1.common import PodTemplate
 from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest, Owner
@@ -46,6 +47,7 @@ class Workload:
     node_selector: dict[str, str] = field(default_factory=dict)
     tolerations: Sequence[Toleration] = ()
     priority_class_name: str | None = None
+    template: PodTemplate = field(default_factory=PodTemplate)
     restart_policy: str = "Never"
     env: Sequence[JSON] = ()
     claims: Mapping[str, bool] = field(default_factory=dict)
@@ -207,4 +209,6 @@ def pod_spec(workload: Workload, config: Config) -> JSON:
     }
     if workload.priority_class_name:
         spec["priorityClassName"] = workload.priority_class_name
+    if workload.template.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": secret.name} for secret in workload.template.image_pull_secrets]
     return spec
