@@ -6,10 +6,13 @@ The operator's leader dies in `test_whole_path`.
 import os
 import signal
 
+import pytest
+
 from testbed import Testbed
 from testbed.jobs import describe, fine_tune_job, history, wait_finished, wait_for_step
 
 STEPS = 20
+pytestmark = pytest.mark.timeout(1200)
 
 
 def rank_process(testbed: Testbed, namespace: str, pod: str) -> int:
