@@ -54,7 +54,8 @@ def test_a_killed_rank_is_restarted_in_its_pod_and_a_deleted_head_pod_is_replace
 def test_deleting_the_namespace_in_mid_training_leaves_nothing(
     testbed: Testbed, user_namespace: str, tweets: str
 ) -> None:
-    testbed.apply(fine_tune_job("gone", user_namespace, tweets))
+    alone = {"replicas": 1, "resources": {"cpu": "900m", "memory": "3Gi"}}
+    testbed.apply(fine_tune_job("gone", user_namespace, tweets, workers=alone))
     wait_for_step(testbed, "gone", user_namespace, 1)
     testbed.cluster.kubectl("delete", "namespace", user_namespace, "--wait=false")
     testbed.wait_until(lambda: not testbed.get("namespace", user_namespace, ""), "the namespace is gone", 120)
