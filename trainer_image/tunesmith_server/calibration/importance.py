@@ -91,7 +91,8 @@ class _Watch:
 
     def start(self) -> dict[str, NDArray[np.float64]]:
         """Return the sums that this thread fills from now on."""
-        self._local.sums = sums = {}
+        sums: dict[str, NDArray[np.float64]] = {}
+        self._local.sums = sums
         return sums
 
     def _hook(self, name: str) -> Any:
@@ -158,7 +159,8 @@ def _compute(folder: Path, rows: list[Content], threads: int) -> Matrix:
 def _main(model: Path, output: Path, threads: int) -> None:
     from safetensors.numpy import save_file
 
-    rows = [it if isinstance(it, str) else tuple(map(tuple, it)) for it in json.load(sys.stdin)]
+    found = json.load(sys.stdin)
+    rows: list[Content] = [it if isinstance(it, str) else tuple((role, text) for role, text in it) for it in found]
     matrix = _compute(model, rows, threads)
     save_file({**matrix.columns, TOKENS: np.array([matrix.tokens])}, output)
 
