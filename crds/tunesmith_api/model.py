@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from math import isfinite
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -15,6 +16,7 @@ __all__ = [
     "DecimalString",
     "DnsLabel",
     "EndpointURL",
+    "Metrics",
     "Number",
     "Quantity",
     "S3Uri",
@@ -84,6 +86,20 @@ Number = Annotated[
     WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": DECIMAL_PATTERN, "maxLength": 16, "minimum": 0}),
 ]
 """The same where whole numbers are usual: they may be written without quotes."""
+
+
+def _finite(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: number
+        for name, number in value.items()
+        if number is not None and not (isinstance(number, float) and not isfinite(number))
+    }
+
+
+Metrics = Annotated[dict[str, float], BeforeValidator(_finite)]
+"""Metrics by name, without those that are not finite: JSON has no such numbers, and who reads it would refuse all."""
 
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 Quantity = Annotated[
