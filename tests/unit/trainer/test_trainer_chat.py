@@ -137,3 +137,6 @@ def test_the_real_smollm2_template():
     assert spoken(real, encoded) == ["hello<|im_end|>", "so long<|im_end|>"]
     text = real.decode(encoded.input_ids)
     assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant")
+    # a service bot greets
+    (greeting,) = encode_chat(real, [{"role": "assistant", "content": "welcome"}, *TALK[1:3]], 1000)
+    assert spoken(real, greeting) == ["welcome<|im_end|>", "hello<|im_end|>"]

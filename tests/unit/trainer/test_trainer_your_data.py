@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from support.plans import training_plan
 from tunesmith_api.keys import Reason
-from tunesmith_api.v1alpha1.dataset import Dataset, DatasetSource, OnBadRow
+from tunesmith_api.v1alpha1.dataset import Columns, Dataset, DatasetSource, OnBadRow
 from tunesmith_api.v1alpha1.task import Task
 from tunesmith_store.errors import UserError
 from tunesmith_store.volumes import VolumeStore
@@ -23,9 +23,9 @@ from tunesmith_trainer.data.image_loader import ImageLoader
 from tunesmith_trainer.data.rows import BadRows, RowChecker, columns_of
 from tunesmith_trainer.data.sources import open_source
 from tunesmith_trainer.tasks import task_for
-from tunesmith_trainer.tasks.base import IGNORE, BadRow
+from tunesmith_trainer.tasks.base import IGNORE
 from tunesmith_trainer.tasks.chat import TemplateError, encode_chat
-from tunesmith_trainer.tasks.conversations import read_message
+from tunesmith_trainer.tasks.preference_pairs import read_pair
 
 PAGE = (Path(__file__).parents[3] / "docs/data.md").read_text()
 BRIEF = [
@@ -114,10 +114,11 @@ def test_what_is_in_no_form_says_what_was_found_and_what_is_expected(store, row,
     assert words in caught.value.message
 
 
-def test_a_message_of_a_preference_is_read_the_same_way():
-    assert read_message({"from": "gpt", "value": "a"}, "x") == {"role": "assistant", "content": "a"}
-    with pytest.raises(BadRow, match="x is not an object"):
-        read_message("a", "x")
+def test_messages_of_a_preference_are_read_the_same_way():
+    asked, said = {"from": "human", "value": "Hi"}, [{"from": "gpt", "value": text} for text in ("Hello!", "Go away")]
+    pair = read_pair({"prompt": [asked], "chosen": said[:1], "rejected": said[1:]}, Columns())
+    assert [*pair.prompt, *pair.chosen] == BRIEF[1:]
+    assert pair.rejected == [{"role": "assistant", "content": "Go away"}]
 
 
 HEADS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

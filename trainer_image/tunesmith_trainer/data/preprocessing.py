@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_api.v1alpha1.dataset import Deduplication
+from tunesmith_api.v1alpha1.dataset import Deduplication, OnBadRow
 from tunesmith_store.errors import UserError
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer.data.cache import TokenManifest
@@ -29,7 +30,7 @@ from tunesmith_trainer.data.rows import BadRows, Located, RowChecker, columns_of
 from tunesmith_trainer.data.sources import Source
 from tunesmith_trainer.data.statistics import DataStatistics, SetStatistics, bounded, set_statistics
 from tunesmith_trainer.data.table import RowTable, write_rows
-from tunesmith_trainer.tasks.base import BadRow, DataSummary, Task
+from tunesmith_trainer.tasks.base import BadRow, DataSummary, Example, Task
 from tunesmith_trainer.tasks.classes import merged, spelled_as
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ READ_ROWS = "rows-read"
 """Training rows as they were read, where those that are trained on are others."""
 IMAGE_THREADS = 16
 """Files of images that are fetched at once."""
+LOOKED_AT = 100
+"""Rows of a stream among which one to show is looked for."""
 TOLD_SECONDS = 15.0
 
 
@@ -86,7 +89,14 @@ class Preparation:
         if self.held_out is not None:
             self._read(self.held_out, EVAL_ROWS)
             evaluated = self._encode_held_out()
-        statistics = DataStatistics(eval=evaluated, bad_rows=self.bad.count, first_bad_row=self.bad.first)
+        first = self._first_streamed()
+        statistics = DataStatistics(
+            eval=evaluated,
+            bad_rows=self.bad.count,
+            first_bad_row=self.bad.first,
+            first_example=bounded(self.task.pieces_of(first)) if first else (),
+            remarks=first.notes if first else (),
+        )
         return TokenManifest.of(self.folder, DataSummary(), statistics)
 
     def run(self) -> TokenManifest:
@@ -208,6 +218,17 @@ class Preparation:
         if not done.examples:
             self._refuse(source, len(numbers))
         return self._counted(done, source, len(numbers), labels)
+
+    def _first_streamed(self) -> Example | None:
+        """Encode the first training row that can be: of the others nothing is known before they are trained on."""
+        left_out = BadRows(OnBadRow.SKIP)  # they are counted when they are met in training
+        checker = RowChecker(self.task, columns_of(self.plan), ImageLoader(self.store), left_out)
+        for _, row in checker.usable(islice(self.train.head(), LOOKED_AT)):
+            with suppress(BadRow):
+                for example in self.task.encode(row):
+                    if example.units:
+                        return example
+        return None
 
     def _first_example(self) -> tuple[tuple[str, bool], ...]:
         examples = ExampleSet(self.folder, TRAIN, RowTable(self.folder, TRAIN_ROWS))
