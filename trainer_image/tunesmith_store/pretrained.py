@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
 
-__all__ = ["last_position", "load_model", "load_tokenizer", "position_limit", "vocabulary_size"]
+__all__ = ["last_position", "load_model", "load_tokenizer", "position_limit", "reads_images", "vocabulary_size"]
 
 OFFSET_POSITIONS = frozenset(
     {
@@ -101,6 +101,11 @@ def last_position(config: Mapping[str, Any]) -> int | None:
         return None
     positions = config.get("n_positions", config.get("max_position_embeddings"))
     return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def reads_images(config: Mapping[str, Any]) -> bool:
+    """Say, by its config.json, whether a language model reads images beside text."""
+    return "vision_config" in config
 
 
 def position_limit(config: Mapping[str, Any]) -> int | None:
