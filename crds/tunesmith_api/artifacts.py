@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tunesmith_api.model import Contract, digest_of
+from tunesmith_api.model import Contract, Metrics, digest_of
 
 __all__ = [
     "ArtifactRef",
@@ -102,7 +102,7 @@ class ModelManifest(Contract):
     ignored: tuple[str, ...] = Field(default=(), description="Modules that were left as they are.")
     tools: dict[str, str] = Field(default_factory=dict, description="What made an artefact → its version.")
     created_time: str
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=dict)
     files: tuple[FileEntry, ...]
 
     @property
