@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tunesmith_api.adapters import AdapterPlan
 from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.v1alpha1.api import Api
 from tunesmith_api.v1alpha1.dataset import Dataset
@@ -185,5 +186,6 @@ class ServingPlan(Contract):
     api: Api = Field(default_factory=Api)
     artifact_uri: str
     evaluation: EvaluationPlan | None = None
+    adapter: AdapterPlan | None = None
     storage: StoragePlan = Field(default_factory=StoragePlan)
     hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")
