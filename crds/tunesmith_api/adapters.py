@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from tunesmith_api.model import Contract
 
 __all__ = ["AdapterPlan", "AdapterSet", "ServedAdapter"]
@@ -18,13 +20,15 @@ class AdapterPlan(Contract):
 
     name: str
     uri: str
-    digest: str = ""
+    digest: str = Field(default="", description="The adapter must have it; empty: whichever it has.")
+    base_digest: str = Field(description="Digest of the model that it must be an adapter of.")
 
 
 class ServedAdapter(Contract):
     """An adapter that servers load: its artefact, and the name that clients ask for."""
 
     name: str
+    key: str = Field(description="Names the adapter's source and the model that it was converted for.")
     uri: str
     digest: str
     source_digest: str = ""

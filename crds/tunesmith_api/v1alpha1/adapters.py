@@ -28,9 +28,7 @@ MOST_ADAPTERS: Final = 32
 ADAPTER_ENGINES: Final = (EngineType.LLAMA_CPP,)
 """The engines that serve adapters."""
 
-AdapterName = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", min_length=1, max_length=63)
-]
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", min_length=1, max_length=63)]
 
 
 class Adapter(SpecModel):
@@ -114,12 +112,12 @@ class AdapterStatus(StatusModel):
     uri: str = Field(default="", description="Folder that it was read from.")
     digest: str = Field(default="", description="sha256 of the adapter there; empty until it is known.")
     artifact_uri: str = Field(
-        default="", alias="artifactURI", description="Folder of the files that the servers load; empty until they are made."
+        default="",
+        alias="artifactURI",
+        description="Folder of the files that the servers load; empty until they are made.",
     )
     artifact_digest: str = Field(default="", description="sha256 over those files, as recorded in their manifest.")
     revision: str = Field(default="", description="Name of the revision whose servers have it.")
 
 
-AdaptersStatus = Annotated[
-    list[AdapterStatus], Field(max_length=MOST_ADAPTERS, json_schema_extra=keyed_by("name"))
-]
+AdaptersStatus = Annotated[list[AdapterStatus], Field(max_length=MOST_ADAPTERS, json_schema_extra=keyed_by("name"))]

@@ -62,7 +62,9 @@ def convert(base: Path, adapter: Path, served: Path, output: Path) -> None:
             for place in _places(model, pair):
                 _check_shape(place, pair, shapes)
                 writer.add_tensor(f"{place.name}.lora_a", np.ascontiguousarray(first[:, place.columns]))
-                writer.add_tensor(f"{place.name}.lora_b", np.ascontiguousarray(second[place.rows]) * np.float32(pair.scale))
+                writer.add_tensor(
+                    f"{place.name}.lora_b", np.ascontiguousarray(second[place.rows]) * np.float32(pair.scale)
+                )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -82,9 +84,7 @@ def _converter_of(base: Path) -> Any:
 
 def _shapes(served: Path) -> dict[str, tuple[int, int]]:
     """The matrices of the served file: rows and columns."""
-    return {
-        str(it.name): (int(it.shape[1]), int(it.shape[0])) for it in opened(served).tensors if len(it.shape) == 2
-    }
+    return {str(it.name): (int(it.shape[1]), int(it.shape[0])) for it in opened(served).tensors if len(it.shape) == 2}
 
 
 def _places(model: Any, pair: Pair) -> Iterator[Place]:
@@ -129,7 +129,9 @@ def _check_shape(place: Place, pair: Pair, shapes: dict[str, tuple[int, int]]) -
 
 def _check_finite(pair: Pair, *matrices: Numbers) -> None:
     if not all(np.isfinite(it).all() for it in matrices):
-        raise _misfit(f"the weights of {pair.module} are not all finite numbers: it is damaged, or its training diverged")
+        raise _misfit(
+            f"the weights of {pair.module} are not all finite numbers: it is damaged, or its training diverged"
+        )
 
 
 def _misfit(what: str) -> UserError:

@@ -73,8 +73,8 @@ def make_adapter(plan: ServingPlan, store: ObjectStore, scratch: Path, threads: 
     adapter = plan.adapter
     assert adapter is not None
     started = time.monotonic()
-    source = _fetched(store, adapter, scratch / "adapter", _digests_of_the_base(store, plan))
-    state = digest_of([source.digest, plan.model_digest, plan.engine.value, RECIPE])
+    source = _fetched(store, adapter, scratch / "adapter", _digests_of_the_base(store, plan, adapter.base_digest))
+    state = digest_of([source.digest, adapter.base_digest, plan.engine.value, RECIPE])
     uri = f"{plan.artifact_uri.rstrip('/')}/adapters/{state[:16]}"
     if done := find_artifact(store, uri):
         log.info("%s is made already", uri)
@@ -98,11 +98,11 @@ def make_adapter(plan: ServingPlan, store: ObjectStore, scratch: Path, threads: 
     return AdapterArtifact(uri, publish_artifact(store, uri, folder, manifest))
 
 
-def _digests_of_the_base(store: ObjectStore, plan: ServingPlan) -> set[str]:
+def _digests_of_the_base(store: ObjectStore, plan: ServingPlan, digest: str) -> set[str]:
     """All digests that the served model goes by: that of its manifest, and the one that trainings write down."""
-    known = {plan.model_digest}
+    known = {digest}
     files, manifest = model_files(store, plan.model_uri, FIELD)
-    if manifest is not None and manifest.digest == plan.model_digest:
+    if manifest is not None and manifest.digest == digest:
         base = plan.model_uri.rstrip("/") + "/"
         read = {it.uri.removeprefix(base) for it in files}
         known.add(files_digest(it for it in manifest.files if it.path in read))

@@ -37,7 +37,10 @@ def wanted_adapters(environment: Mapping[str, str]) -> tuple[ServedAdapter, ...]
     except OSError:
         return ()
     except ValidationError as error:
-        log.warning("the list of adapters can't be read (%d errors): use an image of the operator's version", error.error_count())
+        log.warning(
+            "the list of adapters can't be read (%d errors): use an image of the operator's version",
+            error.error_count(),
+        )
         return ()
 
 
