@@ -77,8 +77,7 @@ def _start(plan: ServingPlan, health: HealthServer) -> Front:
     health.state = "first answer"
     if not engine.answers():
         raise Retryable("the model is loaded but gives no answer", Reason.SERVER_FAILED)
-    front = Front(engine.url, serving.limits(), plan.api, plan.parallel_requests, api_keys)
-    front.show_adapters(serving.digests)
+    front = Front(engine.url, serving.limits_of(engine), plan.api, plan.parallel_requests, api_keys, serving.digests)
     front.start()
     health.ready(lambda: front.is_alive() and serving.is_alive(), front.metrics)
     if plan.engine in ADAPTER_ENGINES:

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tunesmith_api.adapters import ServedAdapter
 from tunesmith_api.keys import Reason
@@ -30,7 +29,7 @@ log = logging.getLogger("tunesmith.server")
 LOOK_SECONDS = 1.0
 """From one look at the list of adapters to the next."""
 AGAIN_SECONDS = 30.0
-"""An adapter that could not be loaded is tried again after so long."""
+"""An adapter whose files could not be had is tried again after so long."""
 MARGIN = 96 << 20
 """Memory that is left free beside two engines."""
 
@@ -41,8 +40,11 @@ class Serving:
     def __init__(self, plan: ServingPlan, launcher: Launcher) -> None:
         self._plan = plan
         self._launcher = launcher
-        self._engine: Any = None
+        self._engine: Engine | None = None
         self._adapters: tuple[LocalAdapter, ...] = ()
+        self._refused: tuple[LocalAdapter, ...] | None = None
+        """What the engine could not load: to try it again would only stop requests."""
+        self._lost = False
 
     def start(self, adapters: Sequence[LocalAdapter]) -> Engine:
         """Load the model with its adapters, or without them where the engine refuses these; return when it is loaded.
@@ -51,18 +53,19 @@ class Serving:
             UserError: the engine refuses the model.
         """
         try:
-            self._engine, self._adapters = self._launcher.start(adapters), tuple(adapters)
+            engine, self._adapters = self._launcher.start(adapters), tuple(adapters)
         except UserError as error:
             if not adapters:
                 raise
             log.error("the adapters can't be loaded, the model is served without them: %s", error.message)
-            self._engine, self._adapters = self._launcher.start(()), ()
-        engine: Engine = self._engine
+            self._refused = tuple(adapters)
+            engine = self._launcher.start(())
+        self._engine = engine
         return engine
 
-    def limits(self) -> Limits:
+    def limits_of(self, engine: Engine) -> Limits:
         """What the front allows: requests for the model and for its adapters, and how each is put to the engine."""
-        models = self._engine.models
+        models = engine.models
         return Limits(tuple(models), self._plan.context_length, self._plan.api.max_tokens, asked=models)
 
     @property
@@ -73,7 +76,7 @@ class Serving:
     def is_alive(self) -> bool:
         """Say whether the engine responds; while one makes room for another, nothing is wrong."""
         engine = self._engine
-        return engine is None or engine.is_alive()
+        return not self._lost and (engine is None or engine.is_alive())
 
     def change(self, adapters: Sequence[LocalAdapter], front: Front) -> None:
         """Serve these adapters from now on, and no others.
@@ -81,9 +84,9 @@ class Serving:
         Raises:
             Failure: the engine can't load them; the ones before are served on.
         """
-        if tuple(adapters) == self._adapters:
+        before, started = self._engine, time.monotonic()
+        if before is None or tuple(adapters) in (self._adapters, self._refused):
             return
-        before, had, started = self._engine, self._adapters, time.monotonic()
         beside = spare_memory() - MARGIN >= self._launcher.needs
         if not beside:
             log.info("not enough memory for two engines: requests wait for the one with other adapters")
@@ -91,20 +94,32 @@ class Serving:
             self._engine = None
             before.close()
         try:
-            engine = self._launcher.start(adapters)
-            if not engine.answers():
-                raise Retryable("the model is loaded with other adapters but gives no answer", Reason.SERVER_FAILED)
+            engine = self._proven(adapters)
         except Failure:
+            self._refused = tuple(adapters)
             if not beside:
-                self._engine = self._launcher.start(had)
-                front.serve(self._engine.url, self.limits(), self.digests)
+                self._back(front)
             raise
         self._engine, self._adapters = engine, tuple(adapters)
-        front.serve(engine.url, self.limits(), self.digests)
+        front.serve(engine.url, self.limits_of(engine), self.digests)
         if beside:
             before.close()
         names = ", ".join(self.digests) or "none"
         log.info("adapters served: %s (after %.1f s)", names, time.monotonic() - started)
+
+    def _proven(self, adapters: Sequence[LocalAdapter]) -> Engine:
+        engine = self._launcher.start(adapters)
+        if not engine.answers():
+            engine.close()
+            raise Retryable("the model is loaded with other adapters but gives no answer", Reason.SERVER_FAILED)
+        return engine
+
+    def _back(self, front: Front) -> None:
+        """Load again what was served; where not even that can be done, the pod has to start anew."""
+        self._lost = True
+        engine = self._engine = self._launcher.start(self._adapters)
+        front.serve(engine.url, self.limits_of(engine), self.digests)
+        self._lost = False
 
     def follow(
         self,

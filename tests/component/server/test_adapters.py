@@ -51,7 +51,7 @@ def write_adapter(folder: Path, seed: int) -> Path:
             part = "mlp" if name == "down_proj" else "self_attn"
             key = f"base_model.model.model.layers.{layer}.{part}.{name}"
             tensors[f"{key}.lora_A.weight"] = random.normal(0, inputs**-0.5, (RANK, inputs)).astype(np.float32)
-            tensors[f"{key}.lora_B.weight"] = random.normal(0, 0.1, (outputs, RANK)).astype(np.float32)
+            tensors[f"{key}.lora_B.weight"] = random.normal(0, 0.2, (outputs, RANK)).astype(np.float32)
     folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS)
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": list(SIZES), "bias": "none"}
@@ -149,7 +149,8 @@ class Server:
         model = fetch_artifact(store, PLAN, folder)
         environment = {keys.ENV_ADAPTERS: str(self.list)}
         self.serving = Serving(PLAN, Launcher(PLAN, model, 1, lambda phase: None, first_port=0))
-        self.front = Front(self.serving.start(()).url, self.serving.limits(), Api(), PLAN.parallel_requests)
+        engine = self.serving.start(())
+        self.front = Front(engine.url, self.serving.limits_of(engine), Api(), PLAN.parallel_requests)
         self.front.start(0)
         self.base = f"http://127.0.0.1:{self.front.port}"
         fetch = partial(fetched, store, folder=folder / "adapters", engine=PLAN.engine)

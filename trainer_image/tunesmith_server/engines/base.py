@@ -41,3 +41,6 @@ class Engine(Protocol):
 
     def is_alive(self) -> bool:
         """Say whether its HTTP server still responds."""
+
+    def close(self) -> None:
+        """Stop answering and give the memory back."""
