@@ -22,7 +22,6 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.api import Api
-from tunesmith_server import serving as serving_module
 from tunesmith_server.adapters.config import CONFIG, WEIGHTS
 from tunesmith_server.adapters.served import fetched, wanted_adapters
 from tunesmith_server.artifact import fetch_artifact
@@ -86,7 +85,7 @@ def volumes(tmp_path_factory):
     (root / "models").mkdir()
     (root / "models/smollm2").symlink_to(assets.smollm2())
     for number, name in enumerate(("a", "b")):
-        write_adapter(root / "models" / name, number + 1)
+        write_adapter(root / "models" / name, seed=number + 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(keys.ENV_VOLUMES, str(root))
         yield root
@@ -207,7 +206,7 @@ def test_adapters_come_and_go_while_the_server_answers_and_each_answers_its_own_
     assert 'vllm:generation_tokens_total{model_name="a"} 40.0' in metrics
 
     # as in a pod whose memory doesn't suffice for two engines
-    monkeypatch.setattr(serving_module, "spare_memory", lambda: 0)
+    monkeypatch.setattr("tunesmith_server.serving.spare_memory", lambda: 0)
     server.told(adapters["b"])
     assert text_of(ask(server.base, "b")) == alone["b"]
     with pytest.raises(urllib.error.HTTPError):

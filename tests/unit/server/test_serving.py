@@ -7,9 +7,8 @@ import pytest
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
-from tunesmith_server import serving as module
 from tunesmith_server.engines.base import LocalAdapter
-from tunesmith_server.serving import Serving
+from tunesmith_server.serving import MARGIN, Serving
 from tunesmith_store.errors import Retryable, UserError
 
 PLAN = ServingPlan(
@@ -47,7 +46,7 @@ class Rig:
 
 @pytest.fixture
 def rig(monkeypatch):
-    monkeypatch.setattr(module, "spare_memory", lambda: 1 << 40)
+    monkeypatch.setattr("tunesmith_server.serving.spare_memory", lambda: 1 << 40)
     return Rig()
 
 
@@ -69,7 +68,7 @@ def test_where_there_is_room_the_new_one_answers_before_the_old_one_goes(serving
 
 
 def test_where_there_is_none_requests_wait(serving, rig, monkeypatch):
-    monkeypatch.setattr(module, "spare_memory", lambda: module.MARGIN + rig.needs - 1)
+    monkeypatch.setattr("tunesmith_server.serving.spare_memory", lambda: MARGIN + rig.needs - 1)
     serving.change([A], rig)
     assert rig.done == ["hold", "close none", "start a", "serve a: smol,a"]
 
@@ -85,7 +84,7 @@ def test_what_cannot_be_loaded_changes_nothing_and_is_tried_once(adapters, failu
 
 
 def test_without_room_what_was_served_is_loaded_again(serving, rig, monkeypatch):
-    monkeypatch.setattr(module, "spare_memory", lambda: 0)
+    monkeypatch.setattr("tunesmith_server.serving.spare_memory", lambda: 0)
     serving.change([A], rig)
     rig.done.clear()
     with pytest.raises(UserError):
@@ -95,7 +94,7 @@ def test_without_room_what_was_served_is_loaded_again(serving, rig, monkeypatch)
 
 
 def test_a_pod_that_cannot_load_even_that_again_has_to_start_anew(serving, rig, monkeypatch):
-    monkeypatch.setattr(module, "spare_memory", lambda: 0)
+    monkeypatch.setattr("tunesmith_server.serving.spare_memory", lambda: 0)
     rig.full = True
     with pytest.raises(UserError):
         serving.change([A], rig)

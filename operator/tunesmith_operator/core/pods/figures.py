@@ -87,7 +87,7 @@ NOTHING: Final = Figures()
 def read_figures(text: str) -> Figures:
     """The figures in a pod's Prometheus text; what isn't understood counts nothing."""
     requests = errors = 0.0
-    adapters = set()
+    adapters: set[str] = set()
     buckets: dict[float, float] = {}
     for number, found in enumerate(_SAMPLE.finditer(text)):
         if number >= MOST_SERIES:
