@@ -69,7 +69,7 @@ def _start(plan: ServingPlan, health: HealthServer) -> Front:
     store, scratch = store_of(plan), scratch_folder(os.environ)
     model = fetch_artifact(store, plan, scratch)
     fetch = partial(fetched, store, folder=scratch / "adapters", engine=plan.engine)
-    adapters = fetch(wanted_adapters(os.environ))
+    adapters = fetch(wanted_adapters(os.environ) or ())
     downloaded = time.monotonic()
     threads = cpu_threads(os.environ)
     serving = Serving(plan, Launcher(plan, model, threads, lambda phase: setattr(health, "state", phase)))

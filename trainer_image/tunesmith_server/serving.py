@@ -123,16 +123,16 @@ class Serving:
 
     def follow(
         self,
-        wanted: Callable[[], tuple[ServedAdapter, ...]],
+        wanted: Callable[[], tuple[ServedAdapter, ...] | None],
         fetch: Callable[[Sequence[ServedAdapter]], list[LocalAdapter]],
         front: Front,
     ) -> None:
-        """Look at the list from now on, in a thread of its own, and load what it says."""
+        """Look at the list from now on, in a thread of its own, and load what it says; where there is none, nothing."""
         threading.Thread(target=self._follow, args=(wanted, fetch, front), name="adapters", daemon=True).start()
 
     def _follow(
         self,
-        wanted: Callable[[], tuple[ServedAdapter, ...]],
+        wanted: Callable[[], tuple[ServedAdapter, ...] | None],
         fetch: Callable[[Sequence[ServedAdapter]], list[LocalAdapter]],
         front: Front,
     ) -> None:
@@ -140,8 +140,10 @@ class Serving:
         next_try = 0.0
         while True:
             asked = wanted()
-            if {it.name: it.digest for it in asked} != self.digests and (
-                asked != tried or time.monotonic() >= next_try
+            if (
+                asked is not None
+                and {it.name: it.digest for it in asked} != self.digests
+                and (asked != tried or time.monotonic() >= next_try)
             ):
                 tried, next_try = asked, time.monotonic() + AGAIN_SECONDS
                 try:

@@ -138,11 +138,11 @@ def test_a_folder_without_an_adapter_says_what_is_missing(volumes, tmp_path):
         fetch(tmp_path)
 
 
-def test_a_list_that_is_missing_or_of_another_version_is_an_empty_one(tmp_path):
+def test_a_list_that_is_missing_or_of_another_version_says_nothing(tmp_path):
     environment = {keys.ENV_ADAPTERS: str(tmp_path)}
-    assert wanted_adapters(environment) == ()
+    assert wanted_adapters(environment) is None
     (tmp_path / keys.ADAPTERS_FILE).write_text('{"schemaVersion": 99}')
-    assert wanted_adapters(environment) == ()
+    assert wanted_adapters(environment) is None
     entry = ServedAdapter(name="a", key="k", uri="s3://models/a", digest="1")
     (tmp_path / keys.ADAPTERS_FILE).write_text(AdapterSet(adapters=(entry,)).to_json())
     assert wanted_adapters(environment) == (entry,)

@@ -244,7 +244,8 @@ def adapter_actions(
             yield from keeper.keep(adapter_set(deployment, revision.number, AdapterSet(adapters=served)), view)
         for state in found:
             yield from _conversion(revision, state, template, children, config)
-    kept = {revision_label(it.number) for it in _revisions(history)}
+    # pods of a revision that has just retired still get requests for a moment
+    kept = {revision_label(it.number) for it in _revisions(history)} | children.deployments.keys()
     unused: list[tuple[Mapping[str, ConfigMapView | JobView], set[str]]] = [
         (children.adapter_jobs, needed),
         (children.adapter_plans, needed),
