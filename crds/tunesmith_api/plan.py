@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tunesmith_api.adapters import AdapterPlan
 from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.v1alpha1.api import Api
 from tunesmith_api.v1alpha1.common import AddressingStyle
@@ -201,6 +202,7 @@ class ServingPlan(Contract):
     api: Api = Field(default_factory=Api)
     artifact_uri: str
     evaluation: EvaluationPlan | None = None
+    adapter: AdapterPlan | None = None
     calibration: CalibrationPlan | None = None
     ignore: tuple[str, ...] = ()
     storage: StoragePlan = Field(default_factory=StoragePlan)
