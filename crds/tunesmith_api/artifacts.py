@@ -12,7 +12,15 @@ from pydantic import Field
 
 from tunesmith_api.model import Contract, digest_of
 
-__all__ = ["ArtifactRef", "CheckpointManifest", "DataCursor", "FileEntry", "ModelManifest", "files_digest"]
+__all__ = [
+    "ArtifactRef",
+    "CheckpointManifest",
+    "DataCursor",
+    "FileEntry",
+    "ModelManifest",
+    "ModelShape",
+    "files_digest",
+]
 
 
 class FileEntry(Contract):
@@ -56,6 +64,16 @@ class CheckpointManifest(Contract):
         return sum(entry.size for entry in self.files)
 
 
+class ModelShape(Contract):
+    """What the memory of a served language model follows from, besides the size of its weights."""
+
+    kv_bytes_per_token: int = Field(description="Keys and values of all layers for one token of context, 16 bits each.")
+    heads: int = Field(description="Query heads of a layer.")
+    width: int = Field(description="Numbers in an embedding.")
+    feed_forward: int = Field(description="Numbers between the two halves of a feed-forward layer.")
+    vocabulary: int = Field(description="Tokens that there are.")
+
+
 class ModelManifest(Contract):
     """`<model uri>/tunesmith-manifest.json`: a finished model or quantized artefact."""
 
@@ -74,6 +92,7 @@ class ModelManifest(Contract):
         default_factory=dict, description='"Q4_K → Q5_0": tensors whose width the first format can\'t hold.'
     )
     tools: dict[str, str] = Field(default_factory=dict, description="What made an artefact → its version.")
+    shape: ModelShape | None = Field(default=None, description="Of an artefact that llama.cpp serves.")
     created_time: str
     metrics: dict[str, float] = Field(default_factory=dict)
     files: tuple[FileEntry, ...]

@@ -187,3 +187,4 @@ class Reason(StrEnum):
     REPLICAS_UNAVAILABLE = "ReplicasUnavailable"
     SCALED_TO_ZERO = "ScaledToZero"
     SERVER_FAILED = "ServerFailed"
+    MEMORY_TOO_SMALL = "MemoryTooSmall"

@@ -159,6 +159,7 @@ class ArtifactBuilder:
             tensor_types=dict(made.tensor_types),
             fallbacks=dict(made.fallbacks),
             tools=dict(made.tools),
+            shape=made.shape,
             created_time=datetime.now(UTC).isoformat(timespec="seconds"),
             metrics=dict(self._seconds),
             files=files,

@@ -23,6 +23,7 @@ from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+from tunesmith_operator.core.modeldeployment.memory import BYTES_OF_A_BODY, PROGRAM, need_of
 from tunesmith_server.artifact import MODEL_FILE
 from tunesmith_server.engines.llama_cpp import LlamaEngine
 from tunesmith_server.footprint import measure
@@ -120,6 +121,15 @@ def test_eight_bits_take_half_the_space_and_give_the_same_answers(quantized):
     same = sum(left == right for left, right in zip(answers["None"], answers["Q8_0"], strict=True))
     assert same >= len(QUESTIONS) - 1, answers
     assert sizes["Q8_0"] < 0.6 * sizes["None"]
+
+
+@pytest.mark.parametrize(("context", "parallel"), [(256, 2), (4096, 2)])
+def test_what_the_operator_computes_of_the_manifest_is_what_the_engine_takes(quantized, context, parallel):
+    plan, path, report = quantized["Q8_0"]
+    plan = plan.model_copy(update={"context_length": context, "parallel_requests": parallel})
+    program = PROGRAM + BYTES_OF_A_BODY * plan.api.max_body_bytes
+    taken, computed = measure(plan, path, threads=1), need_of(plan, report.model).least - program
+    assert 0.95 * taken < computed < 1.35 * taken, (taken >> 20, computed >> 20)
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Mistral", "Gemma3"])

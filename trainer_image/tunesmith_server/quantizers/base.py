@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
+from tunesmith_api.artifacts import ModelShape
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_store.weights import stored_tensors
 
@@ -27,6 +28,8 @@ class Made:
     """`Q4_K → Q5_0`: tensors that the first format can't hold."""
     tools: Mapping[str, str]
     """What made it → its version."""
+    shape: ModelShape | None = None
+    """What its memory follows from, where llama.cpp serves it."""
 
 
 def weights_in(folder: Path) -> int:

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunesmith_api.artifacts import ModelShape
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE
@@ -26,6 +27,7 @@ from tunesmith_server.quantizers.base import Made
 from tunesmith_server.quantizers.conversion import to_gguf
 from tunesmith_server.quantizers.ggml import NotRepresentable, quantized
 from tunesmith_server.quantizers.gguf_mix import FILE_TYPES, Choice, Facts, may_be_quantized, type_of
+from tunesmith_server.quantizers.gguf_shape import shape_of, value_of
 from tunesmith_store.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ class GgufQuantizer:
             os.link(exact, output)
         except OSError:
             shutil.copyfile(exact, output)
-        return _made([_Step(tensor, None, str(tensor.tensor_type.name)) for tensor in reader.tensors])
+        steps = [_Step(tensor, None, str(tensor.tensor_type.name)) for tensor in reader.tensors]
+        return _made(steps, shape_of(reader))
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def requantize(reader: GGUFReader, output: Path, method: QuantizationMethod, thr
     import gguf
 
     steps = _steps(reader, method)
-    writer = gguf.GGUFWriter(output, str(_value(reader, gguf.Keys.General.ARCHITECTURE)))
+    writer = gguf.GGUFWriter(output, str(value_of(reader, gguf.Keys.General.ARCHITECTURE)))
     writer.data_alignment = reader.alignment
     _copy_fields(reader, writer, method)
     for step in steps:
@@ -107,7 +110,7 @@ def requantize(reader: GGUFReader, output: Path, method: QuantizationMethod, thr
             _write(step, writer.fout[0], pool, threads)
             writer.write_padding(writer.fout[0], writer.fout[0].tell())
     writer.close()
-    return _made(steps)
+    return _made(steps, shape_of(reader))
 
 
 def opened(path: Path) -> GGUFReader:
@@ -123,16 +126,11 @@ def opened(path: Path) -> GGUFReader:
     return Reader(path)
 
 
-def _value(reader: GGUFReader, key: str, default: object = None) -> Any:
-    field = reader.get_field(key)
-    return field.contents() if field is not None else default
-
-
 def _steps(reader: GGUFReader, method: QuantizationMethod) -> list[_Step]:
-    architecture = str(_value(reader, "general.architecture"))
+    architecture = str(value_of(reader, "general.architecture"))
 
     def count(key: str) -> int:
-        value = _value(reader, f"{architecture}.{key}", 0)
+        value = value_of(reader, f"{architecture}.{key}", 0)
         return int(max(value)) if isinstance(value, list) else int(value)
 
     facts = Facts(
@@ -227,7 +225,7 @@ def _numbers(rows: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, np.dtype[
     return (wide << 16).view(np.float32)
 
 
-def _made(steps: list[_Step]) -> Made:
+def _made(steps: list[_Step], shape: ModelShape) -> Made:
     fallen = Counter(
         f"{step.choice.wanted} → {step.choice.chosen}"
         for step in steps
@@ -238,4 +236,5 @@ def _made(steps: list[_Step]) -> Made:
         tensor_types=dict(sorted(Counter(step.format for step in steps).items())),
         fallbacks=dict(sorted(fallen.items())),
         tools={name: version(name) for name in TOOLS},
+        shape=shape,
     )
