@@ -216,3 +216,14 @@ def test_a_comparison_has_both_files_at_hand_and_fetches_the_model_once(store, m
     later = ArtifactBuilder(plan(), store, tmp_path / "2")
     assert later.local(Method.Q8_0).read_bytes() == b"oldQ8_0"
     assert made == ["Q8_0", "None"], "it was there"
+
+
+def test_a_mounted_claim_is_served_from_where_it_lies_and_checked(store, tmp_path, made, monkeypatch):
+    monkeypatch.setenv(keys.ENV_VOLUMES, str(tmp_path / "volumes"))
+    quantized(plan(), store, tmp_path / "job")
+    path = fetch_artifact(store, plan(), tmp_path / "pod")
+    assert path.is_relative_to(tmp_path / "volumes/models/m/quantized")
+    assert not (tmp_path / "pod").exists()
+    path.write_bytes(b"old" + b"X" * (path.stat().st_size - 3))
+    with pytest.raises(Retryable, match="damaged"):
+        fetch_artifact(store, plan(), tmp_path / "pod")
