@@ -34,7 +34,7 @@ def test_context_is_counted_for_every_request_at_once_and_every_layer():
     many = need_of(template(engine={"contextLength": 8192, "parallelRequests": 8}).plan, LARGE)
     assert (few.context, many.context) == (2**30, 8 * 2**30)
     assert few.weights == many.weights == LARGE.size_bytes
-    assert few.rest == many.rest
+    assert many.rest - few.rest < 32 * MIB
 
 
 def test_intermediate_results_grow_with_the_context_of_one_request():

@@ -23,6 +23,10 @@ __all__ = ["Need", "need_of", "with_memory", "with_need"]
 MIB: Final = 1 << 20
 PROGRAM: Final = 224 * MIB
 """Interpreter, libraries, the HTTP front with requests and answers on their way."""
+BYTES_OF_A_WORD: Final = 512
+"""Of a token in the tokenizer's tables, its merges with it."""
+BYTES_OF_A_CHANCE: Final = 32
+"""Of a token that may come next, in each slot."""
 BYTES_OF_A_BODY: Final = 40
 """That llama.cpp takes for each byte of a prompt which turns out to be too long."""
 COMPUTED_AT_ONCE: Final = 512
@@ -68,17 +72,16 @@ def need_of(plan: ServingPlan, model: ModelRef) -> Need | None:
         return None
     tokens = -(-plan.context_length // CONTEXT_STEP) * CONTEXT_STEP
     context = tokens * plan.parallel_requests * model.shape.kv_bytes_per_token
-    program = PROGRAM + BYTES_OF_A_BODY * plan.api.max_body_bytes
+    words = model.shape.vocabulary * (BYTES_OF_A_WORD + BYTES_OF_A_CHANCE * plan.parallel_requests)
+    program = PROGRAM + words + BYTES_OF_A_BODY * plan.api.max_body_bytes
     need = Need(model.size_bytes, context, program + _computing(model.shape, tokens))
     return need if need.whole <= LARGEST else None
 
 
 def _computing(shape: ModelShape, tokens: int) -> int:
-    """The largest intermediate results of one batch, in 32 bits: of attention over a slot, or of the last layer."""
-    attention = shape.heads * tokens + 6 * shape.width
-    forward = 3 * shape.feed_forward + 4 * shape.width
-    output = shape.vocabulary + 2 * shape.width
-    return 4 * COMPUTED_AT_ONCE * max(attention, forward, output)
+    """Intermediate results of one batch, in 32 bits: attention over a slot with its mask, and a feed-forward layer."""
+    attention = (shape.heads + 1) * tokens
+    return 4 * COMPUTED_AT_ONCE * (attention + 3 * shape.feed_forward + 2 * shape.width)
 
 
 def with_need(revision: Revision, template: Template | None, model: ModelRef | None, has_servers: bool) -> Revision:
