@@ -14,6 +14,7 @@ from tunesmith_api.model import Contract, digest_of
 
 __all__ = [
     "ArtifactRef",
+    "CalibrationFacts",
     "CheckpointManifest",
     "DataCursor",
     "FileEntry",
@@ -74,6 +75,16 @@ class ModelShape(Contract):
     vocabulary: int = Field(description="Tokens that there are.")
 
 
+class CalibrationFacts(Contract):
+    """What an artefact's importance matrix was computed from, and what it is."""
+
+    rows: int
+    tokens: int = Field(description="Of those rows.")
+    rows_digest: str = Field(description="sha256 of the rows.")
+    matrix_digest: str = Field(description="sha256 of the matrix: names and numbers.")
+    tensors: int = Field(description="Tensors that were rounded by it.")
+
+
 class ModelManifest(Contract):
     """`<model uri>/tunesmith-manifest.json`: a finished model or quantized artefact."""
 
@@ -85,12 +96,21 @@ class ModelManifest(Contract):
         default="", description="What an artefact's folder is named by: its source's digest, or that of its listing."
     )
     plan_digest: str = ""
+    rehearsed: str | None = Field(
+        default=None, description="A trained model's: the number format that quantization-aware training rehearsed."
+    )
+    reads_images: bool | None = Field(default=None, description="A trained model's: whether it reads images.")
     quantization: str = "None"
     bits_per_weight: float | None = Field(default=None, description="Bits of an artefact's files / weights in them.")
     tensor_types: dict[str, int] = Field(default_factory=dict, description="Number format → tensors written in it.")
     fallbacks: dict[str, int] = Field(
         default_factory=dict, description='"Q4_K → Q5_0": tensors whose width the first format can\'t hold.'
     )
+    variant: str = Field(
+        default="", description="What an artefact's folder is named by besides: calibration rows and ignored modules."
+    )
+    calibration: CalibrationFacts | None = Field(default=None, description="None: no importance matrix was used.")
+    ignored: tuple[str, ...] = Field(default=(), description="Modules that were left as they are.")
     tools: dict[str, str] = Field(default_factory=dict, description="What made an artefact → its version.")
     shape: ModelShape | None = Field(default=None, description="Of an artefact that llama.cpp serves.")
     created_time: str
