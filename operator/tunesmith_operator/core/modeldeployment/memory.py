@@ -36,8 +36,10 @@ CONTEXT_STEP: Final = 256
 ROOM_LEAST: Final = 256 * MIB
 ROOM_SHARE: Final = 4
 """A quarter of the rest, or the above: the prompt cache, and what the server leaves free beside it."""
-TORCH: Final = 2048 * MIB
-"""torch and transformers with the activations of a batch."""
+TORCH: Final = 512 * MIB
+"""torch and transformers with nothing loaded."""
+BATCH: Final = 1536 * MIB
+"""The activations of a batch of long texts."""
 LARGEST: Final = 2**50
 USUAL: Final = 4096 * MIB
 """The default of a quantize Job, and of servers whose artefact or engine doesn't say what they take."""
@@ -48,8 +50,10 @@ class Need:
     """Bytes that a server takes, by what they are for."""
 
     weights: int
-    context: int = 0
-    rest: int = 0
+    context: int
+    rest: int
+    room: int
+    """Beyond what it can't answer without."""
 
     @property
     def least(self) -> int:
@@ -59,23 +63,22 @@ class Need:
     @property
     def whole(self) -> int:
         """What its pod should have, in whole MiB."""
-        total = self.least + max(self.least // ROOM_SHARE, ROOM_LEAST)
-        return -(-total // MIB) * MIB
+        return -(-(self.least + self.room) // MIB) * MIB
 
 
 def need_of(plan: ServingPlan, model: ModelRef) -> Need | None:
     """What a server of the artefact takes; None where its manifest, or its engine, doesn't say enough."""
     if plan.engine is EngineType.TRANSFORMERS:
         # weights of 16 bits are computed with in 32 on most CPUs
-        return Need(2 * model.size_bytes, 0, TORCH)
+        return Need(model.size_bytes, 0, TORCH, model.size_bytes + BATCH)
     if plan.engine is not EngineType.LLAMA_CPP or model.shape is None:
         return None
     tokens = -(-plan.context_length // CONTEXT_STEP) * CONTEXT_STEP
     context = tokens * plan.parallel_requests * model.shape.kv_bytes_per_token
     words = model.shape.vocabulary * (BYTES_OF_A_WORD + BYTES_OF_A_CHANCE * plan.parallel_requests)
     program = PROGRAM + words + BYTES_OF_A_BODY * plan.api.max_body_bytes
-    need = Need(model.size_bytes, context, program + _computing(model.shape, tokens))
-    return need if need.whole <= LARGEST else None
+    need = Need(model.size_bytes, context, program + _computing(model.shape, tokens), 0)
+    return replace(need, room=max(need.least // ROOM_SHARE, ROOM_LEAST)) if need.least <= LARGEST else None
 
 
 def _computing(shape: ModelShape, tokens: int) -> int:
