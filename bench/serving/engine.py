@@ -17,8 +17,8 @@ from typing import Any
 
 __all__: list[str] = []
 
-FLOATS_BEGIN = 0
 USUAL = -1
+"""Of an enumeration: as the model says."""
 
 
 class _Struct(ctypes.Structure):
@@ -68,7 +68,7 @@ def context_parameters(llama: Any, context: int) -> _Struct:
     """
     parameters = llama.llama_context_default_params()
     numbers = list(struct.unpack_from("<32i", bytes(parameters.data)))
-    # n_ctx first; the enumerations that are "as the model says" (-1) in a row, that of flash attention the last of them
+    # n_ctx first, then more sizes, then the enumerations; that of flash attention is the last of these
     begin = numbers.index(USUAL)
     end = next(at for at in range(begin, 32) if numbers[at] != USUAL)
     if numbers[0] != 512 or numbers[1] != 2048 or numbers[2] != 512 or end - begin != 4:

@@ -39,11 +39,6 @@ class Server:
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines())
         return int(lines[name].split()[0]) * 1024
 
-    def cpu_seconds(self) -> float:
-        """What it has computed so far."""
-        text = Path(f"/proc/{self.pid}/stat").read_text()
-        return sum(map(int, text[text.rindex(")") + 2 :].split()[11:13])) / os.sysconf("SC_CLK_TCK")
-
 
 def cores() -> int:
     """How many cores there are to compute on."""
