@@ -202,3 +202,4 @@ class Reason(StrEnum):
     ADAPTERS_SERVED = "AdaptersServed"
     ADAPTERS_LOADING = "AdaptersLoading"
     ADAPTER_INVALID = "AdapterInvalid"
+    MEMORY_TOO_SMALL = "MemoryTooSmall"

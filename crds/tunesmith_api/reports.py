@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tunesmith_api.artifacts import ModelShape
 from tunesmith_api.keys import Reason
 from tunesmith_api.model import Contract, Metrics
 from tunesmith_api.v1alpha1.gate import Evaluation
@@ -56,6 +57,7 @@ class ModelRef(Contract):
     rehearsed: str | None = None
     reads_images: bool | None = None
     bits_per_weight: float | None = None
+    shape: ModelShape | None = None
 
 
 class DatasetFacts(Contract):

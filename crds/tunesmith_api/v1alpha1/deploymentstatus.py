@@ -71,6 +71,11 @@ class Revision(StatusModel):
         default="",
         description="Bits of those files for each weight of the model: what the method came to, with all it falls back to.",
     )
+    memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory that a server pod of it needs: weights, the context of all requests at once, program, prompt cache. 0: not known.",
+    )
     created_time: OptionalTime = Field(default=None, description="When the revision was made.")
     weight: int = Field(default=0, ge=0, le=100, description="Percent of the requests that it is given now.")
     step_index: Annotated[int, Field(ge=0, le=20)] | None = Field(

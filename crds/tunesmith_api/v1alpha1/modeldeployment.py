@@ -12,7 +12,7 @@ from tunesmith_api.v1alpha1.common import (
     Image,
     NodeSelector,
     ObjectMeta,
-    Resources,
+    ServerResources,
     Storage,
     Tolerations,
     name_rule,
@@ -62,8 +62,8 @@ class ModelDeploymentSpec(SpecModel):
     engine: Engine = Field(default_factory=Engine, description="The server that answers.")
     api: Api = Field(default_factory=Api, description="Who may use the servers, and how much one request may take.")
     replicas: int = Field(default=1, ge=0, le=1000, description="Number of server pods.")
-    resources: Resources = Field(
-        default_factory=Resources,
+    resources: ServerResources = Field(
+        default_factory=ServerResources,
         description="CPU and memory of each server pod; the server uses as many threads as it has cores.",
     )
     artifacts_uri: WritableUri | None = Field(

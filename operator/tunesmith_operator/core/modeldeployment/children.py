@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunesmith_api import keys
-from tunesmith_api.v1alpha1 import ModelDeployment
+from tunesmith_api.v1alpha1 import ModelDeployment, Resources
 from tunesmith_api.v1alpha1.adapters import ADAPTER_ENGINES
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
@@ -103,7 +103,8 @@ def _workload(
         module=module,
         image=pods.image,
         plan_name=revision_name(template.deployment, number),
-        resources=pods.resources,
+        # the default is what a quantize Job has, and a server whose artefact says nothing of its memory
+        resources=Resources.model_validate(pods.resources.model_dump(exclude_none=True)),
         storage=pods.storage,
         node_selector=pods.node_selector,
         tolerations=pods.tolerations,

@@ -31,6 +31,7 @@ from tunesmith_operator.core.modeldeployment.children import (
 from tunesmith_operator.core.modeldeployment.engines import engine_for, rehearsed_for_nothing
 from tunesmith_operator.core.modeldeployment.fallback import with_fallback
 from tunesmith_operator.core.modeldeployment.heldout import cannot_be_evaluated
+from tunesmith_operator.core.modeldeployment.memory import with_memory
 from tunesmith_operator.core.modeldeployment.observed import Children, Observed, children_of, revision_label
 from tunesmith_operator.core.modeldeployment.policies import violation
 from tunesmith_operator.core.modeldeployment.revisions import (
@@ -225,7 +226,9 @@ def _case(owner: ModelDeployment, history: History, children: Children) -> Hasha
     meta = owner.metadata
     identity = (meta.namespace, meta.name, meta.uid, owner.spec.model_dump_json())
     revisions = tuple(
-        (it.number, it.hash, it.phase, it.reason) for it in (history.latest, history.current) if it is not None
+        (it.number, it.hash, it.phase, it.reason, it.memory_bytes)
+        for it in (history.latest, history.current)
+        if it is not None
     )
     by_revision = (children.config_maps, children.jobs, children.deployments)
     around = tuple((label, state_of(it)) for group in by_revision for label, it in group.items())
@@ -259,8 +262,12 @@ def _revision_children(
         yield from keeper.keep(wanted, plan)
     if revision.phase is not RevisionPhase.QUANTIZING:
         replicas = traffic.wanted(label)
-        if replicas is not None:
-            yield from keeper.keep(server_deployment(template, number, replicas, config), servers)
+        sized = with_memory(template, revision)
+        if servers is not None and sized.pods.resources.memory is None:
+            # how much they were given was in a status that is lost, with the report that said so
+            yield from _scale(servers, replicas)
+        elif replicas is not None:
+            yield from keeper.keep(server_deployment(sized, number, replicas, config), servers)
         return
     job = children.jobs.get(label)
     if job is None or not (job.ending or job.deleting):

@@ -153,7 +153,8 @@ def _artifact(latest: Revision, problem: StartupProblem | None, absent: SourceAb
         if problem is not None:
             return Finding(type_, FALSE, problem.reason, problem.message)
         return Finding(type_, FALSE, Reason.QUANTIZING, f"The artefact of {latest.name} is being made.")
-    if latest.phase is RevisionPhase.FAILED and not failed_in_rollout(latest) and not held_back(latest):
+    made = failed_in_rollout(latest) or held_back(latest) or latest.reason == Reason.MEMORY_TOO_SMALL
+    if latest.phase is RevisionPhase.FAILED and not made:
         return Finding(type_, FALSE, Reason(latest.reason), latest.message)
     return Finding(type_, TRUE, Reason.QUANTIZED, f"The artefact of {latest.name} is in {latest.artifact_uri}.")
 
