@@ -16,6 +16,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from tunesmith_api.keys import METRIC_IN_FLIGHT
+
 __all__ = ["Metrics"]
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -40,6 +42,11 @@ class Metrics:
             "From a request's arrival to the end of its answer.",
             ["path"],
             buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._in_flight = Gauge(
+            METRIC_IN_FLIGHT,
+            "Requests taken in and not yet answered: by these Tunesmith scales.",
             registry=self._registry,
         )
         first = Histogram(
@@ -75,8 +82,9 @@ class Metrics:
         self._prompt.inc(prompt)
         self._generated.inc(generated)
 
-    def text(self, running: int, waiting: int) -> str:
-        """All of it, as Prometheus reads it, with how many answers are under way and how many wait."""
+    def text(self, running: int, waiting: int, in_flight: int) -> str:
+        """All of it, as Prometheus reads it, with how many answers are under way and wait, of so many requests."""
+        self._in_flight.set(in_flight)
         self._running.set(running)
         self._waiting.set(waiting)
         return generate_latest(self._registry).decode()
