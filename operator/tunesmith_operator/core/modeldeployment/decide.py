@@ -12,11 +12,13 @@ from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView
+from tunesmith_operator.core.modeldeployment.activator import activator_actions
 from tunesmith_operator.core.modeldeployment.children import (
     config_map,
     disruption_budget,
     network_policy,
     quantize_job,
+    selector,
     server_deployment,
     service,
 )
@@ -33,6 +35,7 @@ from tunesmith_operator.core.modeldeployment.revisions import (
     with_target,
 )
 from tunesmith_operator.core.modeldeployment.rollback import earlier_template, unknown_revision
+from tunesmith_operator.core.modeldeployment.scaling import Scaling, poll_target, scaling_of
 from tunesmith_operator.core.modeldeployment.source import Source, SourceAbsent, SourceModel
 from tunesmith_operator.core.modeldeployment.status import (
     not_carried_out,
@@ -83,27 +86,33 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     if template is not None:
         history = with_target(history, template, now, retire_delay)
     assert history.latest is not None
+    scaling = scaling_of(owner, history, children, now, retire_delay)
+    owner = scaling.deployment
     history = history.with_revision(advance(owner, history, children, now))
     latest = history.latest
     assert latest is not None
     startup = _startup(owner, history, children, now)
     absent = source if isinstance(source, SourceAbsent) else None
     traffic = traffic_of(owner, latest, history.current, children, now, retire_delay)
-    status = serving_status(owner, history, children, traffic, startup.problem, absent, now)
+    status = serving_status(owner, history, children, traffic, startup.problem, absent, scaling, now)
     if broken is not None:
         status = not_carried_out(owner, status, broken, now)
     carried_out = owner.status.observed_generation == owner.metadata.generation
     keeper = Keeper(children.answers, settled=carried_out or broken is not None)
-    case = (_case(owner, history, children), traffic, template.hash if template is not None else None, config)
-    actions = unless_settled(case, lambda: _actions(owner, history, children, traffic, template, keeper, config))
+    target_hash = template.hash if template is not None else None
+    case = (_case(owner, history, children, scaling), traffic, target_hash, config)
+    actions = unless_settled(
+        case, lambda: _actions(owner, history, children, traffic, scaling, template, keeper, config)
+    )
     retired, wait = _retired(status, history, children, config, now)
     decision = _report(owner, status, [*actions, *retired])
-    looks = (wait, seconds_until(startup.deadline, now), seconds_until(traffic.next_look, now))
+    moments = (startup.deadline, traffic.next_look, scaling.next_look)
+    looks = (wait, *(seconds_until(it, now) for it in moments))
     return replace(
         decision,
         events=(*decision.events, *_taken_back(owner, status, history)),
         requeue_after=soonest(*looks),
-        poll=servers_target(owner, latest, history.current, children),
+        poll=poll_target(scaling, servers_target(owner, latest, history.current, children), history, children),
     )
 
 
@@ -158,6 +167,7 @@ def _actions(
     history: History,
     children: Children,
     traffic: Traffic,
+    scaling: Scaling,
     template: Template | None,
     keeper: Keeper,
     config: Config,
@@ -170,10 +180,12 @@ def _actions(
         yield from _revision_children(owner, revision, children, traffic, template, keeper, config)
     yield from _stop_failed(latest, traffic, children)
     yield from keeper.keep(disruption_budget(owner, traffic.selected), children.disruption_budget)
-    yield from keeper.keep(service(owner, traffic.selected), children.service)
+    led_to = selector(owner, traffic.selected)
+    yield from activator_actions(owner, scaling.activation, led_to, scaling.asleep, children, keeper, config)
+    yield from keeper.keep(service(owner, traffic.selected, scaling.asleep), children.service)
 
 
-def _case(owner: ModelDeployment, history: History, children: Children) -> Hashable:
+def _case(owner: ModelDeployment, history: History, children: Children, scaling: Scaling) -> Hashable:
     """All that `_actions` looks at, but for the target and the configuration."""
     meta = owner.metadata
     identity = (meta.namespace, meta.name, meta.uid, owner.spec.model_dump_json())
@@ -183,8 +195,11 @@ def _case(owner: ModelDeployment, history: History, children: Children) -> Hasha
     by_revision = (children.config_maps, children.jobs, children.deployments)
     around = tuple((label, state_of(it)) for group in by_revision for label, it in group.items())
     ending = tuple(label for label, job in children.jobs.items() if job.ending)
-    single = tuple(map(state_of, (children.service, children.network_policy, children.disruption_budget)))
-    return (identity, revisions, around, ending, single, tuple(children.answers.items()))
+    held = children.activator
+    both = (children.service, children.network_policy, children.disruption_budget)
+    single = tuple(map(state_of, (*both, held.service, held.network_policy, held.disruption_budget, held.deployment)))
+    activated = (scaling.asleep, scaling.activation.api.model_dump_json(), scaling.activation.parallel_requests)
+    return (identity, revisions, around, ending, single, activated, tuple(children.answers.items()))
 
 
 def _revision_children(
