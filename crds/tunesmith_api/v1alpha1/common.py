@@ -175,6 +175,11 @@ class ServerResources(SpecModel):
         ),
     )
 
+    @property
+    def resolved(self) -> Resources:
+        """Those of a Job, and of a server whose artefact says nothing of its memory."""
+        return Resources.model_validate(self.model_dump(exclude_none=True))
+
 
 class Toleration(SpecModel):
     """A taint that the pods may run beside, as in core/v1."""

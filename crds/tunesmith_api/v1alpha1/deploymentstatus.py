@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tunesmith_api.model import StatusModel
 from tunesmith_api.v1alpha1.adapters import AdaptersStatus
+from tunesmith_api.v1alpha1.autoscaling import AutoscalingStatus
 from tunesmith_api.v1alpha1.common import Conditions, OptionalTime, keyed_by
 from tunesmith_api.v1alpha1.gate import Evaluation
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
@@ -24,6 +25,7 @@ class DeploymentPhase(StrEnum):
     ROLLING_OUT = "RollingOut"
     PAUSED = "Paused"
     ROLLED_BACK = "RolledBack"
+    WAKING = "Waking"
     READY = "Ready"
     DEGRADED = "Degraded"
     FAILED = "Failed"
@@ -122,6 +124,9 @@ class ModelDeploymentStatus(StatusModel):
     )
     replicas: int = Field(default=0, ge=0, description="Server pods of the serving revision.")
     ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")
+    autoscaling: AutoscalingStatus | None = Field(
+        default=None, description="How many server pods spec.autoscaling asks for, and why."
+    )
     selector: str = Field(default="", description="Label selector of the server pods, for autoscalers.")
     url: str = Field(default="", description="Base URL of the OpenAI-compatible API inside the cluster.")
     display: DeploymentDisplay = Field(default_factory=DeploymentDisplay, description="Text for kubectl get.")

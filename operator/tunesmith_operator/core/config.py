@@ -13,6 +13,8 @@ class Config:
 
     trainer_image: str
     server_image: str
+    activator_image: str = ""
+    """Empty: the server's, which has it too."""
     image_pull_policy: str = "IfNotPresent"
     namespaces: tuple[str, ...] = ()
     operator_namespace: str = ""

@@ -86,8 +86,7 @@ def history_of(deployment: ModelDeployment, children: Children) -> History:
 
 
 def _both_answer(children: Children) -> bool:
-    selector = children.service.selector if children.service is not None else {}
-    return bool(selector) and keys.LABEL_REVISION not in selector
+    return bool(children.led_to) and keys.LABEL_REVISION not in children.led_to
 
 
 def _selected(children: Children, ordered: Sequence[Revision]) -> Revision | None:
@@ -95,7 +94,7 @@ def _selected(children: Children, ordered: Sequence[Revision]) -> Revision | Non
 
     It leads to the newest from the beginning where that is the first: then only its replicas say that it has answered.
     """
-    label = children.service.selector.get(keys.LABEL_REVISION, "") if children.service is not None else ""
+    label = children.led_to.get(keys.LABEL_REVISION, "")
     if _both_answer(children):
         label = next(
             (it for it in map(revision_label, (one.number for one in ordered)) if it in children.deployments), ""
