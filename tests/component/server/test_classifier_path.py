@@ -279,7 +279,7 @@ def test_ignored_modules_of_a_language_model_keep_their_format(method, dtype, vo
 
 def test_ignored_modules_of_a_classifier_are_refused_before_anything_is_exported(volumes, tmp_path):
     put(volumes, tiny_bert(tmp_path / "bert"), "pvc://models/m")
-    with pytest.raises(UserError, match="a classifier of texts, and quantization.ignore is for language models"):
+    with pytest.raises(UserError, match=r"a classifier of texts, and quantization\.ignore is for language models"):
         quantized(plan(quantization="Int8", ignore=("classifier",)), volumes, tmp_path / "one")
 
 
