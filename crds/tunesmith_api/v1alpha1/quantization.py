@@ -81,7 +81,7 @@ class Quantization(SpecModel):
         Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = Field(
         default_factory=list,
-        description="Modules whose weights stay as they are, by the names in the model's safetensors: lm_head, model.layers.0.*, *.down_proj. Each must match one.",
+        description="Modules of a language model whose weights stay as they are, by the names in the model's safetensors: lm_head, model.layers.0.*, *.down_proj. Each must match one.",
     )
 
     model_config = ConfigDict(
