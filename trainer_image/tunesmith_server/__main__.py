@@ -19,6 +19,7 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_server.artifact import fetch_artifact
+from tunesmith_server.engines.base import Engine
 from tunesmith_server.engines.registry import start_engine
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
 from tunesmith_server.front.apikeys import ApiKeys
@@ -32,6 +33,7 @@ log = logging.getLogger("tunesmith.server")
 
 # Services stop sending some moments after a pod is told to stop: new requests still come in that time
 ENDPOINT_REMOVAL_SECONDS = 3.0
+LOOK_SECONDS = 0.5
 # of the grace period, kept for the end: what is left of it would be cut off by SIGKILL
 STOP_MARGIN_SECONDS = 3.0
 
@@ -45,21 +47,29 @@ def main() -> int:
     health = HealthServer()
     try:
         plan = read_plan(os.environ)
-        front = _start(plan, health)
+        engine, front = _start(plan, health)
     except Failure as failure:
-        log.error("%s: %s", failure.reason, failure.message)
-        write_report(TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message))
-        return int(failure.exit_code)
-    stop.wait()
+        return _ended(failure)
+    while not stop.wait(LOOK_SECONDS):
+        if engine.failure:
+            # a pod without its engine would go on being Running: its container ends, and the kubelet starts it anew
+            return _ended(engine.failure)
     deadline = time.monotonic() + plan.api.termination_grace_period_seconds - STOP_MARGIN_SECONDS
     health.drain()
     log.info("told to stop: finishing the requests in flight")
     front.drain(ENDPOINT_REMOVAL_SECONDS, deadline)
+    engine.close()
     log.info("stopped")
     return int(ExitCode.SUCCESS)
 
 
-def _start(plan: ServingPlan, health: HealthServer) -> Front:
+def _ended(failure: Failure) -> int:
+    log.error("%s: %s", failure.reason, failure.message)
+    write_report(TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message))
+    return int(failure.exit_code)
+
+
+def _start(plan: ServingPlan, health: HealthServer) -> tuple[Engine, Front]:
     started = time.monotonic()
     api_keys = _api_keys(plan)
     health.state = "downloading"
@@ -70,7 +80,9 @@ def _start(plan: ServingPlan, health: HealthServer) -> Front:
     health.state = "first answer"
     if not engine.answers():
         raise Retryable("the model is loaded but gives no answer", Reason.SERVER_FAILED)
-    limits = Limits((plan.name,), plan.context_length, plan.api.max_tokens)
+    limits = Limits(
+        (plan.name,), plan.context_length, plan.api.max_tokens, engine.vocabulary, engine.tools, plan.engine
+    )
     front = Front(engine.url, limits, plan.api, plan.parallel_requests, api_keys)
     front.start()
     health.ready(lambda: front.is_alive() and engine.is_alive(), front.metrics)
@@ -81,7 +93,7 @@ def _start(plan: ServingPlan, health: HealthServer) -> Front:
         downloaded - started,
         time.monotonic() - downloaded,
     )
-    return front
+    return engine, front
 
 
 def _api_keys(plan: ServingPlan) -> ApiKeys | None:

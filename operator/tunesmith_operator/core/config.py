@@ -13,6 +13,9 @@ class Config:
 
     trainer_image: str
     server_image: str
+    vllm_image: str = ""
+    """Image of the engine VLLM on CPU, and on GPU; empty where the operator was installed without."""
+    vllm_gpu_image: str = ""
     image_pull_policy: str = "IfNotPresent"
     namespaces: tuple[str, ...] = ()
     operator_namespace: str = ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tunesmith_store.errors import Failure
+
 __all__ = ["AHEAD", "Engine"]
 
 AHEAD = 2
@@ -25,3 +27,18 @@ class Engine(Protocol):
 
     def is_alive(self) -> bool:
         """Say whether its HTTP server still responds."""
+
+    @property
+    def failure(self) -> Failure | None:
+        """Say why it will never answer again; None while it may."""
+
+    def close(self) -> None:
+        """End what it has started beside this process."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that its model knows; 0 where the engine's own API says so."""
+
+    @property
+    def tools(self) -> bool:
+        """Whether its model can be told of tools, unless the engine's own API says otherwise."""

@@ -7,6 +7,8 @@ import logging
 import urllib.request
 from typing import Any
 
+from tunesmith_store.errors import Failure
+
 __all__ = ["LoopbackEngine"]
 
 log = logging.getLogger("tunesmith.server")
@@ -19,6 +21,16 @@ class LoopbackEngine:
     """One model, answering on loopback. Subclasses set `url` and load it."""
 
     url: str
+    vocabulary: int = 0
+    tools: bool = True
+
+    @property
+    def failure(self) -> Failure | None:
+        """None: what is inside this process fails with it."""
+        return None
+
+    def close(self) -> None:
+        """What is inside this process ends with it."""
 
     def first_answer(self, path: str, body: dict[str, Any]) -> Any:
         """What the model answers to a small request; None where it doesn't."""

@@ -42,7 +42,15 @@ def _transformers(plan: ServingPlan, model: Path, threads: int, say: Say) -> Eng
     return TransformersEngine(plan, model, threads)
 
 
+def _vllm(plan: ServingPlan, model: Path, threads: int, say: Say) -> Engine:
+    from tunesmith_server.engines.vllm import VllmEngine
+
+    say("loading")
+    return VllmEngine(plan, model, threads)
+
+
 _STARTS: Final[Mapping[EngineType, Callable[[ServingPlan, Path, int, Say], Engine]]] = {
     EngineType.LLAMA_CPP: _llama_cpp,
     EngineType.TRANSFORMERS: _transformers,
+    EngineType.VLLM: _vllm,
 }

@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_server.front.errors import ApiError
+from tunesmith_server.front.vllm_fields import for_vllm
 
 __all__ = [
     "GENERATION",
@@ -71,6 +73,8 @@ class Limits:
     """Tokens that there are; 0 where the engine doesn't say."""
     tools: bool = True
     """Whether the model's chat template tells the model of tools."""
+    engine: EngineType = EngineType.LLAMA_CPP
+    """Whose names of fields the engine is asked by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +258,8 @@ def generation(fields: Fields, limits: Limits) -> dict[str, Any]:
         "ignore_eos": fields.flag("ignore_eos"),
         "cache_prompt": fields.flag("cache_prompt"),
     }
-    return {name: value for name, value in wanted.items() if value is not None}
+    found = {name: value for name, value in wanted.items() if value is not None}
+    return for_vllm(found) if limits.engine is EngineType.VLLM else found
 
 
 def streaming(fields: Fields) -> tuple[bool, bool]:
