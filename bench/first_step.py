@@ -55,7 +55,7 @@ def measure(runs: int) -> dict[str, float]:
 def _one_job(bed: Testbed, name: str, data: str) -> dict[str, float]:
     """Run a job of three steps to its end; return its phases."""
     dataset = {"train": {"uri": data}, "cacheUri": "s3://data/tokens"}
-    training = {"maxSteps": 3, "learningRate": "1e-3", "globalBatchSize": 4, "microBatchSize": 2, "maxLength": 96}
+    training = {"maxSteps": 3, "learningRate": 1e-3, "globalBatchSize": 4, "microBatchSize": 2, "maxLength": 96}
     job = fine_tune_job(name, NAMESPACE, data, dataset=dataset, training=training, workers=WORKERS)
     applied = time.time()
     bed.apply(job)

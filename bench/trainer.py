@@ -116,7 +116,7 @@ class Bench:
             "task": "ChatSFT", "model": {"uri": f"{base}/model"}, "dataset": {"train": {"uri": f"{base}/train.jsonl"}},
             "method": {"type": "Full"}, "workers": {"replicas": 2, "resources": {"cpu": "1", "memory": "6Gi"}},
             "training": {
-                "maxSteps": steps, "learningRate": "2e-5", "lrSchedulerType": "constant", "weightDecay": "0",
+                "maxSteps": steps, "learningRate": 2e-5, "lrSchedulerType": "constant", "weightDecay": 0,
                 "globalBatchSize": plan.training.global_batch_size, "microBatchSize": plan.training.micro_batch_size,
                 "maxLength": plan.training.max_length, "precision": "FP32", "seed": plan.training.seed,
             },

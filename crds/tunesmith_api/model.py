@@ -12,10 +12,9 @@ from pydantic.alias_generators import to_camel
 __all__ = [
     "NO_PASSWORD_IN_URL",
     "Contract",
-    "DecimalString",
     "DnsLabel",
     "EndpointURL",
-    "Number",
+    "NonNegative",
     "Quantity",
     "S3Uri",
     "SpecModel",
@@ -73,17 +72,8 @@ def _number_to_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-DECIMAL_PATTERN = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
-DecimalString = Annotated[str, Field(pattern=DECIMAL_PATTERN, max_length=16)]
-"""A non-negative number written as text ("2e-4", "0.03"): Kubernetes APIs carry no floats."""
-
-Number = Annotated[
-    str,
-    BeforeValidator(_number_to_text),
-    Field(pattern=DECIMAL_PATTERN, max_length=16),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": DECIMAL_PATTERN, "maxLength": 16, "minimum": 0}),
-]
-"""The same where whole numbers are usual: they may be written without quotes."""
+NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+"""A number of 0 or more without quotes: 2e-4, 0.03, 1 (docs/adr/0017-decimals-are-numbers.md)."""
 
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 Quantity = Annotated[
@@ -97,28 +87,62 @@ Quantity = Annotated[
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DnsLabel = Annotated[str, Field(pattern=DNS_LABEL_PATTERN, min_length=1, max_length=63)]
 
-S3_URI_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=+@-]+)*/?$"
-S3Uri = Annotated[str, Field(pattern=S3_URI_PATTERN, max_length=512)]
-"""`s3://bucket/key`: a bucket, and a key of the characters that every S3 store accepts."""
+_PLACES = {
+    "s3": (
+        "s3://bucket/key",
+        r"s3://[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9](/.*)?",
+        "a bucket's name has 3 to 63 letters, digits, dots, hyphens and underscores",
+    ),
+    "pvc": (
+        "pvc://claim/path",
+        r"pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?(/.*)?",
+        "a PersistentVolumeClaim's name has lower-case letters, digits and hyphens",
+    ),
+    "hf": (
+        "hf://owner/name",
+        r"hf://(datasets/)?[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+(/.*)?)?/?",
+        "owner and name of a repository of the Hub have letters, digits, dots, hyphens and underscores",
+    ),
+}
+"""Scheme → how its URIs are written, a pattern for them, and what that asks of the first part."""
 
-_HF = r"hf://(datasets/)?[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+(/[A-Za-z0-9!_.*'()=+@-]+)*/?"
-_PVC = r"pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?(/[A-Za-z0-9!_.*'()=+@-]+)*/?"
-WritableUri = Annotated[str, Field(pattern=f"^({S3_URI_PATTERN[1:-1]}|{_PVC})$", max_length=512)]
+
+def _place(*schemes: str) -> Any:
+    """A URI of these schemes. What is wrong is said in words, so there are rules and no pattern."""
+    forms = [_PLACES[scheme][0] for scheme in schemes]
+    known = f"{', '.join(forms[:-1])} or {forms[-1]}" if forms[1:] else forms[0]
+    rules = [
+        cel(f"self.matches('^({'|'.join(schemes)})://')", f"a URI begins with its scheme: {known}"),
+        *(
+            cel(f"!self.startsWith('{scheme}://') || self.matches('^{_PLACES[scheme][1]}$')", _PLACES[scheme][2])
+            for scheme in schemes
+        ),
+        cel(
+            r"!self.matches('^[a-z0-9]+://.*//') && !self.matches('[\\x00-\\x1f\\x7f]')",
+            "a path has no empty part (a//b) and no control characters",
+        ),
+    ]
+    extra: dict[str, Any] = {"x-kubernetes-validations": rules}
+    return Field(min_length=1, max_length=512, json_schema_extra=extra)
+
+
+S3Uri = Annotated[str, _place("s3")]
+"""`s3://bucket/key`."""
+WritableUri = Annotated[str, _place("s3", "pvc")]
 """A place that can be written: `s3://bucket/key`, or `pvc://claim/path` in a PersistentVolumeClaim of the namespace."""
-Uri = Annotated[str, Field(pattern=f"^({S3_URI_PATTERN[1:-1]}|{_PVC}|{_HF})$", max_length=512)]
-"""A place that can be read: also `hf://owner/name` of the Hugging Face Hub."""
+Uri = Annotated[str, _place("s3", "pvc", "hf")]
+"""A place that can be read: also `hf://owner/name` of the Hugging Face Hub, or `hf://name` of its first models."""
 
 NO_PASSWORD_IN_URL = cel(
     "!self.matches('^[a-zA-Z]+://[^/?#]*@')",
     "a URL must hold no user name and no password: it is copied into ConfigMaps, which many may read. Put them into a "
     "Secret and name it in secretRef",
 )
+_ADDRESS = cel(
+    r"self.matches('^https?://[^/?#\\s]+(/[^?#\\s]*)?$')",
+    "an address begins with http:// or https:// and has no query: https://store.example.com:8333",
+)
 EndpointURL = Annotated[
-    str,
-    Field(
-        pattern=r"^https?://[^/\s]+/?$",
-        max_length=253,
-        json_schema_extra={"x-kubernetes-validations": [NO_PASSWORD_IN_URL]},
-    ),
+    str, Field(max_length=253, json_schema_extra={"x-kubernetes-validations": [_ADDRESS, NO_PASSWORD_IN_URL]})
 ]
-"""Address of a service, without a path and without credentials."""
+"""Address of a service, without credentials."""

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.v1alpha1.api import Api
+from tunesmith_api.v1alpha1.common import AddressingStyle
 from tunesmith_api.v1alpha1.dataset import Dataset
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import Init, SaveMode, Tracking
@@ -28,6 +29,7 @@ class StoragePlan(Contract):
 
     endpoint_url: str | None = Field(default=None, alias="endpointURL")
     region: str = "us-east-1"
+    addressing_style: AddressingStyle = AddressingStyle.AUTO
 
 
 class OptimizationPlan(Contract):

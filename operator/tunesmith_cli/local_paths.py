@@ -1,13 +1,11 @@
 """Paths of this machine where a manifest has URIs: each becomes a `pvc://` URI of a claim that is a link to a folder.
 
 The trainer finds claims below the folder of TUNESMITH_VOLUMES. The claim `local` is the root of the file system, so
-`/data/train.jsonl` is `pvc://local/data/train.jsonl`. A URI takes few characters; what lies in a folder of another name
-goes by a claim of its own, a link to that folder.
+`/data/train.jsonl` is `pvc://local/data/train.jsonl`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +19,7 @@ from tunesmith_cli.schema import JSON
 __all__ = ["LocalPaths"]
 
 LOCAL = "local"
-_PART = re.compile(r"[A-Za-z0-9!_.*'()=+@-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _MAX_LENGTH = 512
 
@@ -29,7 +27,6 @@ _MAX_LENGTH = 512
 @dataclass(frozen=True)
 class _Field:
     path: tuple[str, ...]
-    is_folder: bool
     is_read: bool
 
     @property
@@ -39,15 +36,15 @@ class _Field:
 
 
 _FIELDS = (
-    _Field(("model", "uri"), is_folder=True, is_read=True),
-    _Field(("dataset", "train", "uri"), is_folder=False, is_read=True),
-    _Field(("dataset", "eval", "uri"), is_folder=False, is_read=True),
-    _Field(("dataset", "cacheUri"), is_folder=True, is_read=False),
-    _Field(("dataset", "augmentation", "backTranslation", "forwardUri"), is_folder=True, is_read=True),
-    _Field(("dataset", "augmentation", "backTranslation", "backwardUri"), is_folder=True, is_read=True),
-    _Field(("method", "distillation", "teacherUri"), is_folder=True, is_read=True),
-    _Field(("checkpoint", "uri"), is_folder=True, is_read=False),
-    _Field(("output", "uri"), is_folder=True, is_read=False),
+    _Field(("model", "uri"), is_read=True),
+    _Field(("dataset", "train", "uri"), is_read=True),
+    _Field(("dataset", "eval", "uri"), is_read=True),
+    _Field(("dataset", "cacheUri"), is_read=False),
+    _Field(("dataset", "augmentation", "backTranslation", "forwardUri"), is_read=True),
+    _Field(("dataset", "augmentation", "backTranslation", "backwardUri"), is_read=True),
+    _Field(("method", "distillation", "teacherUri"), is_read=True),
+    _Field(("checkpoint", "uri"), is_read=False),
+    _Field(("output", "uri"), is_read=False),
 )
 
 
@@ -61,16 +58,14 @@ class LocalPaths:
             Refused: one of them isn't of that form, or there is no such folder.
         """
         self._links: dict[str, Path] = {LOCAL: Path("/")}
-        self._given: set[str] = set()
         for volume in volumes:
             name, separator, folder = volume.partition("=")
-            if not separator or not _CLAIM.fullmatch(name) or name.startswith(LOCAL):
+            if not separator or not _CLAIM.fullmatch(name) or name == LOCAL:
                 raise Refused(f"--volume {volume}: give a claim's name and a folder, as in models=/data/models")
             path = Path(folder).expanduser().absolute()
             if not path.is_dir():
                 raise Refused(f"--volume {volume}: there is no folder {path}")
             self._links[name] = path
-            self._given.add(name)
 
     def localize(self, document: JSON, base: Path) -> None:
         """Turn the paths in a manifest into URIs; relative ones start at `base`.
@@ -84,19 +79,11 @@ class LocalPaths:
                 parent[field.path[-1]] = self._uri(field, path)
 
     def _uri(self, field: _Field, path: Path) -> str:
-        parts = path.parts[1:]
-        odd = max((number for number, part in enumerate(parts, 1) if not _PART.fullmatch(part)), default=0)
-        claim = LOCAL
-        if odd:
-            if odd == len(parts) and not field.is_folder and not path.is_dir():
-                raise Refused(
-                    f"{field.name}: {path}: a file's name may hold letters, digits and !_.*'()=+@- here; rename it, or "
-                    "give the folder that it is in"
-                )
-            folder = Path("/", *parts[:odd])
-            claim = f"{LOCAL}-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
-            self._links[claim] = folder
-        uri = "/".join((f"pvc://{claim}", *parts[odd:]))
+        if _CONTROL.search(str(path)):
+            raise Refused(
+                f"{field.name}: {str(path)!r}: a name with a line break or another control character; rename it"
+            )
+        uri = "/".join((f"pvc://{LOCAL}", *path.parts[1:]))
         if len(uri) > _MAX_LENGTH:
             raise Refused(f"{field.name}: {path}: longer than {_MAX_LENGTH} characters")
         return uri
@@ -130,11 +117,7 @@ class LocalPaths:
 
     def shown(self, text: str) -> str:
         """The text with this machine's paths in place of the URIs that they became."""
-        for claim, target in self._links.items():
-            if claim not in self._given:
-                path = str(target).rstrip("/").replace("\\", r"\\")
-                text = re.sub(rf"pvc://{claim}(?![a-z0-9-])", path, text)
-        return text
+        return re.sub(rf"pvc://{LOCAL}(?![a-z0-9-])", "", text)
 
 
 def _values(document: JSON) -> Iterator[tuple[_Field, JSON, str]]:

@@ -6,7 +6,6 @@ into URIs before anything is checked.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,37 +16,13 @@ import yaml
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_cli.errors import Refused
+from tunesmith_cli.kubernetes_yaml import parsed
 from tunesmith_cli.local_paths import LocalPaths
 from tunesmith_cli.refusals import refusals
 from tunesmith_cli.schema import JSON, document_schema, node_at
 from tunesmith_operator.core.finetunejob.policies import violation
 
 __all__ = ["apply_override", "checked_job", "read_manifest"]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as Kubernetes reads it: 2e-4 is a number, a date is text, and a key that is there twice is a fault."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own way
-        first: [rule for rule in rules if not rule[0].endswith(":timestamp")]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-_NUMBER = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
-
-
-def _parsed(text: str) -> list[Any]:
-    return list(yaml.load_all(text, Loader=_Loader))
 
 
 def read_manifest(source: str) -> JSON:
@@ -58,7 +33,7 @@ def read_manifest(source: str) -> JSON:
     """
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-        documents = _parsed(text)
+        documents = parsed(text)
     except OSError as error:
         raise Refused(f"{source}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -104,7 +79,7 @@ def _value(text: str, node: JSON) -> Any:
     if node.get("type") == "string":
         return text  # 2e-4 on a command line has no quotes
     try:
-        return next(iter(_parsed(text)), None)
+        return next(iter(parsed(text)), None)
     except yaml.YAMLError as error:
         raise Refused(f"--set …={text}: not valid YAML: {' '.join(str(error).split())}") from error
 

@@ -77,9 +77,9 @@ def _complaint(kind: str, context: Mapping[str, Any]) -> str | None:
         case "string_too_short":
             return f"should be at least {context['min_length']} chars long"
         case "greater_than_equal":
-            return f"should be greater than or equal to {context['ge']}"
+            return f"should be greater than or equal to {_shown(context['ge'])}"
         case "less_than_equal":
-            return f"should be less than or equal to {context['le']}"
+            return f"should be less than or equal to {_shown(context['le'])}"
         case "multiple_of":
             return f"should be a multiple of {context['multiple_of']}"
     return None
@@ -93,7 +93,8 @@ def _type_name(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    whole = isinstance(value, float) and value.is_integer()
+    return json.dumps(int(value) if whole else value, ensure_ascii=False)
 
 
 def _at(document: Any, where: list[str | int]) -> Any:

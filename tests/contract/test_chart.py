@@ -11,6 +11,7 @@ import yaml
 
 from devcluster import UnsupportedMachine, binaries, progress
 from tunesmith_api import __version__, keys
+from tunesmith_cli.kubernetes_yaml import parsed
 from tunesmith_operator.shell.environment import config_from
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,19 +44,10 @@ class Programs:
 
 
 def objects(text):
-    found = [document for document in yaml.load_all(text, Loader=KubernetesLoader) if document]
+    found = [document for document in parsed(text) if document]
     named = {(o["kind"], o["metadata"].get("namespace", ""), o["metadata"]["name"]): o for o in found}
     assert len(named) == len(found), "two objects of one name"
     return named
-
-
-class KubernetesLoader(yaml.SafeLoader):
-    """YAML that refuses repeated keys, as the API server does; PyYAML silently takes the last."""
-
-    def construct_mapping(self, node, deep=False):
-        names = [key.value for key, _ in node.value]
-        assert len(names) == len(set(names)), f"repeated key in {names}"
-        return super().construct_mapping(node, deep)
 
 
 @pytest.fixture(scope="module")

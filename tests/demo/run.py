@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import assets
 from demo.models import base_accuracy, base_gguf
 from demo.screen import Phase, Screen
@@ -17,6 +15,7 @@ from demo.table import gate_table
 from devcluster import Cluster, ClusterSpec, binaries, reaper
 from images import build_images
 from testbed import Testbed, chat
+from tunesmith_cli.kubernetes_yaml import parsed
 
 CLUSTER = "demo"
 NAMESPACE = "ml"
@@ -142,7 +141,7 @@ def _ended(bed: Testbed) -> bool:
 
 def _deployment() -> dict[str, Any]:
     """The sample, with a gate on all held-out tweets."""
-    manifest: dict[str, Any] = yaml.safe_load((SAMPLES / "modeldeployment.yaml").read_text())
+    manifest: dict[str, Any] = parsed((SAMPLES / "modeldeployment.yaml").read_text())[0]
     manifest["metadata"]["namespace"] = NAMESPACE
     manifest["spec"] |= GATE
     return manifest

@@ -13,9 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
-
 from assets import labelled, minilm
+from tunesmith_cli.kubernetes_yaml import parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "manifests" / "samples" / "finetunejob-bert-sentiment.yaml"
@@ -31,13 +30,13 @@ def write_job(folder: Path) -> Path:
     for name, rows in (("train", train), ("eval", held_out)):
         (folder / "tweets").mkdir(exist_ok=True)
         (folder / "tweets" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    job = yaml.safe_load(SAMPLE.read_text())
+    job = parsed(SAMPLE.read_text())[0]
     spec = job["spec"]
     shutil.copytree(minilm(), folder / "minilm-l6")
     spec["model"]["uri"] = f"{CLAIM}/minilm-l6"
     spec["dataset"]["train"]["uri"] = f"{CLAIM}/tweets/train.jsonl"
     spec["dataset"]["eval"]["uri"] = f"{CLAIM}/tweets/eval.jsonl"
-    spec["training"] |= {"evalSteps": 15, "learningRate": "1e-4"}
+    spec["training"] |= {"evalSteps": 15, "learningRate": 1e-4}
     spec["workers"] = {"replicas": 1, "resources": {"cpu": "2", "memory": "4Gi"}}
     spec["checkpoint"] = {"uri": f"{CLAIM}/checkpoints", "everySteps": 100}
     spec["output"] = {"uri": f"{CLAIM}/model"}

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 import assets
 from testbed import Testbed, chat
 from testbed.jobs import condition, describe, model_deployment, wait_finished
+from tunesmith_cli.kubernetes_yaml import parsed
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests/samples/finetunejob.yaml"
 HELD_OUT_PER_LABEL = 40
@@ -16,7 +16,7 @@ HELD_OUT_PER_LABEL = 40
 def tuned(testbed: Testbed, namespace: str, folder: Path) -> None:
     """The demo's job, in a namespace of this test."""
     data = assets.tweets(folder, train=1200, eval_per_class=HELD_OUT_PER_LABEL)
-    job = yaml.safe_load(SAMPLE.read_text())
+    job = parsed(SAMPLE.read_text())[0]
     job["metadata"]["namespace"] = namespace
     spec = job["spec"]
     for part, path in (("train", data.train), ("eval", data.eval)):

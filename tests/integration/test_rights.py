@@ -20,6 +20,7 @@ import yaml
 
 from tunesmith_api import keys
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
+from tunesmith_cli.kubernetes_yaml import parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = str(ROOT / "charts/tunesmith")
@@ -198,7 +199,7 @@ def walk_a_job(stage):
         "--from-literal=AWS_SECRET_ACCESS_KEY=b",
     )
     assert secret
-    job = yaml.safe_load((ROOT / "manifests/samples/finetunejob.yaml").read_text())
+    job = parsed((ROOT / "manifests/samples/finetunejob.yaml").read_text())[0]
     job["spec"]["ttlSecondsAfterFinished"] = 0
     stage.kubectl("create", "-f", "-", stdin=json.dumps(job))
     mine = f"{keys.LABEL_FINETUNEJOB}=sentiment"
@@ -232,7 +233,7 @@ def walk_a_job(stage):
 
 def walk_a_failing_job(stage):
     """A Job with a pod that can't start in time is deleted by the operator."""
-    job = yaml.safe_load((ROOT / "manifests/samples/finetunejob.yaml").read_text())
+    job = parsed((ROOT / "manifests/samples/finetunejob.yaml").read_text())[0]
     job["metadata"]["name"] = "stuck"
     job["spec"]["failurePolicy"] = {"startupTimeoutSeconds": 5}
     stage.kubectl("create", "-f", "-", stdin=json.dumps(job))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import kubernetes
 import pytest
-import yaml
 
 from devcluster import CommandFailed
 from support.make import CONFIG, merged
@@ -14,6 +13,7 @@ from support.mistakes import MISTAKES
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment
 from tunesmith_api.v1alpha1.finetunejob import IMMUTABLE_AFTER_START, READ_AT_START
+from tunesmith_cli.kubernetes_yaml import parsed
 from tunesmith_cli.refusals import refusals
 from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.finetunejob.policies import violation as violation_of_job
@@ -38,7 +38,7 @@ def api(control_plane):
 
 
 def read(sample):
-    return yaml.safe_load(sample.read_text())
+    return parsed(sample.read_text())[0]
 
 
 def by_name(name):
@@ -172,7 +172,7 @@ READ = {
     "tracking": {"tensorBoard": True},
     "failurePolicy.maxRestarts": 1,
     "failurePolicy.maxRollbacks": 1,
-    "failurePolicy.lossSpikeFactor": "9",
+    "failurePolicy.lossSpikeFactor": 9,
     "failurePolicy.collectiveTimeoutSeconds": 99,
 }
 
@@ -197,9 +197,8 @@ def test_what_decides_the_result_cannot_change_once_a_job_has_started_and_the_re
         assert f"spec.{field} can't change once the job has started: delete it" in str(refused.value)
     patch({"status": {"restarts": 1}}, "--subresource=status")
     bounds = {"backoffLimit": 9, "startupTimeoutSeconds": 99}
-    patch(
-        {"spec": {"suspend": True, "failurePolicy": bounds, "activeDeadlineSeconds": 9, "ttlSecondsAfterFinished": 9}}
-    )
+    ends = {"activeDeadlineSeconds": 9, "preRunningDeadlineSeconds": 9, "ttlSecondsAfterFinished": 9}
+    patch({"spec": {"suspend": True, "failurePolicy": bounds, **ends}})
 
 
 def test_a_deployment_is_refused_a_name_whose_service_would_be_a_jobs(api, namespace):
@@ -245,7 +244,7 @@ def test_a_source_that_can_not_be_served_is_refused(api, namespace, source, word
 def manifests_of_docs():
     for page in sorted((ROOT / "docs").glob("*.md")):
         for number, block in enumerate(re.findall(r"^```yaml\n(.+?)^```", page.read_text(), re.M | re.S), 1):
-            yield pytest.param(page.stem, yaml.safe_load(block), id=f"{page.stem} {number}")
+            yield pytest.param(page.stem, parsed(block)[0], id=f"{page.stem} {number}")
 
 
 def laid_over(base, change):

@@ -27,7 +27,7 @@ NAME = "served"
 SECONDS = 90.0
 IMAGES = {"good": {}, "better": {}, "bad": {"ERROR_PERCENT": "10"}, "slow": {"DELAY_SECONDS": "0.8"}}
 STEPS = [{"weight": 33, "pauseSeconds": 10}]
-ANALYSIS = {"maxErrorPercent": "3", "maxLatencyP95Seconds": "0.5", "minRequests": 40}
+ANALYSIS = {"maxErrorPercent": 3, "maxLatencyP95Seconds": 0.5, "minRequests": 40}
 
 
 @dataclass

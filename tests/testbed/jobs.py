@@ -24,7 +24,7 @@ def fine_tune_job(name: str, namespace: str, data: str, **changes: Any) -> dict[
         "dataset": {"train": {"uri": data}},
         "training": {
             "maxSteps": 12,
-            "learningRate": "1e-3",
+            "learningRate": 1e-3,
             "globalBatchSize": 4,
             "microBatchSize": 2,
             "maxLength": 96,

@@ -39,7 +39,7 @@ class RepoPath:
     kind: str
     """`model` or `dataset`."""
     repo: str
-    """`owner/name`."""
+    """`owner/name`, or a name alone."""
     path: str
 
     @property
@@ -49,12 +49,12 @@ class RepoPath:
 
 
 def parse_hub_uri(uri: str) -> RepoPath:
-    """Split `hf://[datasets/]owner/name[/path]`."""
+    """Split `hf://[datasets/]owner/name[/path]`. The Hub's first repositories have no owner: `hf://gpt2`."""
     rest = uri.removeprefix("hf://").strip("/")
     kind = "dataset" if rest.startswith("datasets/") else "model"
     owner, _, rest = rest.removeprefix("datasets/").partition("/")
     name, _, path = rest.partition("/")
-    return RepoPath(kind, f"{owner}/{name}", path)
+    return RepoPath(kind, f"{owner}/{name}" if name else owner, path)
 
 
 def _refuse(place: RepoPath, message: str) -> NoReturn:

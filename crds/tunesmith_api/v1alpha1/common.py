@@ -7,15 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tunesmith_api.keys import Reason
+from tunesmith_api.keys import GROUP, Reason
 from tunesmith_api.model import EndpointURL, Quantity, SpecModel, StatusModel, cel
 
 __all__ = [
     "MAX_NAME_LENGTH",
     "NEVER",
+    "AddressingStyle",
+    "CaBundleRef",
     "Condition",
     "ConditionStatus",
     "ObjectMeta",
+    "PodTemplate",
     "Resources",
     "SecretRef",
     "Storage",
@@ -109,6 +112,23 @@ class SecretRef(SpecModel):
     name: Annotated[str, Field(min_length=1, max_length=253)] = Field(description="Name of the Secret.")
 
 
+class AddressingStyle(StrEnum):
+    """Where the bucket stands in the address of an S3 request."""
+
+    AUTO = "Auto"
+    PATH = "Path"
+    VIRTUAL = "Virtual"
+
+
+class CaBundleRef(SpecModel):
+    """A ConfigMap in the same namespace that holds certificates."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)] = Field(description="Name of the ConfigMap.")
+    key: Annotated[str, Field(min_length=1, max_length=253)] = Field(
+        default="ca.crt", description="Its key with the certificates, in PEM, one after the other."
+    )
+
+
 class Storage(SpecModel):
     """How to reach the S3-compatible object store behind every `s3://` URI of this object."""
 
@@ -124,6 +144,14 @@ class Storage(SpecModel):
         default=None,
         description="Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where "
         "needed. Leave it out where the pods get their identity otherwise or the store is open.",
+    )
+    addressing_style: AddressingStyle = Field(
+        default=AddressingStyle.AUTO,
+        description="Path: the bucket is in the path (http://store/bucket/key), Virtual: in the host name (http://bucket.store/key). Auto is Path where endpointURL is given, and AWS's own way else. Some stores (Alibaba OSS, for one) take Virtual only.",
+    )
+    ca_bundle_ref: CaBundleRef | None = Field(
+        default=None,
+        description="ConfigMap with the certificate authorities that the store's certificate is checked by, in place of the public ones.",
     )
 
 
@@ -148,6 +176,32 @@ class Toleration(SpecModel):
         default=None, description="Taint effect to match; leave it out to match all."
     )
     toleration_seconds: int | None = Field(default=None, ge=0, description="How long a NoExecute taint is tolerated.")
+
+
+_OWN_KEYS = cel(
+    f"!self.exists(key, key.startsWith('{GROUP}/'))",
+    f"labels and annotations of {GROUP} are the operator's own: leave them out",
+)
+_LABELS: dict[str, Any] = {"x-kubernetes-validations": [_OWN_KEYS]}
+
+
+class PodTemplate(SpecModel):
+    """What a platform wants to see on pods: for cost reports, service meshes, autoscalers, registries."""
+
+    labels: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = Field(
+        default_factory=dict,
+        description="Labels of the pods, for example sidecar.istio.io/inject: 'false'.",
+        json_schema_extra=_LABELS,
+    )
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=16)] = Field(
+        default_factory=dict,
+        description="Annotations of the pods, for example karpenter.sh/do-not-disrupt: 'true'.",
+        json_schema_extra=_LABELS,
+    )
+    image_pull_secrets: Annotated[list[SecretRef], Field(max_length=8, json_schema_extra=keyed_by("name"))] = Field(
+        default_factory=list,
+        description="Secrets with the registry's credentials, of type kubernetes.io/dockerconfigjson.",
+    )
 
 
 NodeSelector = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)]

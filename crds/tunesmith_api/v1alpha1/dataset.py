@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from tunesmith_api.model import DecimalString, SpecModel, Uri, cel
+from tunesmith_api.model import NonNegative, SpecModel, Uri, cel
 
 __all__ = [
     "Augmentation",
@@ -48,8 +48,8 @@ class Deduplication(StrEnum):
 
 
 def _probability(description: str) -> Any:
-    rule = cel("double(self) < 1.0", "a probability below 1, for example 0.1")
-    return Field(default="0", description=description, json_schema_extra={"x-kubernetes-validations": [rule]})
+    rule = cel("self < 1.0", "a probability below 1, for example 0.1")
+    return Field(default=0.0, description=description, json_schema_extra={"x-kubernetes-validations": [rule]})
 
 
 class DatasetSource(SpecModel):
@@ -132,7 +132,7 @@ class Columns(SpecModel):
 class BackTranslation(SpecModel):
     """Two translation models that paraphrase a text by way of another language."""
 
-    probability: DecimalString = _probability("Part of the training texts that are paraphrased.")
+    probability: NonNegative = _probability("Part of the training texts that are paraphrased.")
     forward_uri: Uri = Field(
         description="Seq2Seq model from the data's language to another, for example hf://Helsinki-NLP/opus-mt-en-de."
     )
@@ -142,9 +142,9 @@ class BackTranslation(SpecModel):
 class Augmentation(SpecModel):
     """Changes to training texts, drawn anew in each epoch from the job's seed. Held-out texts are left alone."""
 
-    word_dropout: DecimalString = _probability("Chance of each word to be left out (Wei & Zou, 2019: EDA).")
-    word_swap: DecimalString = _probability("Chance of each word to change places with its neighbour.")
-    synonym_replacement: DecimalString = _probability(
+    word_dropout: NonNegative = _probability("Chance of each word to be left out (Wei & Zou, 2019: EDA).")
+    word_swap: NonNegative = _probability("Chance of each word to change places with its neighbour.")
+    synonym_replacement: NonNegative = _probability(
         "Chance of each word to be replaced by a synonym from WordNet (English)."
     )
     back_translation: BackTranslation | None = Field(

@@ -10,8 +10,8 @@ from pydantic import ConfigDict, Field
 from tunesmith_api import keys
 from tunesmith_api.model import (
     NO_PASSWORD_IN_URL,
-    DecimalString,
     EndpointURL,
+    NonNegative,
     SpecModel,
     StatusModel,
     Uri,
@@ -22,6 +22,7 @@ from tunesmith_api.v1alpha1.common import (
     Image,
     NodeSelector,
     ObjectMeta,
+    PodTemplate,
     Resources,
     SecretRef,
     Storage,
@@ -124,6 +125,9 @@ class Workers(SpecModel):
     tolerations: Tolerations = Field(default_factory=list, description="Taints that workers may run beside.")
     priority_class_name: Annotated[str, Field(max_length=253)] | None = Field(
         default=None, description="PriorityClass of the worker pods."
+    )
+    pod_template: PodTemplate = Field(
+        default_factory=PodTemplate, description="Labels, annotations and registry credentials of the worker pods."
     )
     image: Image | None = Field(
         default=None, description="Trainer image; leave it out for the one that the operator was installed with."
@@ -232,8 +236,8 @@ class FailurePolicy(SpecModel):
         le=100,
         description="How often training goes back to the last good checkpoint after a loss spike or a loss that isn't finite, and skips the batches that led there.",
     )
-    loss_spike_factor: DecimalString = Field(
-        default="4.0",
+    loss_spike_factor: NonNegative = Field(
+        default=4.0,
         description="A loss of this many times the recent median is a spike; 0 watches for losses that aren't finite only.",
     )
     collective_timeout_seconds: int = Field(
@@ -285,6 +289,12 @@ class FineTuneJobSpec(SpecModel):
     )
     active_deadline_seconds: int | None = Field(
         default=None, ge=1, le=31_536_000, description="Longest time that the job may be active; it fails after that."
+    )
+    pre_running_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=31_536_000,
+        description="Longest time that a worker's pod may wait for a node, or for room in a quota; the job then fails with what it waited for, and frees the nodes of the other workers. Leave it out to wait without limit.",
     )
     ttl_seconds_after_finished: int | None = Field(
         default=None,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tunesmith_api.model import Number, S3Uri, SpecModel, StatusModel, cel
+from tunesmith_api.model import NonNegative, S3Uri, SpecModel, StatusModel, cel
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 
 __all__ = ["Estimate", "Evaluation", "EvaluationSpec", "Figures", "Gate", "Metric", "OnGateFailure"]
@@ -52,18 +52,18 @@ _LIMITS = (
 class Gate(SpecModel):
     """What a revision must keep to before it gets any traffic. Changing a limit judges again and quantizes nothing."""
 
-    max_perplexity_increase_percent: Number | None = Field(
+    max_perplexity_increase_percent: NonNegative | None = Field(
         default=None,
         description="Most that the perplexity of the reference answers may rise, in percent of the unquantized model's: 5 lets 2.00 become 2.10.",
     )
-    max_accuracy_drop_percent: Number | None = Field(
+    max_accuracy_drop_percent: NonNegative | None = Field(
         default=None,
-        description="Most that accuracy (F1 where the answers are no labels) may fall, in percentage points and not in percent of what it was: 3 lets 80 % become 77 %. Write a fraction as text: '2.5'.",
+        description="Most that accuracy (F1 where the answers are no labels) may fall, in percentage points and not in percent of what it was: 3 lets 80 % become 77 %.",
     )
-    min_agreement_percent: Number | None = Field(
+    min_agreement_percent: NonNegative | None = Field(
         default=None, description="Least part of the rows that both models must answer word for word alike, in percent."
     )
-    min_tokens_per_second: Number | None = Field(
+    min_tokens_per_second: NonNegative | None = Field(
         default=None,
         description="Least speed of one answer, in tokens per second, with the CPUs of `resources` on the node that quantizes.",
     )

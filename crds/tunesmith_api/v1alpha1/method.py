@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tunesmith_api.model import DecimalString, SpecModel, Uri, cel
+from tunesmith_api.model import NonNegative, SpecModel, Uri, cel
 
 __all__ = [
     "ADAPTER_METHODS",
@@ -43,10 +43,10 @@ class LoraConfig(SpecModel):
     alpha: int = Field(
         default=32, ge=1, le=4096, description="Scale of the adapters: they are multiplied by alpha / r."
     )
-    dropout: DecimalString = Field(
-        default="0",
+    dropout: NonNegative = Field(
+        default=0.0,
         description="Dropout before the adapters, from 0 to below 1.",
-        json_schema_extra={"x-kubernetes-validations": [cel("double(self) < 1.0", "dropout must be below 1")]},
+        json_schema_extra={"x-kubernetes-validations": [cel("self < 1.0", "dropout must be below 1")]},
     )
     use_rslora: bool = Field(
         default=False, description="Scale by alpha / sqrt(r) instead: steadier at high ranks (Kalajdzievski, 2023)."
@@ -117,15 +117,15 @@ class Distillation(SpecModel):
     """Learn from a teacher's probabilities beside the data's own answers (Hinton et al., 2015)."""
 
     teacher_uri: Uri = Field(description="The teacher: a model of the same task and tokenizer.")
-    temperature: DecimalString = Field(
-        default="2.0",
+    temperature: NonNegative = Field(
+        default=2.0,
         description="Softens both distributions.",
-        json_schema_extra={"x-kubernetes-validations": [cel("double(self) > 0.0", "temperature must be above 0")]},
+        json_schema_extra={"x-kubernetes-validations": [cel("self > 0.0", "temperature must be above 0")]},
     )
-    alpha: DecimalString = Field(
-        default="0.5",
+    alpha: NonNegative = Field(
+        default=0.5,
         description="Weight of the teacher in the loss; the data has the rest.",
-        json_schema_extra={"x-kubernetes-validations": [cel("double(self) <= 1.0", "alpha is a part: at most 1")]},
+        json_schema_extra={"x-kubernetes-validations": [cel("self <= 1.0", "alpha is a part: at most 1")]},
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tunesmith_api.model import DecimalString, DnsLabel, SpecModel, cel
+from tunesmith_api.model import DnsLabel, NonNegative, SpecModel, cel
 
 __all__ = ["Analysis", "CanaryStep", "Rollout", "RolloutStrategy"]
 
@@ -35,20 +35,16 @@ class CanaryStep(SpecModel):
 class Analysis(SpecModel):
     """When a new revision is taken back, by what its own servers and pods say. Nothing is asked of the first one."""
 
-    max_error_percent: DecimalString | None = Field(
+    max_error_percent: NonNegative | None = Field(
         default=None,
         description="Most of its requests, in percent, that may be answered with a status of 500 or above.",
-        json_schema_extra={
-            "x-kubernetes-validations": [cel("double(self) < 100.0", "maxErrorPercent must be below 100")]
-        },
+        json_schema_extra={"x-kubernetes-validations": [cel("self < 100.0", "maxErrorPercent must be below 100")]},
     )
-    max_latency_p95_seconds: DecimalString | None = Field(
+    max_latency_p95_seconds: NonNegative | None = Field(
         default=None,
         alias="maxLatencyP95Seconds",
         description="Longest time, in seconds, that 95 % of its requests may take.",
-        json_schema_extra={
-            "x-kubernetes-validations": [cel("double(self) > 0.0", "maxLatencyP95Seconds must be above 0")]
-        },
+        json_schema_extra={"x-kubernetes-validations": [cel("self > 0.0", "maxLatencyP95Seconds must be above 0")]},
     )
     max_restarts: Annotated[int, Field(ge=0, le=1000)] | None = Field(
         default=None, description="How often its containers, all together, may restart."

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from tunesmith_api.model import DecimalString, SpecModel, cel
+from tunesmith_api.model import NonNegative, SpecModel, cel
 
 __all__ = [
     "AUTO_CLASSES",
@@ -96,7 +96,7 @@ class PreferenceLoss(StrEnum):
 class Preference(SpecModel):
     """Settings of DPO."""
 
-    beta: DecimalString = Field(default="0.1", description="How strongly the model is held to the one it started from.")
+    beta: NonNegative = Field(default=0.1, description="How strongly the model is held to the one it started from.")
     loss_type: PreferenceLoss = Field(
         default=PreferenceLoss.SIGMOID,
         description="Sigmoid is DPO (Rafailov et al., 2023); IPO is its variant that doesn't overfit (Azar et al., 2023).",
@@ -106,13 +106,11 @@ class Preference(SpecModel):
 class MaskedLanguageModel(SpecModel):
     """Settings of MaskedLM."""
 
-    mlm_probability: DecimalString = Field(
-        default="0.15",
+    mlm_probability: NonNegative = Field(
+        default=0.15,
         description="Part of the tokens that the model has to guess; 80 % of them are masked, 10 % replaced, 10 % left (BERT).",
         json_schema_extra={
-            "x-kubernetes-validations": [
-                cel("double(self) > 0.0 && double(self) < 1.0", "mlmProbability must lie between 0 and 1")
-            ]
+            "x-kubernetes-validations": [cel("self > 0.0 && self < 1.0", "mlmProbability must lie between 0 and 1")]
         },
     )
 

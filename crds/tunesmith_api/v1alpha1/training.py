@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tunesmith_api.model import DecimalString, SpecModel, cel
+from tunesmith_api.model import NonNegative, SpecModel, cel
 
 __all__ = ["EarlyStopping", "LrSchedulerType", "Optim", "Parallelism", "Precision", "Strategy", "Training"]
 
@@ -54,7 +54,7 @@ class EarlyStopping(SpecModel):
     patience: int = Field(
         default=3, ge=1, le=1000, description="Evaluations without improvement before training stops."
     )
-    min_delta: DecimalString = Field(default="0", description="Smallest change that counts as an improvement.")
+    min_delta: NonNegative = Field(default=0.0, description="Smallest change that counts as an improvement.")
 
 
 class Parallelism(SpecModel):
@@ -72,8 +72,8 @@ class Parallelism(SpecModel):
     )
 
 
-def _below_one(name: str, default: str, description: str) -> Any:
-    rule = cel("double(self) < 1.0", f"{name} must be below 1")
+def _below_one(name: str, default: float, description: str) -> Any:
+    rule = cel("self < 1.0", f"{name} must be below 1")
     return Field(default=default, description=description, json_schema_extra={"x-kubernetes-validations": [rule]})
 
 
@@ -89,13 +89,13 @@ class Training(SpecModel):
         le=100_000_000,
         description="Optimizer steps in all; leave it out to derive them from numTrainEpochs.",
     )
-    learning_rate: DecimalString = Field(
-        default="2e-4",
+    learning_rate: NonNegative = Field(
+        default=2e-4,
         description="Peak learning rate, for example 2e-4 (LoRA) or 2e-5 (Full).",
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "double(self) > 0.0 && double(self) < 1.0",
+                    "self > 0.0 && self < 1.0",
                     "learningRate must lie between 0 and 1, for example 2e-4",
                 )
             ]
@@ -105,38 +105,38 @@ class Training(SpecModel):
         default=LrSchedulerType.COSINE, description="How the learning rate falls after warm-up."
     )
     num_cycles: int = Field(default=1, ge=1, le=1000, description="Cycles of cosine_with_restarts.")
-    decay_ratio: DecimalString = Field(
-        default="0.1",
+    decay_ratio: NonNegative = Field(
+        default=0.1,
         description="Part of all steps over which warmup_stable_decay falls to 0 at the end.",
         json_schema_extra={
-            "x-kubernetes-validations": [cel("double(self) <= 1.0", "decayRatio is a part of all steps: at most 1")]
+            "x-kubernetes-validations": [cel("self <= 1.0", "decayRatio is a part of all steps: at most 1")]
         },
     )
-    warmup_ratio: DecimalString = Field(
-        default="0.03",
+    warmup_ratio: NonNegative = Field(
+        default=0.03,
         description="Part of all steps over which the learning rate rises from 0 to its peak; constant has no warm-up.",
         json_schema_extra={
-            "x-kubernetes-validations": [cel("double(self) <= 1.0", "warmupRatio is a part of all steps: at most 1")]
+            "x-kubernetes-validations": [cel("self <= 1.0", "warmupRatio is a part of all steps: at most 1")]
         },
     )
     optim: Optim = Field(
         default=Optim.ADAMW_TORCH,
         description="adamw_torch (fused where the hardware has it), adamw_8bit (bitsandbytes: a quarter of the optimizer's memory), or sgd.",
     )
-    weight_decay: DecimalString = Field(default="0", description="Weight decay; biases and norms are left out of it.")
-    adam_beta1: DecimalString = _below_one("adamBeta1", "0.9", "AdamW's first beta; momentum of sgd.")
-    adam_beta2: DecimalString = _below_one("adamBeta2", "0.999", "AdamW's second beta.")
-    adam_epsilon: DecimalString = Field(default="1e-8", description="AdamW's epsilon.")
-    max_grad_norm: DecimalString = Field(
-        default="1.0", description="Gradients are scaled down to this norm; 0 leaves them alone."
+    weight_decay: NonNegative = Field(default=0.0, description="Weight decay; biases and norms are left out of it.")
+    adam_beta1: NonNegative = _below_one("adamBeta1", 0.9, "AdamW's first beta; momentum of sgd.")
+    adam_beta2: NonNegative = _below_one("adamBeta2", 0.999, "AdamW's second beta.")
+    adam_epsilon: NonNegative = Field(default=1e-8, description="AdamW's epsilon.")
+    max_grad_norm: NonNegative = Field(
+        default=1.0, description="Gradients are scaled down to this norm; 0 leaves them alone."
     )
-    label_smoothing_factor: DecimalString = _below_one(
-        "labelSmoothingFactor", "0", "Part of the probability that is spread over all classes or tokens."
+    label_smoothing_factor: NonNegative = _below_one(
+        "labelSmoothingFactor", 0.0, "Part of the probability that is spread over all classes or tokens."
     )
-    dropout: Annotated[DecimalString | None, Field()] = Field(
+    dropout: Annotated[NonNegative | None, Field()] = Field(
         default=None,
         description="Every dropout of the model is set to this; leave it out for the model's own.",
-        json_schema_extra={"x-kubernetes-validations": [cel("double(self) < 1.0", "dropout must be below 1")]},
+        json_schema_extra={"x-kubernetes-validations": [cel("self < 1.0", "dropout must be below 1")]},
     )
     global_batch_size: int = Field(
         default=32,

@@ -52,7 +52,7 @@ def write_manifest(folder, **spec):
         "model": {"uri": "./model"},
         "dataset": {"train": {"uri": "./data/train.jsonl"}, "eval": {"uri": "data/eval.jsonl"}},
         "method": {"type": "Full"},
-        "training": {"maxSteps": 6, "learningRate": "1e-2", "globalBatchSize": 8, "microBatchSize": 4, "maxLength": 64},
+        "training": {"maxSteps": 6, "learningRate": 1e-2, "globalBatchSize": 8, "microBatchSize": 4, "maxLength": 64},
         "checkpoint": {"uri": "./checkpoints", "everySteps": 5},
         "output": {"uri": "./tuned"},
     }

@@ -51,6 +51,22 @@ def test_patience_and_time_to_live_that_are_changed_later_count_at_once():
     assert world.cluster.get(FINETUNEJOB_KIND, "sentiment") is None
 
 
+def test_a_worker_that_finds_no_node_is_waited_for_as_long_as_the_job_says():
+    world = World()
+    world.cluster.put(make.finetunejob())
+    world.reconcile()
+    world.pod("sentiment-1", 0)
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes: no GPU"}
+    world.pod("sentiment-1", 1, phase="Pending", conditions=[condition], containerStatuses=[])
+    world.wait(100_000)
+    assert world.condition("Succeeded")[:2] == ("Unknown", "Unschedulable")
+    edit(world, FINETUNEJOB_KIND, preRunningDeadlineSeconds=3600)
+    assert world.condition("Succeeded")[:2] == ("False", "Unschedulable")
+    assert "stopped after 1h (preRunningDeadlineSeconds): pod sentiment-1-1" in world.condition("Succeeded")[2]
+    world.wait(1)
+    assert world.cluster.get("Job", "sentiment-1") is None
+
+
 def test_the_verdict_quotes_the_bounds_that_the_job_had():
     for change, reason, quoted in (
         ({"activeDeadlineSeconds": 3600}, "DeadlineExceeded", "activeDeadlineSeconds (1m)"),

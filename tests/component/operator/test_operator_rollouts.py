@@ -122,8 +122,8 @@ def test_a_rolling_update_replaces_one_replica_after_the_other():
 @pytest.mark.parametrize(
     ("analysis", "bad", "words"),
     [
-        ({"maxErrorPercent": "5"}, {"requests": 50, "errors": 6}, "6 of 50 requests (12 %)"),
-        ({"maxLatencyP95Seconds": "0.5"}, {"requests": 50, "latency": 2.0}, "took longer than 1.95 s"),
+        ({"maxErrorPercent": 5}, {"requests": 50, "errors": 6}, "6 of 50 requests (12 %)"),
+        ({"maxLatencyP95Seconds": 0.5}, {"requests": 50, "latency": 2.0}, "took longer than 1.95 s"),
     ],
 )
 def test_a_bad_canary_is_taken_back_by_itself_and_not_tried_again(analysis, bad, words):
@@ -168,7 +168,7 @@ def test_a_canary_that_restarts_is_taken_back():
 
 
 def test_beyond_half_the_old_replicas_come_back_before_the_failed_ones_go():
-    world = serving(**CANARY, analysis={"maxErrorPercent": "5"})
+    world = serving(**CANARY, analysis={"maxErrorPercent": 5})
     arrive(world)
     world.wait(60)
     arrive(world)
@@ -187,7 +187,7 @@ def test_beyond_half_the_old_replicas_come_back_before_the_failed_ones_go():
 
 @pytest.mark.parametrize("strategy", [{}, {"strategy": "RollingUpdate"}, CANARY])
 def test_it_is_judged_after_the_switch_too_and_taken_back(strategy):
-    analysis = {"maxErrorPercent": "5", "afterSwitchSeconds": 120}
+    analysis = {"maxErrorPercent": 5, "afterSwitchSeconds": 120}
     world = serving(**strategy, analysis=analysis, promote="sentiment-r2")
     arrive(world)
     assert (selected(world), world.status(KIND)["currentRevision"]) == ("r2", "sentiment-r1")
@@ -202,7 +202,7 @@ def test_it_is_judged_after_the_switch_too_and_taken_back(strategy):
 
 
 def test_a_good_one_is_past_judgement_after_the_switch():
-    world = serving(analysis={"maxErrorPercent": "5", "afterSwitchSeconds": 120})
+    world = serving(analysis={"maxErrorPercent": 5, "afterSwitchSeconds": 120})
     arrive(world)
     hear(world, requests=100, errors=1)
     world.wait(121)
@@ -211,7 +211,7 @@ def test_a_good_one_is_past_judgement_after_the_switch():
 
 
 def test_only_a_rollout_with_thresholds_asks_servers():
-    for analysis, asked in (({}, False), ({"maxErrorPercent": "1"}, True)):
+    for analysis, asked in (({}, False), ({"maxErrorPercent": 1}, True)):
         world = serving(**CANARY, analysis=analysis)
         arrive(world)
         assert (KEY in world.controller._poller._targets) == asked

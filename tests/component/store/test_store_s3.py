@@ -118,6 +118,14 @@ def test_markers_of_folders_are_no_files(connect, bucket, object_store, tmp_path
     assert store.list(f"{bucket}/m/other") == []
 
 
+def test_keys_may_have_spaces_umlauts_and_marks(connect, bucket, tmp_path):
+    store, folder = connect(), f"{bucket}/Größe (neu)/50 % #1?+&"
+    store.put_bytes(f"{folder}/config.json", b"{}")
+    assert [info.uri for info in store.list(folder)] == [f"{folder}/config.json"]
+    store.download(f"{folder}/config.json", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == store.get_range(f"{folder}/config.json", 0, 2) == b"{}"
+
+
 @pytest.mark.parametrize("ask", ["head", "get_bytes", "download"])
 def test_what_is_not_there_is_not_found(connect, bucket, tmp_path, ask):
     arguments = (tmp_path / "x",) if ask == "download" else ()

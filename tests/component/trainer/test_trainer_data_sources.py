@@ -364,7 +364,7 @@ def test_the_real_wordnet_knows_english(tokenizer, in_s3, prepare, bucket, objec
     assert {"film", "picture"} <= set(synonyms("movie"))
     assert "rapidly" in synonyms("quickly")
     object_store.put_json_lines([{"text": "a quick movie about happy people"}], f"{bucket}/one.jsonl")
-    settings = dataset(f"{bucket}/one.jsonl", augmentation={"synonymReplacement": "0.9"})
+    settings = dataset(f"{bucket}/one.jsonl", augmentation={"synonymReplacement": 0.9})
     found = prepare(in_s3(dataset=settings)).train
     texts = {
         tokenizer.decode(found.get(0, epoch).features["input_ids"], skip_special_tokens=True) for epoch in range(9)
@@ -402,7 +402,7 @@ def test_a_part_of_the_texts_is_translated_there_and_back_once(
 ):
     object_store.put_folder(translator, f"{bucket}/mt")
     object_store.put_json_lines([*texts(30), {"text": "two\n\nlines"}], f"{bucket}/some.jsonl")
-    back = {"probability": "0.5", "forwardUri": f"{bucket}/mt", "backwardUri": f"{bucket}/mt"}
+    back = {"probability": 0.5, "forwardUri": f"{bucket}/mt", "backwardUri": f"{bucket}/mt"}
     plan = in_s3(dataset=dataset(f"{bucket}/some.jsonl", augmentation={"backTranslation": back}), replicas=2)
     monkeypatch.setattr(splits, "WAIT_SECONDS", 0.05)
     said, waiting = [], []
@@ -421,7 +421,7 @@ def test_a_part_of_the_texts_is_translated_there_and_back_once(
 
 def test_a_folder_that_is_no_translator_is_named(in_s3, prepare, object_store, bucket, tiny_model):
     object_store.put_folder(tiny_model, f"{bucket}/mt")
-    back = {"probability": "0.5", "forwardUri": f"{bucket}/mt", "backwardUri": f"{bucket}/mt"}
+    back = {"probability": 0.5, "forwardUri": f"{bucket}/mt", "backwardUri": f"{bucket}/mt"}
     plan = in_s3(dataset=dataset(f"{bucket}/data", augmentation={"backTranslation": back}))
     with pytest.raises(UserError, match=r"backTranslation\.forwardUri: it can't be loaded") as caught:
         prepare(plan)

@@ -158,7 +158,7 @@ OTHER_METHODS = {
     "QAT": ("chat", {"type": "Full", "qat": {"scheme": "Int4"}}),
     "magnitude pruning": ("chat", {"type": "Full", "pruning": {"type": "Magnitude", "sparsityPercent": 30}}),
     "layer pruning": ("chat", {"type": "Full", "pruning": {"type": "Layers", "sparsityPercent": 50}}),
-    "distillation": ("chat", {"type": "Full", "distillation": {"teacherUri": "BASE/model", "alpha": "0.3"}}),
+    "distillation": ("chat", {"type": "Full", "distillation": {"teacherUri": "BASE/model", "alpha": 0.3}}),
 }
 METHODS = {"Full": {"type": "Full"}, "LoRA": {"type": "LoRA", "lora": {"r": 8, "alpha": 16}}}
 

@@ -44,7 +44,7 @@ def test_loss_and_gradient_agree_with_trl(kind, tmp_path):
     expected = trainer.compute_loss(perturbed(trainer.model), inputs)
     expected.backward()
 
-    preference = Preference(beta="0.3", loss_type=kind)
+    preference = Preference(beta=0.3, loss_type=kind)
     task = task_for(training_plan("s3://bucket", task=Task.DPO, training={"max_length": 256}, preference=preference))
     task.load_processor(folder)
     model = task.load_model(folder, dtype=torch.float32)

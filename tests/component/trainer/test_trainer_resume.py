@@ -89,7 +89,7 @@ def test_sigterm_saves_the_very_step_and_the_next_pod_goes_on_from_it(
 def test_a_run_that_stopped_early_has_ended_also_for_who_resumes_it(
     pool, plan_of, object_store, tmp_path, make_training
 ):
-    training = make_training(eval_steps=2, early_stopping=EarlyStopping(patience=2, min_delta="100"))
+    training = make_training(eval_steps=2, early_stopping=EarlyStopping(patience=2, min_delta=100))
     plan = plan_of(training=training)
     stopped, state = run_ranks(pool, plan, tmp_path / "first", 1, object_store.environment())
     assert not isinstance(stopped, Exception), stopped

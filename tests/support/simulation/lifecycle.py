@@ -106,7 +106,7 @@ async def _canaries(it: Simulation) -> None:
     """A bad canary, a good one, and the way back to the first revision."""
     it.kubernetes.error_percent = lambda pod: 10.0 if pod["spec"]["containers"][0]["image"].endswith(":bad") else 0.0
     steps = [{"weight": 25, "pauseSeconds": 5}, {"weight": 75}]
-    analysis = {"maxErrorPercent": "5", "minRequests": 20, "afterSwitchSeconds": 5}
+    analysis = {"maxErrorPercent": 5, "minRequests": 20, "afterSwitchSeconds": 5}
     rollout = {"strategy": "Canary", "steps": steps, "analysis": analysis}
     it.cluster.put(make.modeldeployment(CHAT, replicas=2, rollout=rollout))
     await it.until("the first revision", lambda: _serves(it, f"{CHAT}-r1", 2))

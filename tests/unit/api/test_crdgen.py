@@ -56,9 +56,10 @@ SWITCHES = {  # booleans of which a third value can't be thought; all else is an
 }  # fmt: skip
 
 
-def test_no_spec_field_is_a_float_or_a_boolean_beside_plain_switches(schema):
+def test_fractions_are_numbers_of_0_or_more_and_booleans_are_plain_switches(schema):
     for path, node in walk(schema["properties"]["spec"], ".spec"):
-        assert node.get("type") != "number", path
+        assert node.get("type") != "number" or node["minimum"] == 0, path
+        assert not isinstance(node.get("default"), float) or node["type"] == "number", path
         assert node.get("type") != "boolean" or path in SWITCHES, path
 
 

@@ -17,8 +17,8 @@ Q4_0 = {"quantization": {"method": "Q4_0"}}
     "spec",
     [
         {"gate": LIMIT, "evaluation": ROWS},
-        {"gate": {"maxAccuracyDropPercent": "2.5", "minTokensPerSecond": 0}, "evaluation": {**ROWS, "maxExamples": 50}},
-        {"gate": {"maxSizeBytes": 100_000_000, "minTokensPerSecond": "12.5"}},
+        {"gate": {"maxAccuracyDropPercent": 2.5, "minTokensPerSecond": 0}, "evaluation": {**ROWS, "maxExamples": 50}},
+        {"gate": {"maxSizeBytes": 100_000_000, "minTokensPerSecond": 12.5}},
         {"gate": LIMIT, **JOB},
         {"evaluation": {}, **JOB},
         {"gate": {**LIMIT, **FALLBACK}, "evaluation": ROWS, **Q4_0},

@@ -44,6 +44,7 @@ def test_the_fields_that_may_be_absent_are_known_to_the_rules_of_immutability():
 CARRIED_OUT = {
     "suspend",
     "activeDeadlineSeconds",
+    "preRunningDeadlineSeconds",
     "ttlSecondsAfterFinished",
     "failurePolicy.backoffLimit",
     "failurePolicy.startupTimeoutSeconds",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tunesmith_api.keys import Reason
-from tunesmith_api.model import Quantity, S3Uri, SpecModel
+from tunesmith_api.model import Quantity, SpecModel
 from tunesmith_api.plan import OptimizationPlan, TrainingPlan
 from tunesmith_api.reports import MAX_TERMINATION_BYTES, Outcome, TerminationReport
 from tunesmith_api.v1alpha1 import FineTuneJob
@@ -40,14 +40,14 @@ def plan(**changes) -> TrainingPlan:
 
 def test_a_minimal_job_gets_every_default():
     job = FineTuneJob.model_validate(MINIMAL)
-    assert job.spec.training.learning_rate == "2e-4"
+    assert job.spec.training.learning_rate == 2e-4
     assert job.spec.workers.replicas == 1
     assert job.spec.method.type == "LoRA"
     assert not job.spec.suspend
 
 
 def test_an_unknown_spec_field_is_named():
-    body = {**MINIMAL, "spec": {**MINIMAL["spec"], "learningRate": "1e-3"}}
+    body = {**MINIMAL, "spec": {**MINIMAL["spec"], "learningRate": 1e-3}}
     with pytest.raises(ValidationError, match="learningRate"):
         FineTuneJob.model_validate(body)
 
@@ -59,21 +59,7 @@ def test_an_unknown_status_field_of_a_newer_version_is_ignored():
 
 
 class Box(SpecModel):
-    uri: S3Uri = "s3://bucket/key"
     cpu: Quantity = "1"
-
-
-@pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/", "s3://my-bucket/a/b.jsonl", "s3://b0b/run=1/x_y"])
-def test_a_good_uri_is_accepted(uri):
-    assert Box(uri=uri).uri == uri
-
-
-@pytest.mark.parametrize(
-    "uri", ["", "s3:/b/k", "http://b/k", "s3://B/k", "s3://bucket//k", "s3://bucket/a b", "s3://b", "s3://bucket/k\n"]
-)
-def test_a_bad_uri_is_refused(uri):
-    with pytest.raises(ValidationError):
-        Box(uri=uri)
 
 
 @pytest.mark.parametrize(("given_value", "kept"), [(2, "2"), (0.5, "0.5"), ("500m", "500m"), ("3Gi", "3Gi")])

@@ -46,7 +46,7 @@ def test_help_loads_nothing_heavy():
         ),
         (
             ["-f", "manifests/samples/finetunejob.yaml", "--set", "spec.training.learningRate=2"],
-            ['error: spec.training.learningRate: Invalid value: "2": learningRate must lie between 0 and 1'],
+            ['error: spec.training.learningRate: Invalid value: 2: learningRate must lie between 0 and 1'],
         ),
         (["-f", "manifests/samples/finetunejob.yaml", "--set", "spec.model.uri=pvc://m/x"], ["--volume m=FOLDER"]),
     ],

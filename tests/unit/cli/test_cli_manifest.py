@@ -4,9 +4,9 @@ import io
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tunesmith_cli.errors import Refused
+from tunesmith_cli.kubernetes_yaml import parsed
 from tunesmith_cli.local_paths import LocalPaths
 from tunesmith_cli.manifest import apply_override, checked_job, read_manifest
 
@@ -16,7 +16,7 @@ SAMPLE = ROOT / "manifests/samples/finetunejob.yaml"
 
 @pytest.fixture
 def job():
-    return yaml.safe_load(SAMPLE.read_text())
+    return parsed(SAMPLE.read_text())[0]
 
 
 def read(tmp_path, text):
@@ -78,7 +78,7 @@ def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path):
     ("setting", "value"),
     [
         ("spec.training.maxSteps=10", 10),
-        ("spec.training.learningRate=2e-5", "2e-5"),
+        ("spec.training.learningRate=2e-5", 2e-5),
         ("spec.training.packing=false", False),
         ("spec.workers.resources.cpu=2", 2),
         ("spec.method.lora.targetModules=[q_proj, v_proj]", ["q_proj", "v_proj"]),

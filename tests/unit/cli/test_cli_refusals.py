@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from support.make import merged
 from support.mistakes import MISTAKES, SHAPES
+from tunesmith_cli.kubernetes_yaml import parsed
 from tunesmith_cli.refusals import refusals
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -14,12 +14,33 @@ SAMPLES = sorted((ROOT / "manifests/samples").glob("finetunejob*.yaml"))
 
 
 def sample(name="finetunejob.yaml"):
-    return yaml.safe_load((ROOT / "manifests/samples" / name).read_text())
+    return parsed((ROOT / "manifests/samples" / name).read_text())[0]
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)
 def test_a_sample_is_not_refused(path):
     assert refusals(sample(path.name)) == []
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket", "s3://bucket/", "s3://my_bucket/a/b", "s3://My-Bucket.x/run=1/x_y", "s3://bucket/Größe (neu)/ä b #1",
+        "pvc://claim", "pvc://claim/my models/größe", "hf://gpt2", "hf://owner/name", "hf://owner/name/folder/a b.bin",
+    ],
+)  # fmt: skip
+def test_places_as_people_call_them_are_accepted(uri):
+    assert refusals(merged(sample(), {"spec": {"model": {"uri": uri}}})) == []
+
+
+@pytest.mark.parametrize("url", ["http://s3.svc:8333", "https://store/", "http://[fd00::1]:9000", "https://gw/s3/v1"])
+def test_stores_are_found_behind_gateways_too(url):
+    assert refusals(merged(sample(), {"spec": {"storage": {"endpointURL": url}}})) == []
+
+
+@pytest.mark.parametrize("rate", [2e-4, 0.5])
+def test_fractions_are_written_as_in_every_tutorial(rate):
+    assert refusals(merged(sample(), {"spec": {"training": {"learningRate": rate}}})) == []
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)

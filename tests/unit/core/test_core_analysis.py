@@ -73,17 +73,17 @@ GOOD = Figures(100, 1, {0.5: 100})
         ({}, GOOD, 9, Verdict()),
         ({"maxRestarts": 0}, None, 0, Verdict()),
         ({"maxRestarts": 1}, None, 2, Verdict("its containers have restarted 2 times (rollout.analysis.maxRestarts: 1)")),
-        ({"maxErrorPercent": "1"}, GOOD, 0, Verdict(note="100 requests, 1 % with errors, 95 % within 0.475 s.")),
-        ({"maxErrorPercent": "0.5"}, GOOD, 0, Verdict(
+        ({"maxErrorPercent": 1}, GOOD, 0, Verdict(note="100 requests, 1 % with errors, 95 % within 0.475 s.")),
+        ({"maxErrorPercent": 0.5}, GOOD, 0, Verdict(
             "1 of 100 requests (1 %) were answered with a status of 500 or above (rollout.analysis.maxErrorPercent: 0.5)"
         )),
-        ({"maxLatencyP95Seconds": "0.4"}, GOOD, 0, Verdict(
+        ({"maxLatencyP95Seconds": 0.4}, GOOD, 0, Verdict(
             "5 % of 100 requests took longer than 0.475 s (rollout.analysis.maxLatencyP95Seconds: 0.4)"
         )),
-        ({"maxErrorPercent": "0", "minRequests": 101}, GOOD, 0, Verdict(
+        ({"maxErrorPercent": 0, "minRequests": 101}, GOOD, 0, Verdict(
             note="Not judged yet: 100 requests (rollout.analysis.minRequests: 101)."
         )),
-        ({"maxErrorPercent": "0"}, None, 0, Verdict(note="Its servers have not been asked for their metrics yet.")),
+        ({"maxErrorPercent": 0}, None, 0, Verdict(note="Its servers have not been asked for their metrics yet.")),
     ],
 )  # fmt: skip
 def test_a_revision_is_judged_by_what_is_asked_for(analysis, figures, restarts, verdict):

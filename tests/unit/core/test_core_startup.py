@@ -6,10 +6,10 @@ import pytest
 
 from support import make
 from tunesmith_operator.core.kubernetes.objects import RejectionView
-from tunesmith_operator.core.pods.startup import STORAGE_SECRET, SecretUse, examine
+from tunesmith_operator.core.pods.startup import STORAGE_SECRET, Patience, SecretUse, examine
 from tunesmith_operator.core.pods.view import PodView
 
-PATIENCE = timedelta(seconds=60)
+PATIENCE = Patience(timedelta(seconds=60))
 
 
 def pod(state=None, *, scheduled=0.0, why="", name="sentiment-1-0-abc", **status):
@@ -151,6 +151,32 @@ def test_a_full_quota_is_waited_for_without_limit():
     found = examine([], [rejection("exceeded quota: gpus")], PATIENCE, make.at(10_000))
     assert found.problem.reason == "PodRejected"
     assert found.expired is None
+
+
+ROOM = Patience(timedelta(seconds=60), room=timedelta(seconds=300))
+
+
+@pytest.mark.parametrize(
+    ("pods", "rejections", "reason"),
+    [
+        ([pod(scheduled=None, why="0/2 nodes are available")], [], "Unschedulable"),
+        ([pod(scheduled=None)], [], "Unschedulable"),
+        ([], [rejection("exceeded quota: gpus")], "PodRejected"),
+    ],
+)
+def test_room_is_waited_for_as_long_as_the_job_says(pods, rejections, reason):
+    early = examine(pods, rejections, ROOM, make.at(299))
+    assert (early.problem.reason, early.expired, early.deadline) == (reason, None, make.at(300))
+    assert examine(pods, rejections, ROOM, make.at(300)).expired.reason == reason
+
+
+def test_a_pod_that_no_scheduler_speaks_of_is_told_after_a_while_and_waits():
+    view = pod(scheduled=None)
+    early = examine([view], (), PATIENCE, make.at(29))
+    assert (early.problem, early.deadline) == (None, make.at(30))
+    late = examine([view], (), PATIENCE, make.at(10_000))
+    assert "no scheduler says why: its gang isn't complete (PodGroup)" in late.problem.message
+    assert (late.expired, late.deadline) == (None, None)
 
 
 def test_a_refusal_before_the_newest_pod_is_past():

@@ -143,5 +143,7 @@ def test_it_can_not_be_written(hub, tmp_path):
 
 def test_uris_of_the_hub():
     assert parse_hub_uri("hf://o/n/a/b.txt").path == "a/b.txt"
+    assert (parse_hub_uri("hf://gpt2").repo, parse_hub_uri("hf://gpt2").base) == ("gpt2", "hf://gpt2")
+    assert parse_hub_uri("hf://datasets/squad").base == "hf://datasets/squad"
     assert parse_hub_uri("hf://datasets/o/n").base == "hf://datasets/o/n"
     assert parse_hub_uri("hf://datasets/o/n/").kind == "dataset"

@@ -83,30 +83,30 @@ def augmenter(tokenizer, task="CausalLM", **settings):
 
 
 def test_each_epoch_has_its_own_changes_and_the_same_again(tokenizer):
-    changer, _ = augmenter(tokenizer, wordDropout="0.5")
+    changer, _ = augmenter(tokenizer, wordDropout=0.5)
     row = {"text": "one two three four five six seven eight"}
     first = [changer.example(row, 0, number, epoch) for number in range(3) for epoch in range(3)]
-    again = [augmenter(tokenizer, wordDropout="0.5")[0].example(row, 0, n, e) for n in range(3) for e in range(3)]
+    again = [augmenter(tokenizer, wordDropout=0.5)[0].example(row, 0, n, e) for n in range(3) for e in range(3)]
     assert first == again
     assert len({tuple(example.features["input_ids"]) for example in first if example}) > 6
 
 
 def test_nothing_to_change_is_no_work(tokenizer):
     assert augmenter(tokenizer)[0] is None
-    assert augmenter(tokenizer, wordDropout="0")[0] is None
-    changer, _ = augmenter(tokenizer, wordSwap="0.9")
+    assert augmenter(tokenizer, wordDropout=0)[0] is None
+    changer, _ = augmenter(tokenizer, wordSwap=0.9)
     assert changer.example({"text": "alone"}, 0, 0, 0) is None
 
 
 def test_a_part_that_the_change_takes_away_stays_as_it_was(tokenizer):
-    changer, task = augmenter(tokenizer, wordDropout="0.9")
+    changer, task = augmenter(tokenizer, wordDropout=0.9)
     row = {"text": "word " * 40}
     assert len(task.encode(row)) == 4
     assert changer.example(row, 3, 0, 0) is None
 
 
 def test_only_the_users_words_of_a_conversation_are_changed(tokenizer):
-    changer, _ = augmenter(tokenizer, "ChatSFT", wordDropout="0.5")
+    changer, _ = augmenter(tokenizer, "ChatSFT", wordDropout=0.5)
     row = {
         "messages": [
             {"role": "system", "content": "a b c d e f g h"},

@@ -249,7 +249,7 @@ def test_what_does_not_decide_the_tokens_is_not(store, prepare):
     plan = {"task": "CausalLM", "dataset": dataset(f"{BASE}/train.jsonl")}
     before = digest_of(prepare, training_plan(BASE, **plan), store)
     store.put_bytes(f"{BASE}/model/model.safetensors", b"other weights")
-    augmented = dataset(f"{BASE}/train.jsonl", augmentation={"wordDropout": "0.1"})
+    augmented = dataset(f"{BASE}/train.jsonl", augmentation={"wordDropout": 0.1})
     changes = {
         "training": {"seed": 9, "learning_rate": 1.0, "global_batch_size": 2},
         "dataset": augmented,

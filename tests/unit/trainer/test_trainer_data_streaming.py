@@ -192,7 +192,7 @@ def test_a_streamed_set_is_encoded_while_training_and_the_held_out_one_before(st
 
 def test_augmentation_and_bad_rows_while_streaming(prepare):
     rows = [{"text": "one two three four five six"}, {"body": "x"}] * 4
-    found = prepare(rows=rows, augmentation={"wordDropout": "0.5"}, onBadRow="Skip")
+    found = prepare(rows=rows, augmentation={"wordDropout": 0.5}, onBadRow="Skip")
     lengths, left_out = set(), []
     for step in range(4):
         lengths |= {example.length for example in found.stream.share(step, 0, 1)}

@@ -184,7 +184,7 @@ def test_models_that_help_are_checked_under_their_own_names(check, store):
     teacher = {"type": "Full", "distillation": {"teacherUri": f"{BASE}/teacher"}}
     with pytest.raises(UserError, match=r"spec\.method\.distillation\.teacherUri: there are no files"):
         check(method=Method.model_validate(teacher))
-    back = {"probability": "0.5", "forwardUri": f"{BASE}/model", "backwardUri": f"{BASE}/none"}
+    back = {"probability": 0.5, "forwardUri": f"{BASE}/model", "backwardUri": f"{BASE}/none"}
     with pytest.raises(
         UserError, match=r"spec\.dataset\.augmentation\.backTranslation\.backwardUri: there are no files"
     ):
@@ -195,7 +195,7 @@ def test_synonyms_need_wordnet(check, monkeypatch):
     monkeypatch.setattr(wordnet, "PLACES", ())
     monkeypatch.delenv("WNSEARCHDIR", raising=False)
     with pytest.raises(UserError, match="synonymReplacement"):
-        check(dataset=dataset(f"{BASE}/train.jsonl", augmentation={"synonymReplacement": "0.1"}))
+        check(dataset=dataset(f"{BASE}/train.jsonl", augmentation={"synonymReplacement": 0.1}))
 
 
 def test_streaming_is_checked_too(check, store):

@@ -226,7 +226,7 @@ def by_hand(task, model, reference, row):
 
 @pytest.mark.parametrize("kind", PreferenceLoss)
 def test_the_loss_is_that_of_the_paper(folder, kind):
-    task, model = ready(Task.DPO, folder, preference=Preference(beta="0.3", loss_type=kind))
+    task, model = ready(Task.DPO, folder, preference=Preference(beta=0.3, loss_type=kind))
     reference = copy.deepcopy(model)
     perturbed(model)
     loss = task.loss(model, task.collate(examples_of(task), CPU, packed=False))

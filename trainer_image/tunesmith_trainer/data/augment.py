@@ -108,9 +108,7 @@ def augmenter_of(plan: TrainingPlan, task: Task) -> RowAugmenter | None:
     settings = plan.dataset.augmentation
     if settings is None:
         return None
-    dropout, swap, synonym = (
-        float(chance) for chance in (settings.word_dropout, settings.word_swap, settings.synonym_replacement)
-    )
+    dropout, swap, synonym = settings.word_dropout, settings.word_swap, settings.synonym_replacement
     if not (dropout or swap or synonym):
         return None
     synonyms = None

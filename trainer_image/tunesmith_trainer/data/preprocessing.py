@@ -167,7 +167,7 @@ class Preparation:
         assert settings is not None
         translator = BackTranslator.fetch(self.plan, self.store, self.scratch)
         told = Progress(self.log, "translating there and back", total)
-        yield from paraphrased(rows, self.task, translator, float(settings.probability), self.plan.training.seed, told)
+        yield from paraphrased(rows, self.task, translator, settings.probability, self.plan.training.seed, told)
         translator.close()
 
     def _labels(self, name: str, numbers: Numbers) -> Mapping[str, int]:

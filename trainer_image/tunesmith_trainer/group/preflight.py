@@ -70,7 +70,7 @@ def check(plan: TrainingPlan, store: ObjectStore, scratch: Path, log: Log) -> st
     _check_writable(store, plan.checkpoint_uri, "spec.checkpoint.uri")
     _check_writable(store, plan.output_uri, "spec.output.uri")
     augmentation = plan.dataset.augmentation
-    if augmentation is not None and float(augmentation.synonym_replacement):
+    if augmentation is not None and augmentation.synonym_replacement:
         find_wordnet()
     run_digest = digest_of({"plan": plan.digest, "content": content})
     checked = scratch / f".checked-{run_digest[:16]}"

@@ -214,7 +214,7 @@ class Evaluator:
             name = "loss"
         value, sign = metrics[name], 1.0 if name in self.inputs.task.higher_is_better else -1.0
         stopping = training.early_stopping
-        least = float(stopping.min_delta) if stopping else 0.0
+        least = stopping.min_delta if stopping else 0.0
         if state.best_metric is None or sign * (value - state.best_metric) > least:
             state.best_metric, state.best_step, state.evaluations_without_improvement = value, state.step, 0
             return

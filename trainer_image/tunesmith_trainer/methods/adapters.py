@@ -93,7 +93,7 @@ def _config(plan: TrainingPlan, whole: Sequence[str]) -> Any:
     return PeftLora(
         r=lora.r,
         lora_alpha=lora.alpha,
-        lora_dropout=float(lora.dropout),
+        lora_dropout=lora.dropout,
         use_rslora=lora.use_rslora,
         use_dora=plan.method.type is MethodType.DORA,
         target_modules="all-linear" if "all-linear" in targets else targets,

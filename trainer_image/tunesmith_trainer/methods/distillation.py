@@ -66,7 +66,7 @@ class Distiller:
             message = f"{_FIELD}.teacherUri: it has no head for {task.plan.task} with these classes: fine-tune it first"
             raise UserError(Reason.MODEL_INVALID, message)
         teacher.requires_grad_(False).eval()
-        return cls(teacher.to(numerics.device), teacher_task, float(settings.temperature), float(settings.alpha))
+        return cls(teacher.to(numerics.device), teacher_task, settings.temperature, settings.alpha)
 
     def loss(self, task: Task, student: nn.Module, batch: Batch) -> torch.Tensor:
         """Return alpha times the teacher's loss and 1 - alpha times the task's own, summed over the batch's units.

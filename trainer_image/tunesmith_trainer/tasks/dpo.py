@@ -57,7 +57,7 @@ class DPO(LanguageTask):
 
     def __init__(self, plan: TrainingPlan) -> None:
         super().__init__(plan)
-        self.beta = float(plan.preference.beta)
+        self.beta = plan.preference.beta
         self._is_ipo = plan.preference.loss_type is PreferenceLoss.IPO
         if self._is_ipo and plan.training.label_smoothing_factor:
             message = "spec.training.labelSmoothingFactor means nothing with preference.lossType IPO: set it to 0"

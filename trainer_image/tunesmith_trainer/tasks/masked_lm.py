@@ -42,7 +42,7 @@ class MaskedLM(Task):
 
     def __init__(self, plan: TrainingPlan) -> None:
         super().__init__(plan)
-        self._part = float(plan.masked_lm.mlm_probability)
+        self._part = plan.masked_lm.mlm_probability
         self._longest = plan.training.max_length
         self._special: NDArray[np.int64] | None = None
         self._ordinary: NDArray[np.int64] | None = None

@@ -8,6 +8,7 @@ from typing import Final
 from tunesmith_api import keys
 from tunesmith_api.model import digest_of
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobSpec
+from tunesmith_api.v1alpha1.common import PodTemplate
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.finetunejob.observed import child_name, owner_of, service_name
 from tunesmith_operator.core.finetunejob.training_plan import training_plan
@@ -115,6 +116,7 @@ def _workload(job: FineTuneJob, config: Config, attempt: int) -> Workload:
         node_selector=workers.node_selector,
         tolerations=workers.tolerations,
         priority_class_name=workers.priority_class_name,
+        template=workers.pod_template,
         env=[
             env("RAY_TMPDIR", keys.SCRATCH_DIRECTORY),
             env("RAY_AUTH_MODE", "token"),
@@ -135,6 +137,12 @@ def _workload(job: FineTuneJob, config: Config, attempt: int) -> Workload:
     )
 
 
+def _template_metadata(template: PodTemplate, own: dict[str, str]) -> JSON:
+    # own labels last: Services and NetworkPolicies select by them
+    metadata: JSON = {"labels": template.labels | own}
+    return metadata | ({"annotations": template.annotations} if template.annotations else {})
+
+
 def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before: int = 0) -> Manifest:
     """The Indexed Job whose pods form the Ray cluster. Index 0 decides: when it succeeds, the others are stopped."""
     owner, spec = owner_of(job), job.spec
@@ -151,7 +159,7 @@ def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before:
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
         "suspend": spec.suspend,
         "template": {
-            "metadata": {"labels": owner.selector | labels},
+            "metadata": _template_metadata(spec.workers.pod_template, owner.selector | labels),
             "spec": pod_spec(_workload(job, config, attempt), config),
         },
     }

@@ -31,7 +31,7 @@ from tunesmith_operator.core.finetunejob.status import (
 )
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, JOB
 from tunesmith_operator.core.pods.crashes import ended_at
-from tunesmith_operator.core.pods.startup import Startup, examine, missing_secrets
+from tunesmith_operator.core.pods.startup import Patience, Startup, examine, missing_secrets
 from tunesmith_operator.core.reconcile.children import (
     ORPHANS_SECONDS,
     Keeper,
@@ -149,7 +149,7 @@ def _follow(job: FineTuneJob, children: Children, deleting: bool, now: datetime,
     if not child.suspended and not deleting and not child.ending:
         startup = _startup(job, children, now)
     if startup.expired is not None:
-        ended = startup_verdict(startup.expired, job.spec.failure_policy.startup_timeout_seconds)
+        ended = startup_verdict(startup.expired, job.spec)
         return _report(job, ended_status(job, children, ended, restarts, now))
     actions: list[Action] = []
     if not deleting:
@@ -187,7 +187,8 @@ def _is_outdated(job: FineTuneJob, children: Children, restarts: int, now: datet
 
 
 def _startup(job: FineTuneJob, children: Children, now: datetime) -> Startup:
-    patience = timedelta(seconds=job.spec.failure_policy.startup_timeout_seconds)
+    start, room = job.spec.failure_policy.startup_timeout_seconds, job.spec.pre_running_deadline_seconds
+    patience = Patience(timedelta(seconds=start), timedelta(seconds=room) if room is not None else None)
     lacks_pods = len({pod.index for pod in children.active_pods}) < job.spec.workers.replicas
     rejections = children.rejections if lacks_pods else ()
     return examine(children.pods, rejections, patience, now, secret_uses(job))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from tunesmith_api.keys import JobCondition, Reason
 from tunesmith_api.reports import DatasetFacts, ProgressReport, TerminationReport
-from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, ObjectMeta
+from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus, ObjectMeta
 from tunesmith_api.v1alpha1.jobstatus import (
     Attempt,
     CheckpointStatus,
@@ -211,9 +211,12 @@ def ended_status(
     )
 
 
-def startup_verdict(problem: StartupProblem, patience_seconds: float) -> Verdict:
+def startup_verdict(problem: StartupProblem, spec: FineTuneJobSpec) -> Verdict:
     """The verdict on a job whose pods could not start in time."""
-    message = f"stopped after {duration(patience_seconds)} (failurePolicy.startupTimeoutSeconds): {problem.message}"
+    field, limit = "failurePolicy.startupTimeoutSeconds", spec.failure_policy.startup_timeout_seconds
+    if problem.waits_for_room:
+        field, limit = "preRunningDeadlineSeconds", spec.pre_running_deadline_seconds or 0
+    message = f"stopped after {duration(limit)} ({field}): {problem.message}"
     return Verdict(False, problem.reason, message)
 
 

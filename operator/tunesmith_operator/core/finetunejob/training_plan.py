@@ -14,7 +14,7 @@ __all__ = ["training_plan"]
 
 
 def _optimization(training: Training) -> OptimizationPlan:
-    """The same fields; pydantic turns the decimals' text into numbers."""
+    """The same fields under the same names."""
     return OptimizationPlan.model_validate({name: getattr(training, name) for name in OptimizationPlan.model_fields})
 
 
@@ -44,7 +44,7 @@ def training_plan(job: FineTuneJob, attempt: int) -> TrainingPlan:
         cpus_per_worker=cores(spec.workers.resources.cpu),
         max_restarts=failure.max_restarts,
         max_rollbacks=failure.max_rollbacks,
-        loss_spike_factor=float(failure.loss_spike_factor),
+        loss_spike_factor=failure.loss_spike_factor,
         collective_timeout_seconds=failure.collective_timeout_seconds,
         head_host=f"{child_name(job, attempt)}-0.{service_name(job)}",
         checkpoint_uri=spec.checkpoint.uri.rstrip("/"),

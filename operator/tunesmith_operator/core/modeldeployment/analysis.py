@@ -42,21 +42,21 @@ def judge(analysis: Analysis, figures: Figures | None, restarts: int) -> Verdict
 
 def _errors(analysis: Analysis, figures: Figures) -> str:
     most = analysis.max_error_percent
-    if most is None or figures.error_percent <= float(most):
+    if most is None or figures.error_percent <= most:
         return ""
     return (
         f"{figures.errors:.0f} of {figures.requests:.0f} requests ({number(figures.error_percent, 3)} %) were answered "
-        f"with a status of 500 or above (rollout.analysis.maxErrorPercent: {most})"
+        f"with a status of 500 or above (rollout.analysis.maxErrorPercent: {number(most)})"
     )
 
 
 def _latency(analysis: Analysis, figures: Figures) -> str:
     most, p95 = analysis.max_latency_p95_seconds, figures.latency(0.95)
-    if most is None or p95 is None or figures.timed < analysis.min_requests or p95 <= float(most):
+    if most is None or p95 is None or figures.timed < analysis.min_requests or p95 <= most:
         return ""
     return (
         f"5 % of {figures.requests:.0f} requests took longer than {number(p95, 3)} s "
-        f"(rollout.analysis.maxLatencyP95Seconds: {most})"
+        f"(rollout.analysis.maxLatencyP95Seconds: {number(most)})"
     )
 
 

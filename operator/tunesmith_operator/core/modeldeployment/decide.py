@@ -43,7 +43,7 @@ from tunesmith_operator.core.modeldeployment.status import (
 )
 from tunesmith_operator.core.modeldeployment.template import Template, stored_template, template_of
 from tunesmith_operator.core.modeldeployment.traffic import Traffic, servers_target, traffic_of
-from tunesmith_operator.core.pods.startup import Startup, StartupProblem, examine
+from tunesmith_operator.core.pods.startup import Patience, Startup, StartupProblem, examine
 from tunesmith_operator.core.reconcile.children import (
     ORPHANS_SECONDS,
     Keeper,
@@ -153,7 +153,7 @@ def _startup(owner: ModelDeployment, history: History, children: Children, now: 
         text = f"the API server refuses the pods: {child.replica_failure}."
         return Startup(problem=StartupProblem(Reason.POD_REJECTED, text, None))
     # the Deployment's own deadline bounds the rollout: here only the cause is looked for
-    found = examine(children.server_pods(label), (), timedelta(days=3650), now)
+    found = examine(children.server_pods(label), (), Patience(timedelta(days=3650)), now)
     return Startup(problem=found.problem)
 
 

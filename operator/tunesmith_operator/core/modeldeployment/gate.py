@@ -16,7 +16,7 @@ from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_api.v1alpha1.gate import Estimate, Evaluation, Gate, Metric
 from tunesmith_operator.core.status.conditions import FALSE, TRUE, UNKNOWN, Finding
-from tunesmith_operator.core.text import shortened
+from tunesmith_operator.core.text import number, shortened
 
 __all__ = ["Outcome", "Verdict", "held_back", "judge", "judged", "quality_held"]
 
@@ -89,10 +89,10 @@ def _accuracy(gate: Gate, found: Evaluation) -> _Check | None:
     return _most(found.accuracy_drop_percent, gate.max_accuracy_drop_percent, text, ("fell", "rose"), "AccuracyDrop")
 
 
-def _most(figure: Estimate | None, limit: str | None, text: str, verbs: tuple[str, str], name: str) -> _Check | None:
+def _most(figure: Estimate | None, limit: float | None, text: str, verbs: tuple[str, str], name: str) -> _Check | None:
     if figure is None or limit is None:
         return None
-    value, low, high, most = (Decimal(it) for it in (figure.value, figure.low, figure.high, limit))
+    value, low, high, most = (Decimal(it) for it in (figure.value, figure.low, figure.high, number(limit)))
     broken = value > most
     if value < 0:
         # said the other way round, so is the interval
@@ -102,23 +102,24 @@ def _most(figure: Estimate | None, limit: str | None, text: str, verbs: tuple[st
     beyond = "more than" if broken else "within"
     said = f"{text.format(verb=verb, amount=_short(value))} (95 % interval {_short(low)} to {_short(high)})"
     doubtful = Decimal(figure.low) <= most < Decimal(figure.high)
-    return _Check(f"{said}, {beyond} gate.max{name}Percent {limit}", broken, doubtful)
+    return _Check(f"{said}, {beyond} gate.max{name}Percent {number(limit)}", broken, doubtful)
 
 
 def _agreement(gate: Gate, found: Evaluation) -> _Check | None:
     figure, limit = found.agreement_percent, gate.min_agreement_percent
     if figure is None or limit is None:
         return None
-    value, low, high, least = (Decimal(it) for it in (figure.value, figure.low, figure.high, limit))
+    value, low, high, least = (Decimal(it) for it in (figure.value, figure.low, figure.high, number(limit)))
     beyond = "less than" if value < least else "not less than"
     said = f"{_short(value)} % of the answers are the same (95 % interval {_short(low)} to {_short(high)})"
-    return _Check(f"{said}, {beyond} gate.minAgreementPercent {limit}", value < least, low < least <= high)
+    return _Check(f"{said}, {beyond} gate.minAgreementPercent {number(limit)}", value < least, low < least <= high)
 
 
 def _speed(gate: Gate, found: Evaluation) -> _Check | None:
-    value, least = Decimal(found.quantized.tokens_per_second), Decimal(gate.min_tokens_per_second or "0")
+    limit = number(gate.min_tokens_per_second or 0)
+    value, least = Decimal(found.quantized.tokens_per_second), Decimal(limit)
     beyond = "less than" if value < least else "not less than"
-    text = f"{_short(value)} tokens per second, {beyond} gate.minTokensPerSecond {gate.min_tokens_per_second}"
+    text = f"{_short(value)} tokens per second, {beyond} gate.minTokensPerSecond {limit}"
     return _Check(text, value < least)
 
 

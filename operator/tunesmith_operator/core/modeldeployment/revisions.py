@@ -20,7 +20,7 @@ from tunesmith_operator.core.modeldeployment.observed import Children, revision_
 from tunesmith_operator.core.modeldeployment.template import Template
 from tunesmith_operator.core.modeldeployment.traffic import place_of, takeover_of, verdict_of, with_place
 from tunesmith_operator.core.pods.crashes import first_crash
-from tunesmith_operator.core.pods.startup import STORAGE_SECRET, SecretUse, Startup, examine
+from tunesmith_operator.core.pods.startup import STORAGE_SECRET, Patience, SecretUse, Startup, examine
 from tunesmith_operator.core.text import duration, parse_time, rfc3339, shortened
 
 __all__ = ["History", "advance", "failed_in_rollout", "history_of", "quantize_startup", "trim"]
@@ -169,7 +169,7 @@ def failed_in_rollout(revision: Revision) -> bool:
 
 def quantize_startup(deployment: ModelDeployment, children: Children, label: str, now: datetime) -> Startup:
     """How far the start of the quantize pod is."""
-    patience = timedelta(seconds=deployment.spec.rollout.progress_deadline_seconds)
+    patience = Patience(timedelta(seconds=deployment.spec.rollout.progress_deadline_seconds))
     pods = children.quantize_pods(label)
     job = children.jobs.get(label)
     if job is None or job.suspended or job.ending:

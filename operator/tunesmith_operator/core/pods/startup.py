@@ -13,7 +13,7 @@ from tunesmith_operator.core.kubernetes.objects import RejectionView
 from tunesmith_operator.core.pods.view import ContainerView, PodView
 from tunesmith_operator.core.text import duration
 
-__all__ = ["STORAGE_SECRET", "SecretUse", "Startup", "StartupProblem", "examine", "missing_secrets"]
+__all__ = ["STORAGE_SECRET", "Patience", "SecretUse", "Startup", "StartupProblem", "examine", "missing_secrets"]
 
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
           "RegistryUnavailable", "SignatureValidationFailed")  # fmt: skip
@@ -23,6 +23,8 @@ _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"(: \w+: )?')
 _CLAIM = re.compile(r'persistentvolumeclaims? "(?P<claim>[^"]+)" not found')
 _KEY = re.compile(r"couldn't find key (?P<key>\S+) in Secret")
 _POD_NAME = re.compile(r'pods "[^"]+"')
+UNSPOKEN_OF = timedelta(seconds=30)
+"""How long a pod may be without a word from a scheduler before the status says so. Members of a gang get none."""
 _ORDER = (
     Reason.SECRET_NOT_FOUND,
     Reason.IMAGE_PULL_FAILED,
@@ -35,11 +37,26 @@ _ORDER = (
 
 @dataclass(frozen=True, slots=True)
 class StartupProblem:
-    """What keeps a pod from starting. `since` is None where it may last without limit (no room in the cluster)."""
+    """What keeps a pod from starting, and since when. None: that isn't known, or nobody gives up on it."""
 
     reason: Reason
     message: str
     since: datetime | None
+    waits_for_room: bool = False
+    """It has no node, or the quota is full: room may come without anybody's doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a pod may take to start on its node, and how long it may wait for one; None: without limit."""
+
+    start: timedelta
+    room: timedelta | None = None
+
+    def end(self, problem: StartupProblem) -> datetime | None:
+        """When a problem has lasted too long."""
+        limit = self.room if problem.waits_for_room else self.start
+        return problem.since + limit if problem.since is not None and limit is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +88,7 @@ class Startup:
 def examine(
     pods: Sequence[PodView],
     rejections: Sequence[RejectionView],
-    patience: timedelta,
+    patience: Patience,
     now: datetime,
     secrets: Sequence[SecretUse] = (STORAGE_SECRET,),
 ) -> Startup:
@@ -80,20 +97,22 @@ def examine(
     `secrets` are the Secrets that the spec names, for the message about a missing one.
 
     A scheduled pod that is quietly preparing (pulling a large image) is no problem until its time is up, though it
-    counts against it. Pods without a node wait without limit.
+    counts against it; one that no scheduler has spoken of is none for half a minute.
     """
     waiting = [pod for pod in pods if not pod.started and not pod.deleting]
-    problems = [problem for pod in waiting if (problem := _of_pod(pod, now, patience, secrets)) is not None]
-    starts = [pod.scheduled_at for pod in waiting if pod.scheduled_at is not None]
+    problems = [problem for pod in waiting if (problem := _of_pod(pod, now, patience.start, secrets)) is not None]
     if (rejected := _rejected(pods, rejections)) is not None:
         problems.append(rejected)
-        starts += [rejected.since] if rejected.since is not None else []
     problems.sort(key=lambda problem: _rank(problem.reason))
-    expired = (problem for problem in problems if problem.since is not None and problem.since + patience <= now)
+    ends = [(patience.end(problem), problem) for problem in problems]
+    looks = [pod.scheduled_at + patience.start for pod in waiting if pod.scheduled_at is not None]
+    silent = [pod.created for pod in waiting if pod.scheduled_at is None and not pod.unschedulable]
+    looks += [created + UNSPOKEN_OF for created in silent if created is not None]
+    looks += [end for end, _ in ends if end is not None]
     return Startup(
         problem=problems[0] if problems else None,
-        expired=next(expired, None),
-        deadline=min((start + patience for start in starts if start + patience > now), default=None),
+        expired=next((problem for end, problem in ends if end is not None and end <= now), None),
+        deadline=min((look for look in looks if look > now), default=None),
     )
 
 
@@ -110,22 +129,7 @@ def _rank(reason: Reason) -> int:
 
 def _of_pod(pod: PodView, now: datetime, patience: timedelta, secrets: Sequence[SecretUse]) -> StartupProblem | None:
     if pod.scheduled_at is None:
-        if not pod.unschedulable:
-            return None
-        if (missing := _CLAIM.search(pod.unschedulable)) is not None:
-            claim = missing["claim"]
-            return StartupProblem(
-                Reason.UNSCHEDULABLE,
-                f"pod {pod.name} waits for PersistentVolumeClaim {claim}: there is none in namespace {pod.namespace}. "
-                f"Create it, or correct the pvc://{claim} URIs of the spec.",
-                None,
-            )
-        return StartupProblem(
-            Reason.UNSCHEDULABLE,
-            f"pod {pod.name} finds no node: {pod.unschedulable.rstrip('.')}. It waits for room: free or add nodes, or "
-            "ask for less (resources, GPUs, nodeSelector).",
-            None,
-        )
+        return _without_node(pod, now)
     container = pod.container
     if container is not None and container.waiting in _IMAGE:
         return StartupProblem(Reason.IMAGE_PULL_FAILED, _image_message(pod, container), pod.scheduled_at)
@@ -142,13 +146,36 @@ def _of_pod(pod: PodView, now: datetime, patience: timedelta, secrets: Sequence[
     )
 
 
+def _without_node(pod: PodView, now: datetime) -> StartupProblem | None:
+    since = pod.created
+    if not pod.unschedulable:
+        if since is None or now - since < UNSPOKEN_OF:
+            return None
+        text = (
+            f"pod {pod.name} has no node, and no scheduler says why: its gang isn't complete (PodGroup), or the "
+            f"scheduler that it names isn't there. kubectl describe pod -n {pod.namespace} {pod.name} shows both."
+        )
+    elif (missing := _CLAIM.search(pod.unschedulable)) is not None:
+        claim = missing["claim"]
+        text = (
+            f"pod {pod.name} waits for PersistentVolumeClaim {claim}: there is none in namespace {pod.namespace}. "
+            f"Create it, or correct the pvc://{claim} URIs of the spec."
+        )
+    else:
+        text = (
+            f"pod {pod.name} finds no node: {pod.unschedulable.rstrip('.')}. It waits for room: free or add nodes, or "
+            "ask for less (resources, GPUs, nodeSelector)."
+        )
+    return StartupProblem(Reason.UNSCHEDULABLE, text, since, waits_for_room=True)
+
+
 def _image_message(pod: PodView, container: ContainerView) -> str:
     # the kubelet alternates between two wordings of one fact: keep to one, so that the status stays still
     detail = _BACK_OFF.sub("", container.waiting_message).strip().rstrip(".")
     cause = f": {detail}" if detail else ""
     return (
         f"pod {pod.name} can't get image {container.image}{cause}. Correct the image name, or make "
-        "it available to the node (registry, pull secret of the namespace's default ServiceAccount)."
+        "it available to the node (registry, pull secret of the spec or of the namespace's default ServiceAccount)."
     )
 
 
@@ -200,4 +227,4 @@ def _rejected(pods: Sequence[PodView], rejections: Sequence[RejectionView]) -> S
     if since is not None and newest_pod is not None:
         since = max(since, newest_pod)
     text = f"the API server refuses the pods: {message}. {remedy}"
-    return StartupProblem(Reason.POD_REJECTED, text, None if quota else since)
+    return StartupProblem(Reason.POD_REJECTED, text, since, waits_for_room=quota)
