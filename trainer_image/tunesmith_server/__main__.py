@@ -51,9 +51,9 @@ def main() -> int:
     except Failure as failure:
         return _ended(failure)
     while not stop.wait(LOOK_SECONDS):
-        if engine.failure:
+        if (ended := engine.failure) is not None:
             # a pod without its engine would go on being Running: its container ends, and the kubelet starts it anew
-            return _ended(engine.failure)
+            return _ended(ended)
     deadline = time.monotonic() + plan.api.termination_grace_period_seconds - STOP_MARGIN_SECONDS
     health.drain()
     log.info("told to stop: finishing the requests in flight")

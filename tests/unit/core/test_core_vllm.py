@@ -75,12 +75,6 @@ def test_gpus_make_another_revision_and_their_absence_makes_none():
     assert plain.hash == spelled.hash != gpus.hash
 
 
-def test_other_revisions_have_the_digest_that_they_had_before_there_were_gpus():
-    before = "74202d97c8be4897"
-    other = template_of(ModelDeployment.model_validate(make.modeldeployment()), SOURCE, make.CONFIG)
-    assert other.hash == before
-
-
 def test_it_serves_texts_and_is_never_chosen_unasked():
     assert EngineType.VLLM in engines_of(Task.CHAT_SFT)
     assert engines_of(Task.CHAT_SFT)[0] is EngineType.LLAMA_CPP
