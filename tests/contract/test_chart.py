@@ -286,6 +286,7 @@ def test_the_operator_understands_what_the_chart_tells_it(programs):
     settings = "watchNamespaces={ml,research},trainerImage.pullPolicy=Always,pollIntervalSeconds=9,logFormat=text"
     settings += ",heartbeatStaleSeconds=300,retireDelaySeconds=0,workers=8,apiRequests.qps=12,apiRequests.burst=100"
     settings += ",serverImage.repository=registry:5000/server,serverImage.tag=v4"
+    settings += ",vllmImage.repository=vllm,vllmGpuImage.repository=vllm,vllmGpuImage.tag=v5-cuda"
     rendered = programs.render("--set", settings)
     told = Watched({name: value or NAMESPACE for name, value in environment(rendered).items()})
     config = config_from(told)
@@ -295,6 +296,7 @@ def test_the_operator_understands_what_the_chart_tells_it(programs):
     assert config.server_image == "registry:5000/server:v4"
     (container,) = deployment(rendered)["spec"]["template"]["spec"]["containers"]
     assert config.activator_image == container["image"]
+    assert (config.vllm_image, config.vllm_gpu_image) == (f"vllm:{__version__}", "vllm:v5-cuda")
     assert (config.heartbeat_stale_seconds, config.retire_delay_seconds) == (300, 0)
     assert (config.workers, config.qps, config.burst) == (8, 12, 100)
     assert (config.namespaces, config.image_pull_policy) == (("ml", "research"), "Always")

@@ -22,7 +22,9 @@ from suite.structure import SOURCES, violations
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-DOCKERFILES = (ROOT / "operator" / "Dockerfile", ROOT / "trainer_image" / "Dockerfile")
+DOCKERFILES = tuple(
+    ROOT / name for name in ("operator/Dockerfile", "trainer_image/Dockerfile", "trainer_image/vllm.Dockerfile")
+)
 
 
 def test_structure_limits_hold():
@@ -187,7 +189,7 @@ def test_the_operator_image_gets_no_torch_and_the_trainer_image_no_kopf():
     assert not re.search(r"(?m)^(kopf|kubernetes)==", (ROOT / "requirements" / "trainer.txt").read_text())
 
 
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_an_image_takes_its_base_by_argument_and_runs_as_nobody(dockerfile):
     text = dockerfile.read_text()
     assert re.search(r"(?m)^ARG BASE_IMAGE=\S+", text)
@@ -195,7 +197,7 @@ def test_an_image_takes_its_base_by_argument_and_runs_as_nobody(dockerfile):
     assert "--require-hashes" in text
 
 
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_an_image_whose_packages_cant_be_installed_isnt_built(dockerfile, tmp_path):
     (step,) = re.findall(r"(?ms)^RUN (python3 -m pip install .*?[^\\])$", dockerfile.read_text())
     python = tmp_path / "python3"

@@ -35,6 +35,7 @@ log = logging.getLogger("tunesmith.server")
 
 # Services stop sending some moments after a pod is told to stop: new requests still come in that time
 ENDPOINT_REMOVAL_SECONDS = 3.0
+LOOK_SECONDS = 0.5
 # of the grace period, kept for the end: what is left of it would be cut off by SIGKILL
 STOP_MARGIN_SECONDS = 3.0
 
@@ -48,21 +49,29 @@ def main() -> int:
     health = HealthServer()
     try:
         plan = read_plan(os.environ)
-        front = _start(plan, health)
+        serving, front = _start(plan, health)
     except Failure as failure:
-        log.error("%s: %s", failure.reason, failure.message)
-        write_report(TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message))
-        return int(failure.exit_code)
-    stop.wait()
+        return _ended(failure)
+    while not stop.wait(LOOK_SECONDS):
+        if (ended := serving.failure) is not None:
+            # a pod without its engine would go on being Running: its container ends, and the kubelet starts it anew
+            return _ended(ended)
     deadline = time.monotonic() + plan.api.termination_grace_period_seconds - STOP_MARGIN_SECONDS
     health.drain()
     log.info("told to stop: finishing the requests in flight")
     front.drain(ENDPOINT_REMOVAL_SECONDS, deadline)
+    serving.close()
     log.info("stopped")
     return int(ExitCode.SUCCESS)
 
 
-def _start(plan: ServingPlan, health: HealthServer) -> Front:
+def _ended(failure: Failure) -> int:
+    log.error("%s: %s", failure.reason, failure.message)
+    write_report(TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message))
+    return int(failure.exit_code)
+
+
+def _start(plan: ServingPlan, health: HealthServer) -> tuple[Serving, Front]:
     started = time.monotonic()
     api_keys = _api_keys(plan)
     health.state = "downloading"
@@ -89,7 +98,7 @@ def _start(plan: ServingPlan, health: HealthServer) -> Front:
         downloaded - started,
         time.monotonic() - downloaded,
     )
-    return front
+    return serving, front
 
 
 def _api_keys(plan: ServingPlan) -> ApiKeys | None:

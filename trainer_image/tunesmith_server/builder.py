@@ -149,8 +149,8 @@ class ArtifactBuilder:
         if method not in self._made:
             source, _ = self._source
             started = time.monotonic()
-            if self._plan.engine is EngineType.LLAMA_CPP:
-                refuse_other_than_text(source)
+            if self._plan.engine is not EngineType.TRANSFORMERS:
+                refuse_other_than_text(source, self._plan.engine)
             kind = quantizer_of(self._plan.engine, method)
             if kind not in self._quantizers:
                 self._quantizers[kind] = kind(source, self._scratch / "quantizer", self._threads)

@@ -66,12 +66,30 @@ class Serving:
     def limits_of(self, engine: Engine) -> Limits:
         """What the front allows: requests for the model and for its adapters, and how each is put to the engine."""
         models = engine.models
-        return Limits(tuple(models), self._plan.context_length, self._plan.api.max_tokens, asked=models)
+        return Limits(
+            tuple(models),
+            self._plan.context_length,
+            self._plan.api.max_tokens,
+            engine.vocabulary,
+            engine.tools,
+            engine=self._plan.engine,
+            asked=models,
+        )
 
     @property
     def digests(self) -> dict[str, str]:
         """Name → digest of the adapters that are served."""
         return {it.name: it.digest for it in self._adapters}
+
+    @property
+    def failure(self) -> Failure | None:
+        """Say why there will be no answer any more; None while there may."""
+        return self._engine.failure if self._engine is not None else None
+
+    def close(self) -> None:
+        """End the engine that answers."""
+        if self._engine is not None:
+            self._engine.close()
 
     def is_alive(self) -> bool:
         """Say whether the engine responds; while one makes room for another, nothing is wrong."""

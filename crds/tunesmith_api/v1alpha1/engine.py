@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tunesmith_api.model import SpecModel, cel
+from tunesmith_api.v1alpha1.finetunejob import Gpu
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 
 __all__ = ["ENGINE_METHODS", "Engine", "EngineType", "pairing_rules"]
@@ -20,6 +21,7 @@ class EngineType(StrEnum):
     AUTO = "Auto"
     LLAMA_CPP = "LlamaCpp"
     TRANSFORMERS = "Transformers"
+    VLLM = "VLLM"
 
 
 ENGINE_METHODS: Final[Mapping[EngineType, tuple[QuantizationMethod, ...]]] = {
@@ -39,6 +41,7 @@ ENGINE_METHODS: Final[Mapping[EngineType, tuple[QuantizationMethod, ...]]] = {
         QuantizationMethod.INT8_DYNAMIC,
         QuantizationMethod.NF4,
     ),
+    EngineType.VLLM: (QuantizationMethod.NONE,),
 }
 """The number formats that each engine reads."""
 
@@ -62,7 +65,7 @@ class Engine(SpecModel):
 
     type: EngineType = Field(
         default=EngineType.AUTO,
-        description="LlamaCpp: text, from GGUF through llama.cpp, for CPU. Transformers: classifiers and encoders, and text as a reference. Auto: the one that reads quantization.method and serves the FineTuneJob's task; LlamaCpp where both do.",
+        description="LlamaCpp: text, from GGUF through llama.cpp, for CPU. VLLM: text, in an image of its own, for GPU and for CPU. Transformers: classifiers and encoders, and text as a reference. Auto: LlamaCpp or Transformers, the one that reads quantization.method and serves the FineTuneJob's task; LlamaCpp where both do.",
     )
     context_length: int = Field(
         default=2048,
@@ -74,5 +77,23 @@ class Engine(SpecModel):
         default=4,
         ge=1,
         le=256,
-        description="Requests that one replica of LlamaCpp answers at once; more wait. Transformers puts together what waits.",
+        description="Requests that one replica of LlamaCpp or VLLM answers at once; more wait. Transformers puts together what waits.",
+    )
+    gpus: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="GPUs of each replica of VLLM, which share the model (tensor parallel); 0 to serve on CPU.",
+    )
+    gpu: Gpu = Field(default_factory=Gpu, description="Which kind of GPU.")
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.gpus) || self.gpus == 0 || (has(self.type) && self.type == 'VLLM')",
+                    "engine.gpus is for engine.type VLLM: set that, or leave gpus out (the other engines serve on CPU)",
+                )
+            ]
+        },
     )

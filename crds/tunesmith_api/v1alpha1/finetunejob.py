@@ -41,6 +41,7 @@ __all__ = [
     "FailurePolicy",
     "FineTuneJob",
     "FineTuneJobSpec",
+    "Gpu",
     "HuggingFace",
     "Init",
     "MlflowTracking",
@@ -105,7 +106,7 @@ class Model(SpecModel):
 
 
 class Gpu(SpecModel):
-    """Which accelerator a worker asks for."""
+    """Which accelerator a pod asks for."""
 
     resource_name: Annotated[str, Field(min_length=1, max_length=253)] = Field(
         default="nvidia.com/gpu",

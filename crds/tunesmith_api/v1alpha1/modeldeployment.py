@@ -100,7 +100,8 @@ class ModelDeploymentSpec(SpecModel):
     node_selector: NodeSelector = Field(default_factory=dict, description="Labels that a server pod's node must have.")
     tolerations: Tolerations = Field(default_factory=list, description="Taints that server pods may run beside.")
     image: Image | None = Field(
-        default=None, description="Server image; leave it out for the one that the operator was installed with."
+        default=None,
+        description="Server image; leave it out for the one that the operator was installed with. That of VLLM is another one, and of its GPU build a third.",
     )
 
     model_config = ConfigDict(

@@ -65,7 +65,7 @@ class Quantization(SpecModel):
     method: QuantizationMethod = Field(
         default=QuantizationMethod.AUTO,
         description=(
-            "Auto: Q8_0 on LlamaCpp, None on Transformers. Q8_0: 8 bits per weight, half the memory of 16-bit weights at "
+            "Auto: Q8_0 on LlamaCpp, None on Transformers and VLLM. Q8_0: 8 bits per weight, half the memory of 16-bit weights at "
             "no measurable loss. Fewer bits, less memory, answers that differ more: Q6_K, Q5_K_M, Q4_K_M, Q4_0, Q3_K_M, "
             "Q2_K. None: the weights as they are. On Transformers: Int8, 8 bits per weight (ONNX Runtime for "
             "classifiers and encoders, torchao for language models); of language models also Int8Dynamic (torchao, "

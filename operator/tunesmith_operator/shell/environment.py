@@ -55,6 +55,8 @@ def config_from(environ: Mapping[str, str]) -> Config:
         trainer_image=trainer_image,
         server_image=text("SERVER_IMAGE", trainer_image),
         activator_image=text("ACTIVATOR_IMAGE", ""),
+        vllm_image=text("VLLM_IMAGE", ""),
+        vllm_gpu_image=text("VLLM_GPU_IMAGE", ""),
         image_pull_policy=choice("IMAGE_PULL_POLICY", "IfNotPresent", _POLICIES),
         namespaces=tuple(name for part in text("NAMESPACES", "").split(",") if (name := part.strip())),
         operator_namespace=operator_namespace,

@@ -15,6 +15,7 @@ BASE = {"TUNESMITH_TRAINER_IMAGE": "trainer:1"}
 def test_one_image_is_enough():
     config = config_from(BASE)
     assert config.server_image == "trainer:1"
+    assert (config.vllm_image, config.vllm_gpu_image) == ("", "")
     assert config.namespaces == ()
     assert config.image_pull_policy == "IfNotPresent"
 
@@ -25,12 +26,15 @@ def test_everything_can_be_set():
         | {
             "TUNESMITH_NAMESPACES": "a, b,",
             "TUNESMITH_SERVER_IMAGE": "s:2",
+            "TUNESMITH_VLLM_IMAGE": "v:3",
+            "TUNESMITH_VLLM_GPU_IMAGE": "g:4",
             "TUNESMITH_QPS": "5",
             "TUNESMITH_WORKERS": "2",
         }
     )
     assert config.namespaces == ("a", "b")
     assert (config.server_image, config.qps, config.workers) == ("s:2", 5.0, 2)
+    assert (config.vllm_image, config.vllm_gpu_image) == ("v:3", "g:4")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tunesmith_store.errors import Failure
+
 __all__ = ["AHEAD", "Engine", "LocalAdapter"]
 
 AHEAD = 2
@@ -42,5 +44,17 @@ class Engine(Protocol):
     def is_alive(self) -> bool:
         """Say whether its HTTP server still responds."""
 
+    @property
+    def failure(self) -> Failure | None:
+        """Say why it will never answer again; None while it may."""
+
     def close(self) -> None:
-        """Stop answering and give the memory back."""
+        """Stop answering, give the memory back, and end what it has started beside this process."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that its model knows; 0 where the engine's own API says so."""
+
+    @property
+    def tools(self) -> bool:
+        """Whether its model can be told of tools, unless the engine's own API says otherwise."""

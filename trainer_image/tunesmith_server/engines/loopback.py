@@ -8,6 +8,8 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from tunesmith_store.errors import Failure
+
 __all__ = ["LoopbackEngine"]
 
 log = logging.getLogger("tunesmith.server")
@@ -21,6 +23,13 @@ class LoopbackEngine:
 
     url: str
     models: Mapping[str, Mapping[str, Any]]
+    vocabulary: int = 0
+    tools: bool = True
+
+    @property
+    def failure(self) -> Failure | None:
+        """None: what is inside this process fails with it."""
+        return None
 
     def close(self) -> None:
         """What is inside this process ends with it."""

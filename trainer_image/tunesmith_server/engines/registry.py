@@ -64,7 +64,15 @@ def _transformers(launcher: Launcher, _adapters: Sequence[LocalAdapter]) -> Engi
     return TransformersEngine(launcher.plan, launcher.model, launcher.threads)
 
 
+def _vllm(launcher: Launcher, _adapters: Sequence[LocalAdapter]) -> Engine:
+    from tunesmith_server.engines.vllm import VllmEngine
+
+    launcher.say("loading")
+    return VllmEngine(launcher.plan, launcher.model, launcher.threads)
+
+
 _STARTS: Final[Mapping[EngineType, Callable[[Launcher, Sequence[LocalAdapter]], Engine]]] = {
     EngineType.LLAMA_CPP: _llama_cpp,
     EngineType.TRANSFORMERS: _transformers,
+    EngineType.VLLM: _vllm,
 }

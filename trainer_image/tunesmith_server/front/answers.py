@@ -103,8 +103,9 @@ def _add(choice: dict[str, Any], part: dict[str, Any]) -> None:
     """Add what an event says of a choice to what others have said."""
     if part.get("finish_reason"):
         choice["finish_reason"] = part["finish_reason"]
-    if logprobs := (part.get("logprobs") or {}).get("content"):
-        choice.setdefault("logprobs", {"content": []})["content"] += logprobs
+    for name, values in (part.get("logprobs") or {}).items():
+        if isinstance(values, list):  # one for each token: entries in chats, beside each other in arrays in texts
+            choice.setdefault("logprobs", {}).setdefault(name, []).extend(values)
     if "text" in part:
         choice["text"] = choice.get("text", "") + part["text"]
         return

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_server.front.errors import ApiError
 from tunesmith_server.front.fields import GENERATION, Call, Fields, Limits, calls, generation, refuse_unknown
 from tunesmith_server.front.schema import check_schema
@@ -37,6 +38,7 @@ KNOWN = (
 ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 NAME = re.compile(r"[a-zA-Z0-9_.:-]{1,128}")
 MAX_TOOLS = 128
+KNOWS_NO_TOOLS = "This model's chat template knows no tools"
 
 
 def chat_call(body: Mapping[str, Any], limits: Limits) -> Call:
@@ -167,7 +169,8 @@ def _tools(fields: Fields, limits: Limits) -> tuple[list[dict[str, Any]], bool]:
         raise ApiError(400, "'tool_choice' needs tools", param="tool_choice")
     if choice in (None, "auto"):
         if tools and not limits.tools:
-            message = "This model's chat template knows no tools: leave 'tools' out, or set tool_choice to required"
+            who = "The engine VLLM reads no calls here" if limits.engine is EngineType.VLLM else KNOWS_NO_TOOLS
+            message = f"{who}: leave 'tools' out, or set tool_choice to required"
             raise ApiError(400, message, param="tools")
         return tools, False
     if choice != "required":

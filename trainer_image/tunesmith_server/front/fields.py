@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_server.front.errors import ApiError
+from tunesmith_server.front.vllm_fields import for_vllm
 
 __all__ = [
     "GENERATION",
@@ -73,6 +75,8 @@ class Limits:
     """Whether the model's chat template tells the model of tools."""
     asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name of a model → what the engine is asked with for it, beside what clients say."""
+    engine: EngineType = EngineType.LLAMA_CPP
+    """Whose names of fields the engine is asked by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +266,8 @@ def generation(fields: Fields, limits: Limits) -> dict[str, Any]:
         "ignore_eos": fields.flag("ignore_eos"),
         "cache_prompt": fields.flag("cache_prompt"),
     }
-    return {name: value for name, value in wanted.items() if value is not None}
+    found = {name: value for name, value in wanted.items() if value is not None}
+    return for_vllm(found) if limits.engine is EngineType.VLLM else found
 
 
 def streaming(fields: Fields) -> tuple[bool, bool]:

@@ -20,10 +20,11 @@ from prometheus_client import (
 
 from tunesmith_api import keys
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "with_engines"]
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 CLIENT_GONE = 499
+HEADS = ("# HELP ", "# TYPE ")
 
 
 class Metrics:
@@ -102,3 +103,20 @@ class Metrics:
         self._running.set(running)
         self._waiting.set(waiting)
         return generate_latest(self._registry).decode()
+
+
+def with_engines(ours: str, engines: str) -> str:
+    """Both texts as one. Of a metric that both have, ours counts: vLLM has the same names for what it sees of it."""
+    known = {_family(line) for line in ours.splitlines() if line.startswith(HEADS)}
+    kept, wanted = [], True
+    for line in engines.splitlines(keepends=True):
+        if line.startswith(HEADS):
+            wanted = _family(line) not in known
+        if wanted:
+            kept.append(line)
+    return ours + "".join(kept)
+
+
+def _family(head: str) -> str:
+    """The name of a metric in a line that describes it, or that describes when it began."""
+    return head.split(" ", 3)[2].removesuffix("_created").removesuffix("_total")

@@ -74,7 +74,11 @@ class Relay:
     async def described(self, limits: Limits) -> Limits:
         """The limits with what the engine says of its model: its vocabulary, and whether it knows tools."""
         model, caps = await self._get("/v1/models", "data", 0, "meta"), await self._get("/props", "chat_template_caps")
-        return replace(limits, vocabulary=model.get("n_vocab", 0), tools=caps.get("supports_tools", True))
+        return replace(
+            limits,
+            vocabulary=model.get("n_vocab", limits.vocabulary),
+            tools=caps.get("supports_tools", limits.tools),
+        )
 
     async def _get(self, path: str, *where: str | int) -> dict[str, Any]:
         """An object out of what the engine says at a path; empty where it says nothing of the kind."""

@@ -28,7 +28,7 @@ from tunesmith_server.front.completions import completion_call, encoder_call
 from tunesmith_server.front.errors import ApiError
 from tunesmith_server.front.fields import Call, Limits, parse
 from tunesmith_server.front.gate import Gate
-from tunesmith_server.front.metrics import CLIENT_GONE, Metrics
+from tunesmith_server.front.metrics import CLIENT_GONE, Metrics, with_engines
 from tunesmith_server.front.relay import StreamBroken
 from tunesmith_store.listen import listening_socket
 
@@ -152,7 +152,7 @@ class Front:
         ours = self._metrics.text(self._gate.running, self._gate.waiting, self._gate.in_flight)
         try:
             with urllib.request.urlopen(self._engine_url + keys.PATH_METRICS, timeout=ALIVE_SECONDS) as response:  # noqa: S310 - our own loopback URL
-                return ours + response.read().decode()
+                return with_engines(ours, response.read().decode())
         except OSError:
             return ours
 

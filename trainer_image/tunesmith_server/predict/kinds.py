@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith_api.keys import Reason
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_store.errors import UserError
 from tunesmith_store.pretrained import reads_images
 
@@ -94,7 +95,7 @@ def kind_of(folder: Path) -> ModelKind:
     raise UserError(Reason.MODEL_INVALID, message)
 
 
-def refuse_other_than_text(folder: Path) -> None:
+def refuse_other_than_text(folder: Path, engine: EngineType) -> None:
     """Refuse a classifier or an encoder for an engine that goes on with a text. What isn't known here may pass.
 
     A model that reads images or sounds, too, would be converted without that part, and answer as if there were none.
@@ -118,7 +119,7 @@ def refuse_other_than_text(folder: Path) -> None:
     except UserError:
         return
     if not kind.generates:
-        message = f"the model is {kind}, and the engine LlamaCpp goes on with texts: set spec.engine.type: Transformers"
+        message = f"the model is {kind}, and the engine {engine} goes on with texts: set spec.engine.type: Transformers"
         raise UserError(Reason.MODEL_INVALID, message)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_api.v1alpha1.adapters import ADAPTER_ENGINES
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.resources import (
@@ -112,6 +113,8 @@ def _workload(
     template: Template, number: int, container: str, module: str, container_fields: JSON, **more: JSON
 ) -> Workload:
     pods = template.pods
+    serves = container == keys.SERVER_CONTAINER
+    gpus = pods.gpus if serves else 0
     return Workload(
         container=container,
         module=module,
@@ -123,11 +126,15 @@ def _workload(
         tolerations=pods.tolerations,
         env=hub_env(pods.hugging_face),
         claims=_claims(template, container),
-        restart_policy="Always" if container == keys.SERVER_CONTAINER else "Never",
+        restart_policy="Always" if serves else "Never",
         container_fields=container_fields,
         pod_fields=more.get("pod_fields", {}),
         secrets=more.get("secrets", {}),
         config_maps=more.get("config_maps", {}),
+        gpus=gpus,
+        gpu_resource=pods.gpu_resource,
+        # vLLM's processes talk there, and those of several GPUs exchange their parts of the model
+        shared_memory=serves and template.plan.engine is EngineType.VLLM,
     )
 
 

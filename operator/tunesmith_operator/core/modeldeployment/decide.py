@@ -33,6 +33,7 @@ from tunesmith_operator.core.modeldeployment.children import (
 from tunesmith_operator.core.modeldeployment.engines import engine_for, rehearsed_for_nothing
 from tunesmith_operator.core.modeldeployment.fallback import with_fallback
 from tunesmith_operator.core.modeldeployment.heldout import cannot_be_evaluated
+from tunesmith_operator.core.modeldeployment.images import image_missing
 from tunesmith_operator.core.modeldeployment.memory import with_memory
 from tunesmith_operator.core.modeldeployment.observed import Children, Observed, children_of, revision_label
 from tunesmith_operator.core.modeldeployment.policies import violation
@@ -83,7 +84,7 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     if owner.metadata.deletion_timestamp is not None:
         return Decision()
     children = children_of(observed)
-    broken, history = _obstacle(owner, source, children), history_of(owner, children)
+    broken, history = _obstacle(owner, source, children, config), history_of(owner, children)
     if history.latest is None and broken is not None:
         return _report(owner, refused_status(owner, broken, now))
     if history.latest is None and isinstance(source, SourceAbsent) and owner.spec.rollout.rollback_to is None:
@@ -135,12 +136,15 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     )
 
 
-def _obstacle(owner: ModelDeployment, source: Source, children: Children) -> Violation | None:
+def _obstacle(owner: ModelDeployment, source: Source, children: Children, config: Config) -> Violation | None:
     """Why the spec can't be carried out, whatever the cluster is like."""
     broken = violation(owner) or unknown_revision(owner, children)
-    if broken is None and isinstance(source, SourceModel) and owner.spec.rollout.rollback_to is None:
+    if broken is not None or owner.spec.rollout.rollback_to is not None:
+        return broken
+    unservable = image_missing(owner, config)
+    if unservable is None and isinstance(source, SourceModel):
         return cannot_be_evaluated(owner, source) or cannot_be_calibrated(owner, source)
-    return broken
+    return unservable
 
 
 def _remark(owner: ModelDeployment, source: Source) -> str | None:

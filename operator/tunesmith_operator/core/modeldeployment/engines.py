@@ -21,10 +21,12 @@ _SERVED: Final = {
         Task.TOKEN_CLASSIFICATION,
         Task.IMAGE_CLASSIFICATION,
     },
+    EngineType.VLLM: _TEXT_TASKS,
 }
 _DEFAULT_METHODS: Final = {
     EngineType.LLAMA_CPP: QuantizationMethod.Q8_0,
     EngineType.TRANSFORMERS: QuantizationMethod.NONE,
+    EngineType.VLLM: QuantizationMethod.NONE,
 }
 
 

@@ -17,12 +17,14 @@ from tunesmith_api.plan import CalibrationPlan, EvaluationPlan, ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment, Storage, Toleration
 from tunesmith_api.v1alpha1.common import ServerResources
 from tunesmith_api.v1alpha1.finetunejob import HuggingFace
+from tunesmith_api.v1alpha1.modeldeployment import ModelDeploymentSpec
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
 from tunesmith_operator.core.modeldeployment.calibration import calibration_plan
 from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
 from tunesmith_operator.core.modeldeployment.heldout import evaluation_plan
+from tunesmith_operator.core.modeldeployment.images import image_for
 from tunesmith_operator.core.modeldeployment.observed import revision_name
 from tunesmith_operator.core.modeldeployment.source import SourceModel
 from tunesmith_operator.core.pods.spec import storage_plan
@@ -42,6 +44,8 @@ class Pods(Contract):
     node_selector: dict[str, str]
     tolerations: list[Toleration]
     hugging_face: HuggingFace = Field(default_factory=HuggingFace)
+    gpus: int = 0
+    gpu_resource: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
     method = method_for(spec.quantization.method, engine, source.rehearsed)
     content = digest_of([model_uri, source.digest, method.value, engine.value])[:12]
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
-    image = spec.image or config.server_image
+    image = image_for(deployment, engine, config)
     fixed = spec.model_copy(update={"engine": spec.engine.model_copy(update={"type": engine})})
     evaluation = evaluation_plan(deployment, source.held_out)
     identity: dict[str, object] = {
@@ -87,10 +91,16 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         "folder": folder,
         "image": image,
         "spec": fixed.model_dump(
-            mode="json", by_alias=True, include={"engine", "api", "resources", "node_selector", "tolerations"}
+            mode="json",
+            by_alias=True,
+            include={"engine", "api", "resources", "node_selector", "tolerations"},
+            exclude={"engine": {"gpus", "gpu"}},
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
+    # what came later is left out where it isn't used: a new operator rolls nothing out
+    if spec.engine.gpus:
+        identity["gpus"] = [spec.engine.gpus, spec.engine.gpu.resource_name]
     calibration = calibration_plan(deployment, method, source.training)
     ignore = tuple(spec.quantization.ignore) if method is not QuantizationMethod.NONE else ()
     identity |= _asked_of_the_job(calibration, ignore, evaluation)
@@ -108,6 +118,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         engine=engine,
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
+        gpus=spec.engine.gpus,
         api=spec.api,
         artifact_uri=folder,
         evaluation=evaluation,
@@ -116,15 +127,21 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         storage=storage_plan(source.storage),
         hub_endpoint_url=spec.hugging_face.endpoint_url,
     )
-    pods = Pods(
+    pods = _pods(spec, source.storage, image)
+    return Template(deployment=deployment, plan=plan, pods=pods, hash=digest_of(identity)[:16])
+
+
+def _pods(spec: ModelDeploymentSpec, storage: Storage, image: str) -> Pods:
+    return Pods(
         image=image,
         resources=spec.resources,
-        storage=source.storage,
+        storage=storage,
         node_selector=spec.node_selector,
         tolerations=spec.tolerations,
         hugging_face=spec.hugging_face,
+        gpus=spec.engine.gpus,
+        gpu_resource=spec.engine.gpu.resource_name if spec.engine.gpus else "",
     )
-    return Template(deployment=deployment, plan=plan, pods=pods, hash=digest_of(identity)[:16])
 
 
 def _asked_of_the_job(
