@@ -134,9 +134,8 @@ def test_what_the_data_turned_out_to_hold_stands_in_the_status():
     world.ends(head, 0, make.succeeded(dataset=facts.model_copy(update={"duplicates": 3, "first_bad_row": "line 7"})))
     world.job_is("sentiment-1", "Complete", "SuccessPolicy")
     world.reconcile()
-    assert world.status()["dataset"] == {
-        "trainExamples": 90, "evalExamples": 10, "badRows": 2, "firstBadRow": "line 7", "duplicates": 3,
-    }  # fmt: skip
+    known = {"trainExamples": 90, "evalExamples": 10, "badRows": 2, "firstBadRow": "line 7", "duplicates": 3}
+    assert world.status()["dataset"].items() >= known.items()
 
 
 def test_facts_of_the_data_outlive_a_trainer_that_starts_again():
