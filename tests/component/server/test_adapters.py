@@ -18,19 +18,22 @@ from safetensors.numpy import save_file
 import assets
 from tunesmith_api import keys
 from tunesmith_api.adapters import AdapterPlan, AdapterSet, ServedAdapter
-from tunesmith_api.keys import Reason
+from tunesmith_api.artifacts import ModelManifest, files_digest
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.api import Api
 from tunesmith_server.adapters.config import CONFIG, WEIGHTS
-from tunesmith_server.adapters.served import fetched, wanted_adapters
-from tunesmith_server.artifact import fetch_artifact
+from tunesmith_server.adapters.converter import convert
+from tunesmith_server.adapters.served import ADAPTER_FILE, fetched, wanted_adapters
+from tunesmith_server.artifact import fetch_artifact, publish_artifact
 from tunesmith_server.builder import ArtifactBuilder
 from tunesmith_server.engines.llama_cpp import LlamaEngine
 from tunesmith_server.engines.registry import Launcher
 from tunesmith_server.front.server import Front
 from tunesmith_server.quantize import quantize
+from tunesmith_server.quantizers.converter import name_all_architectures
 from tunesmith_server.serving import Serving
+from tunesmith_store.files import entries_below
 from tunesmith_store.volumes import VolumeStore
 
 PROMPT = "The capital of France is"
@@ -98,9 +101,9 @@ def base_digest(volumes, tmp_path_factory) -> str:
     return quantize(PLAN, store, ArtifactBuilder(PLAN, store, tmp_path_factory.mktemp("quantize"), 2)).base_digest
 
 
-def converted(name: str, base_digest: str, scratch: Path, **changes) -> tuple[int, TerminationReport]:
+def converted(name: str, base_digest: str, scratch: Path) -> tuple[int, TerminationReport]:
     """What the Job of an adapter says."""
-    adapter = AdapterPlan(name=name, uri=f"pvc://models/{name}", base_digest=base_digest, **changes)
+    adapter = AdapterPlan(name=name, uri=f"pvc://models/{name}", base_digest=base_digest)
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / "plan.json").write_text(PLAN.model_copy(update={"adapter": adapter}).to_json())
     environment = {
@@ -117,13 +120,21 @@ def converted(name: str, base_digest: str, scratch: Path, **changes) -> tuple[in
 
 @pytest.fixture(scope="module")
 def adapters(volumes, base_digest, tmp_path_factory) -> dict[str, ServedAdapter]:
-    """Both adapters' artefacts, by name."""
-    found = {}
-    for name in ("a", "b"):
-        code, report = converted(name, base_digest, tmp_path_factory.mktemp(name))
-        assert code == 0, report
-        found[name] = ServedAdapter(name=name, key=name, uri=report.model.uri, digest=report.model.digest)
-    return found
+    """Both adapters' artefacts, by name: the first made by the Job, the second by what that starts."""
+    code, report = converted("a", base_digest, tmp_path_factory.mktemp("a"))
+    assert code == 0, report
+    name_all_architectures()
+    store, folder, uri = VolumeStore(), tmp_path_factory.mktemp("b"), "pvc://models/made/adapters/b"
+    served = fetch_artifact(store, PLAN, folder / "served")
+    (folder / "made").mkdir()
+    convert(assets.smollm2(), volumes / "models/b", served, folder / "made" / ADAPTER_FILE)
+    files = entries_below(folder / "made")
+    manifest = ModelManifest(digest=files_digest(files), base_uri="pvc://models/b", created_time="now", files=files)
+    publish_artifact(store, uri, folder / "made", manifest)
+    return {
+        "a": ServedAdapter(name="a", key="a", uri=report.model.uri, digest=report.model.digest),
+        "b": ServedAdapter(name="b", key="b", uri=uri, digest=manifest.digest),
+    }
 
 
 def ask(base: str, model: str, prompt: str = PROMPT, tokens: int = 8, **extra) -> dict:
@@ -223,23 +234,15 @@ def test_what_one_adapter_made_of_a_prompt_is_not_gone_on_with_by_another(server
     plan = PLAN.model_copy(update={"parallel_requests": 1})
     engine = LlamaEngine(plan, model, 1, port=0, cache_bytes=256 << 20, adapters=local)
 
-    def said(name: str, prompt: str) -> str:
-        return text_of(ask(engine.url, name, prompt, **engine.models[name]))
+    def said(name: str, prompt: str) -> list[float]:
+        """How probable each word of the answer was: that tells a wrong state even where the words are the same."""
+        (choice,) = ask(engine.url, name, prompt, logprobs=1, **engine.models[name])["choices"]
+        return [it["logprob"] for it in choice["logprobs"]["content"]]
 
-    other = "Once upon a time there was a little dragon who lived in a cave near the sea and had no friends at all"
     first = {name: said(name, PROMPT) for name in ("b", "smol")}
     for name in ("b", "smol"):
         # the state of the prompt with another adapter is put aside, and this adapter is in use when it is found again
         said("a", PROMPT)
-        said(name, other)
-        assert said(name, PROMPT) == first[name]
+        said(name, "Once upon a time there was a little dragon who lived in a cave near the sea and had no friends")
+        assert said(name, PROMPT) == pytest.approx(first[name], abs=1e-3)
     engine.close()
-
-
-def test_one_of_another_model_is_refused_in_words(volumes, base_digest, tmp_path):
-    folder = write_adapter(volumes / "models/wrong", 3)
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, "use_dora": True}))
-    code, report = converted("wrong", base_digest, tmp_path)
-    assert (code, report.reason) == (40, Reason.ADAPTER_INVALID)
-    assert "DoRA" in report.message
