@@ -102,8 +102,8 @@ def test_eight_bits_take_half_the_space_and_give_the_same_answers(smollm2_job):
     assert sizes["Q8_0"] == pytest.approx(report.model.size_bytes, abs=20_000), "a Modelfile beside it"
 
 
-def test_what_the_operator_computes_of_the_manifest_leaves_the_same_for_the_program_whatever_the_context(quantized):
-    plan, path, report = quantized["Q8_0"]
+def test_what_the_operator_computes_of_the_manifest_leaves_the_same_for_the_program_whatever_the_context(smollm2_job):
+    plan, path, report = smollm2_job.plan, smollm2_job.file("Q8_0"), smollm2_job.report
     left = []
     for context, parallel in ((256, 2), (4096, 2)):
         sized = plan.model_copy(update={"context_length": context, "parallel_requests": parallel})
