@@ -14,13 +14,11 @@ from tunesmith_api.artifacts import ModelManifest
 from tunesmith_api.keys import Reason
 from tunesmith_api.reports import DatasetFacts, Outcome, TerminationReport
 from tunesmith_api.v1alpha1.task import Classification
-from tunesmith_server.predict.images import _image
 from tunesmith_store.errors import UserError
 from tunesmith_store.pixels import to_rgb
 from tunesmith_store.volumes import VolumeStore
 from tunesmith_trainer import data
 from tunesmith_trainer.data.statistics import marked
-from tunesmith_trainer.loop.evaluation import sampled
 from tunesmith_trainer.models.limits import check_positions, check_tokens
 from tunesmith_trainer.report.page import render
 from tunesmith_trainer.report.record import Data, RunRecord
@@ -202,6 +200,8 @@ def grey(values, kind):
     ],
 )
 def test_pictures_of_every_depth_keep_what_they_show(data, expected):
+    from tunesmith_server.predict.images import _image
+
     for image in (decoded(data, "x"), _image(base64.b64encode(data).decode())):
         assert image.mode == "RGB"
         assert np.asarray(image)[0].tolist() == [[value] * 3 for value in expected]
@@ -228,6 +228,8 @@ def test_numbers_of_no_known_range_are_a_bad_row(values):
 
 
 def test_held_out_examples_are_drawn_from_all_of_them():
+    from tunesmith_trainer.loop.evaluation import sampled
+
     assert sampled(5, None, 1) == sampled(5, 9, 1) == [0, 1, 2, 3, 4]
     drawn = sampled(10_000, 100, 1)
     assert drawn == sorted(set(drawn)) == sampled(10_000, 100, 1) != sampled(10_000, 100, 2)

@@ -56,11 +56,17 @@ def _reader(kind: Any, depth: int) -> Reader | None:
 
 
 def _each(read: Reader | None) -> Reader | None:
-    return read and _unless_null(lambda items: [read(item) for item in items])
+    if read is None:
+        return None
+    one: Reader = read
+    return _unless_null(lambda items: [one(item) for item in items])
 
 
 def _each_value(read: Reader | None) -> Reader | None:
-    return read and _unless_null(lambda items: {key: read(item) for key, item in items.items()})
+    if read is None:
+        return None
+    one: Reader = read
+    return _unless_null(lambda items: {key: one(item) for key, item in items.items()})
 
 
 def _struct_reader(kind: Any, depth: int) -> Reader | None:
