@@ -113,10 +113,18 @@ def ask(model: Path) -> None:
     os._exit(0)
 
 
+def put(section: str, text: str) -> None:
+    """Write a section of docs/quantization.md, between its two marks."""
+    begin, end = f"<!-- {section} -->\n", f"<!-- end of {section} -->\n"
+    page = PAGE.read_text() if PAGE.exists() else "# What quantization comes to, measured\n\n"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(before + begin + text + end + after)
+
+
 def table(lines: list[Line], busy: bool) -> str:
     """The page; `busy` where speeds are not those of a machine that does nothing else."""
     head = (
-        "# What each method comes to\n\n"
         "Written by `python -m bench.quantization --write` (with `PYTHONPATH=crds:operator:trainer_image:tests:.`): "
         "SmolLM2-135M-Instruct, as served, on one thread. Perplexity is that of text that the model goes on with "
         f"({ROWS} pieces of the GPL), lower is better; calibration is on other licenses and tweets. Of classifiers, "
@@ -148,7 +156,7 @@ def main() -> None:
                     print(lines[-1], file=sys.stderr)
     page = table(lines, busy)
     if "--write" in sys.argv:
-        PAGE.write_text(page)
+        put("methods", page)
     print(page)
     print(json.dumps([vars(it) for it in lines]))
 
