@@ -19,6 +19,7 @@ from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import find_contract, find_manifest, verify
 from tunesmith_store.store import ObjectStore
+from tunesmith_store.volumes import in_place
 
 __all__ = [
     "MODEL_FILE",
@@ -35,14 +36,17 @@ __all__ = [
 
 MODEL_FILE = "model.gguf"
 AGAIN = "restore it, or start a new revision, by any change of engine, resources or quantization"
-RECIPE = 1
+RECIPE = 2
 """Counts up when the same source and method begin to give other bytes on purpose."""
 
 
-def folder_of(plan: ServingPlan, method: str, state: str) -> str:
-    """Return the folder of the artefact of a method and a state of the source, for the plan's engine."""
+def folder_of(plan: ServingPlan, method: str, state: str, variant: str = "") -> str:
+    """Return the folder of the artefact of a method and a state of the source, for the plan's engine.
+
+    `variant` says what else decides its bytes.
+    """
     engine = [] if plan.engine is EngineType.LLAMA_CPP else [plan.engine.value]
-    content = digest_of([state, method, RECIPE, *engine])[:16]
+    content = digest_of([state, method, RECIPE, *engine, *([variant] if variant else [])])[:16]
     return f"{plan.artifact_uri.rstrip('/')}/{method.lower()}-{content}"
 
 
@@ -82,7 +86,8 @@ def publish_artifact(store: ObjectStore, uri: str, folder: Path, manifest: Model
 
 
 def _reference(plan: ServingPlan) -> str:
-    asked = digest_of([plan.model_uri, plan.model_digest, plan.quantization.value])[:8]
+    rows = [plan.calibration.to_json()] if plan.calibration is not None else []
+    asked = digest_of([plan.model_uri, plan.model_digest, plan.quantization.value, *rows, *plan.ignore])[:8]
     return f"{plan.artifact_uri.rstrip('/')}/revisions/{plan.uid}/{plan.revision}-{asked}.json"
 
 
@@ -98,7 +103,7 @@ def assigned_artifact(store: ObjectStore, plan: ServingPlan) -> ArtifactRef | No
 
 
 def fetch_artifact(store: ObjectStore, plan: ServingPlan, folder: Path) -> Path:
-    """Download the artefact of the plan's revision and check its digest; return what the engine loads.
+    """Bring the artefact of the plan's revision and check its digest; return what the engine loads.
 
     Raises:
         UserError: the revision has no finished artefact.
@@ -118,6 +123,11 @@ def fetch_artifact(store: ObjectStore, plan: ServingPlan, folder: Path) -> Path:
             f"({reference.digest[:12]}): {AGAIN}"
         )
         raise UserError(Reason.MODEL_INVALID, message)
+    if (mounted := in_place(reference.uri)) is not None:
+        # a copy for each pod would take time, disk and memory: the pods of a node share what it has read of a volume
+        if bad := verify(mounted, manifest.files):
+            raise Retryable(f"{reference.uri}/{bad} is not what its manifest says: it is damaged", Reason.MODEL_INVALID)
+        return model_path(plan, mounted)
     fetch_files(store, reference.uri, manifest.files, folder)
     return model_path(plan, folder)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tunesmith_api.model import StatusModel
+from tunesmith_api.v1alpha1.adapters import AdaptersStatus
 from tunesmith_api.v1alpha1.autoscaling import AutoscalingStatus
 from tunesmith_api.v1alpha1.common import Conditions, OptionalTime, keyed_by
 from tunesmith_api.v1alpha1.gate import Evaluation
@@ -72,6 +73,11 @@ class Revision(StatusModel):
         default="",
         description="Bits of those files for each weight of the model: what the method came to, with all it falls back to.",
     )
+    memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory that a server pod of it needs: weights, the context of all requests at once, program, prompt cache. 0: not known.",
+    )
     created_time: OptionalTime = Field(default=None, description="When the revision was made.")
     weight: int = Field(default=0, ge=0, le=100, description="Percent of the requests that it is given now.")
     step_index: Annotated[int, Field(ge=0, le=20)] | None = Field(
@@ -101,7 +107,7 @@ class ModelDeploymentStatus(StatusModel):
     )
     conditions: Conditions = Field(
         default_factory=list,
-        description="Accepted, ArtifactReady, QualityHeld, ChildrenApplied, Progressing, Available, Ready.",
+        description="Accepted, ArtifactReady, QualityHeld, ChildrenApplied, Progressing, Available, Ready; AdaptersReady where there are adapters.",
     )
     current_revision: str = Field(
         default="",
@@ -112,6 +118,9 @@ class ModelDeploymentStatus(StatusModel):
     )
     revisions: Annotated[list[Revision], Field(max_length=24, json_schema_extra=keyed_by("number"))] = Field(
         default_factory=list, description="The last revisions, oldest first."
+    )
+    adapters: AdaptersStatus = Field(
+        default_factory=list, description="What has become of each entry of spec.adapters."
     )
     replicas: int = Field(default=0, ge=0, description="Server pods of the serving revision.")
     ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")

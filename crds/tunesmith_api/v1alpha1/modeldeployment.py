@@ -6,13 +6,14 @@ from pydantic import ConfigDict, Field
 
 from tunesmith_api import keys
 from tunesmith_api.model import SpecModel, StatusModel, WritableUri, cel
+from tunesmith_api.v1alpha1.adapters import Adapters, adapter_rules, name_of_the_base
 from tunesmith_api.v1alpha1.api import Api
 from tunesmith_api.v1alpha1.autoscaling import Autoscaling
 from tunesmith_api.v1alpha1.common import (
     Image,
     NodeSelector,
     ObjectMeta,
-    Resources,
+    ServerResources,
     Storage,
     Tolerations,
     name_rule,
@@ -29,10 +30,28 @@ from tunesmith_api.v1alpha1.source import Source
 __all__ = ["ModelDeployment", "ModelDeploymentSpec"]
 
 
+_UNCALIBRATED = "!has(self.quantization) || !has(self.quantization.calibration) || has(self.source.fineTuneJobRef) || "
+_CALIBRATION_RULES = (
+    cel(
+        _UNCALIBRATED + "has(self.quantization.calibration.dataset)",
+        "quantization.calibration needs a dataset: only a FineTuneJob brings one (dataset.train), a uri does not",
+    ),
+    cel(
+        _UNCALIBRATED + "!has(self.quantization.calibration.dataset) || has(self.storage)",
+        "quantization.calibration.dataset needs storage: say where that s3:// URI lives (storage.endpointURL, or "
+        "storage: {} for AWS)",
+    ),
+)
+
+
 class ModelDeploymentSpec(SpecModel):
     """Which model to serve, and how."""
 
     source: Source = Field(description="The model to serve.")
+    adapters: Adapters = Field(
+        default_factory=list,
+        description="LoRA adapters of that model, served beside it; adding or removing one restarts nothing.",
+    )
     quantization: Quantization = Field(default_factory=Quantization, description="How the weights are made smaller.")
     evaluation: EvaluationSpec | None = Field(
         default=None,
@@ -53,8 +72,8 @@ class ModelDeploymentSpec(SpecModel):
         default=None,
         description="Have the number of server pods follow the requests; leave it out where replicas says it, or an autoscaler of yours does (HPA, KEDA) through the scale subresource.",
     )
-    resources: Resources = Field(
-        default_factory=Resources,
+    resources: ServerResources = Field(
+        default_factory=ServerResources,
         description="CPU and memory of each server pod; the server uses as many threads as it has cores.",
     )
     artifacts_uri: WritableUri | None = Field(
@@ -121,7 +140,9 @@ class ModelDeploymentSpec(SpecModel):
                     "a model of the Hub needs artifactsURI: say where its quantized files go (s3://bucket/key or "
                     "pvc://claim/path)",
                 ),
+                *_CALIBRATION_RULES,
                 *pairing_rules(),
+                *adapter_rules(),
             ]
         },
     )
@@ -144,6 +165,7 @@ class ModelDeployment(StatusModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 name_rule(keys.MODELDEPLOYMENT_KIND),
+                name_of_the_base(),
                 # one that was there before this rule has a status, which must be possible to write
                 cel(
                     "has(self.status) || !self.metadata.name.endsWith('-workers')",

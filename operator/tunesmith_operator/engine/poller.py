@@ -148,8 +148,8 @@ class Poller:
         for uid, _ in target.pods:
             if uid in found:
                 self._tallies[key] = self._tallies[key].heard(uid, found[uid])
-        before, load = self._samples.get(key), self._load(key, target, found)
-        sample = ServersSample(target.window, self._tallies[key].figures, load)
+        tally, before, load = self._tallies[key], self._samples.get(key), self._load(key, target, found)
+        sample = ServersSample(target.window, tally.figures, tally.adapters(uid for uid, _ in target.pods), load)
         if not found and load is None:
             return None
         self._samples[key] = sample
@@ -189,4 +189,4 @@ def _outline(sample: ProgressSample | ServersSample) -> object:
     if isinstance(sample, ProgressSample):
         return sample
     load = sample.load
-    return (sample.window, sample.figures, (load.in_flight, load.before) if load is not None else None)
+    return (sample.window, sample.figures, sample.adapters, (load.in_flight, load.before) if load is not None else None)

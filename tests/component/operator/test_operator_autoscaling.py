@@ -50,7 +50,7 @@ def hear(world, in_flight=0.0, active=None, since=0.0):
         since=begun, heard_at=now, active_at=active or (now if in_flight else begun), in_flight=in_flight, before=in_flight,
         peaks=((begun, in_flight),),
     )  # fmt: skip
-    world.samples[KEY] = ServersSample("", NOTHING, load)
+    world.samples[KEY] = ServersSample("", NOTHING, load=load)
     world.reconcile()
 
 

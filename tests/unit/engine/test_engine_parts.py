@@ -49,7 +49,7 @@ def test_what_is_not_indexed_is_absent():
 
 def test_an_unreadable_spec_is_described_and_keeps_its_status():
     raw = custom(5, phase="Training")
-    raw["spec"]["training"] = {"learningRate": 3}
+    raw["spec"]["training"] = {"learningRate": "3"}
     found = store(raw).custom_resource(KEY)
     assert isinstance(found, Unreadable)
     assert "spec.training.learningRate" in found.message

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-__all__ = ["AHEAD", "Engine"]
+__all__ = ["AHEAD", "Engine", "LocalAdapter"]
 
 AHEAD = 2
 """Requests that an engine gets beside those that it answers at once: the next are at hand when a place falls free."""
+
+
+@dataclass(frozen=True)
+class LocalAdapter:
+    """A LoRA adapter on this machine: what clients call it, what the engine loads, and the digest of its artefact."""
+
+    name: str
+    path: Path
+    digest: str
 
 
 class Engine(Protocol):
@@ -20,8 +32,15 @@ class Engine(Protocol):
     def url(self) -> str:
         """Base URL of that API, without a path."""
 
+    @property
+    def models(self) -> Mapping[str, Mapping[str, Any]]:
+        """What clients may ask for → what the engine is asked with beside it; first the model without an adapter."""
+
     def answers(self) -> bool:
         """Ask for a real answer and say whether one came."""
 
     def is_alive(self) -> bool:
         """Say whether its HTTP server still responds."""
+
+    def close(self) -> None:
+        """Stop answering and give the memory back."""

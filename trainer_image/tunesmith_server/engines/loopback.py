@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["LoopbackEngine"]
@@ -16,9 +17,13 @@ ALIVE_SECONDS = 2
 
 
 class LoopbackEngine:
-    """One model, answering on loopback. Subclasses set `url` and load it."""
+    """One model, answering on loopback. Subclasses set `url` and `models`, and load it."""
 
     url: str
+    models: Mapping[str, Mapping[str, Any]]
+
+    def close(self) -> None:
+        """What is inside this process ends with it."""
 
     def first_answer(self, path: str, body: dict[str, Any]) -> Any:
         """What the model answers to a small request; None where it doesn't."""

@@ -13,6 +13,14 @@ from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView
 from tunesmith_operator.core.modeldeployment.activator import activator_actions
+from tunesmith_operator.core.modeldeployment.adapters import (
+    adapter_actions,
+    adapter_states,
+    adapters_target,
+    templates_of,
+    with_statuses,
+)
+from tunesmith_operator.core.modeldeployment.calibration import cannot_be_calibrated
 from tunesmith_operator.core.modeldeployment.children import (
     config_map,
     disruption_budget,
@@ -22,8 +30,10 @@ from tunesmith_operator.core.modeldeployment.children import (
     server_deployment,
     service,
 )
+from tunesmith_operator.core.modeldeployment.engines import engine_for, rehearsed_for_nothing
 from tunesmith_operator.core.modeldeployment.fallback import with_fallback
 from tunesmith_operator.core.modeldeployment.heldout import cannot_be_evaluated
+from tunesmith_operator.core.modeldeployment.memory import with_memory
 from tunesmith_operator.core.modeldeployment.observed import Children, Observed, children_of, revision_label
 from tunesmith_operator.core.modeldeployment.policies import violation
 from tunesmith_operator.core.modeldeployment.revisions import (
@@ -42,6 +52,7 @@ from tunesmith_operator.core.modeldeployment.status import (
     refused_status,
     serving_status,
     waiting_status,
+    with_remark,
 )
 from tunesmith_operator.core.modeldeployment.template import Template, stored_template, template_of
 from tunesmith_operator.core.modeldeployment.traffic import Traffic, servers_target, traffic_of
@@ -63,6 +74,7 @@ from tunesmith_operator.core.text import parse_time
 __all__ = ["decide"]
 
 _UNREMARKABLE = frozenset({Reason.QUANTIZING, Reason.ROLLING_OUT, Reason.ROLLED_OUT})
+_UNREMARKABLE_OF_ADAPTERS = frozenset({Reason.QUANTIZING, Reason.ADAPTERS_LOADING, Reason.SOURCE_NOT_READY})
 
 
 def decide(observed: Observed, now: datetime, config: Config) -> Decision:
@@ -93,26 +105,33 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     assert latest is not None
     startup = _startup(owner, history, children, now)
     absent = source if isinstance(source, SourceAbsent) else None
+    made_from = templates_of(owner, history, children, template)
+    adapters = adapter_states(owner, observed.adapters, history, made_from, children)
+    held = adapters.awaited(latest, children, _patience(owner), now)
     traffic = traffic_of(owner, latest, history.current, children, now, retire_delay)
-    status = serving_status(owner, history, children, traffic, startup.problem, absent, scaling, now)
+    shown = with_statuses(owner, adapters, history, children)
+    status = serving_status(owner, history, children, traffic, startup.problem, absent, shown, scaling, now)
     if broken is not None:
         status = not_carried_out(owner, status, broken, now)
+    elif (remark := _remark(owner, source)) is not None:
+        status = with_remark(owner, status, remark, now)
     carried_out = owner.status.observed_generation == owner.metadata.generation
     keeper = Keeper(children.answers, settled=carried_out or broken is not None)
-    target_hash = template.hash if template is not None else None
-    case = (_case(owner, history, children, scaling), traffic, target_hash, config)
+    case = (_case(owner, history, children, scaling), traffic, template and template.hash, held is not None, config)
     actions = unless_settled(
-        case, lambda: _actions(owner, history, children, traffic, scaling, template, keeper, config)
+        case, lambda: _actions(owner, history, children, traffic, scaling, template, keeper, config, held is not None)
     )
+    loaded = adapter_actions(owner, adapters, history, made_from, children, keeper, config)
     retired, wait = _retired(status, history, children, config, now)
-    decision = _report(owner, status, [*actions, *retired])
-    moments = (startup.deadline, traffic.next_look, scaling.next_look)
+    decision = _report(owner, status, [*loaded, *actions, *retired])
+    moments = (startup.deadline, traffic.next_look, scaling.next_look, held)
     looks = (wait, *(seconds_until(it, now) for it in moments))
+    asked = servers_target(owner, latest, history.current, children) or adapters_target(history, adapters, children)
     return replace(
         decision,
-        events=(*decision.events, *_taken_back(owner, status, history)),
+        events=(*decision.events, *_taken_back(owner, status, history), *_about_adapters(owner, status)),
         requeue_after=soonest(*looks),
-        poll=poll_target(scaling, servers_target(owner, latest, history.current, children), history, children),
+        poll=poll_target(scaling, asked, history, children),
     )
 
 
@@ -120,8 +139,16 @@ def _obstacle(owner: ModelDeployment, source: Source, children: Children) -> Vio
     """Why the spec can't be carried out, whatever the cluster is like."""
     broken = violation(owner) or unknown_revision(owner, children)
     if broken is None and isinstance(source, SourceModel) and owner.spec.rollout.rollback_to is None:
-        return cannot_be_evaluated(owner, source)
+        return cannot_be_evaluated(owner, source) or cannot_be_calibrated(owner, source)
     return broken
+
+
+def _remark(owner: ModelDeployment, source: Source) -> str | None:
+    """What a spec that can be carried out may not have meant."""
+    if not isinstance(source, SourceModel) or owner.spec.rollout.rollback_to is not None:
+        return None
+    method = owner.spec.quantization.method
+    return rehearsed_for_nothing(method, engine_for(owner.spec.engine.type, method, source.task), source.rehearsed)
 
 
 def _target(observed: Observed, children: Children, history: History, config: Config) -> Template | None:
@@ -139,6 +166,16 @@ def _taken_back(owner: ModelDeployment, status: ModelDeploymentStatus, history: 
     if history.current is None:
         return ()
     return transitions(DeploymentCondition.PROGRESSING, owner.status.conditions, status.conditions, _UNREMARKABLE)
+
+
+def _about_adapters(owner: ModelDeployment, status: ModelDeploymentStatus) -> tuple[EventNote, ...]:
+    """An event where an adapter can't be served, or all are: `Ready` is about the model alone."""
+    before, after = owner.status.conditions, status.conditions
+    return transitions(DeploymentCondition.ADAPTERS_READY, before, after, _UNREMARKABLE_OF_ADAPTERS)
+
+
+def _patience(owner: ModelDeployment) -> timedelta:
+    return timedelta(seconds=owner.spec.rollout.progress_deadline_seconds)
 
 
 def _report(owner: ModelDeployment, status: ModelDeploymentStatus, actions: Iterable[Action] = ()) -> Decision:
@@ -171,12 +208,15 @@ def _actions(
     template: Template | None,
     keeper: Keeper,
     config: Config,
+    held: bool,
 ) -> Iterator[Action]:
     """Children in dependency order. The Service comes last: it is switched when the Deployment behind it is proven."""
     latest, current = history.latest, history.current
     assert latest is not None
     yield from keeper.keep(network_policy(owner, config), children.network_policy)
     for revision in (latest, current) if current is not None and current.number != latest.number else (latest,):
+        if held and revision is latest and revision_label(revision.number) not in children.deployments:
+            continue
         yield from _revision_children(owner, revision, children, traffic, template, keeper, config)
     yield from _stop_failed(latest, traffic, children)
     yield from keeper.keep(disruption_budget(owner, traffic.selected), children.disruption_budget)
@@ -190,7 +230,9 @@ def _case(owner: ModelDeployment, history: History, children: Children, scaling:
     meta = owner.metadata
     identity = (meta.namespace, meta.name, meta.uid, owner.spec.model_dump_json())
     revisions = tuple(
-        (it.number, it.hash, it.phase, it.reason) for it in (history.latest, history.current) if it is not None
+        (it.number, it.hash, it.phase, it.reason, it.memory_bytes)
+        for it in (history.latest, history.current)
+        if it is not None
     )
     by_revision = (children.config_maps, children.jobs, children.deployments)
     around = tuple((label, state_of(it)) for group in by_revision for label, it in group.items())
@@ -227,8 +269,12 @@ def _revision_children(
         yield from keeper.keep(wanted, plan)
     if revision.phase is not RevisionPhase.QUANTIZING:
         replicas = traffic.wanted(label)
-        if replicas is not None:
-            yield from keeper.keep(server_deployment(template, number, replicas, config), servers)
+        sized = with_memory(template, revision)
+        if servers is not None and sized.pods.resources.memory is None:
+            # how much they were given was in a status that is lost, with the report that said so
+            yield from _scale(servers, replicas)
+        elif replicas is not None:
+            yield from keeper.keep(server_deployment(sized, number, replicas, config), servers)
         return
     job = children.jobs.get(label)
     if job is None or not (job.ending or job.deleting):

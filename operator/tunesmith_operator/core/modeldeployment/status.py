@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from tunesmith_api.keys import DeploymentCondition, Reason
 from tunesmith_api.v1alpha1 import ModelDeployment, ModelDeploymentStatus, ObjectMeta
+from tunesmith_api.v1alpha1.adapters import AdapterStatus
 from tunesmith_api.v1alpha1.deploymentstatus import DeploymentDisplay, DeploymentPhase, Revision, RevisionPhase
+from tunesmith_operator.core.modeldeployment.adapters import adapters_ready
 from tunesmith_operator.core.modeldeployment.children import selector
 from tunesmith_operator.core.modeldeployment.gate import held_back, quality_held
 from tunesmith_operator.core.modeldeployment.observed import Children
@@ -29,7 +32,7 @@ from tunesmith_operator.core.status.conditions import (
 )
 from tunesmith_operator.core.text import rfc3339
 
-__all__ = ["not_carried_out", "refused_status", "serving_status", "unreadable_status", "waiting_status"]
+__all__ = ["not_carried_out", "refused_status", "serving_status", "unreadable_status", "waiting_status", "with_remark"]
 
 
 def refused_status(deployment: ModelDeployment, violation: Violation, now: datetime) -> ModelDeploymentStatus:
@@ -53,6 +56,15 @@ def not_carried_out(
         deployment.metadata.generation,
         observed_generation=deployment.status.observed_generation,
     )
+
+
+def with_remark(
+    deployment: ModelDeployment, status: ModelDeploymentStatus, remark: str, now: datetime
+) -> ModelDeploymentStatus:
+    """The spec is carried out, and there is something to say of it."""
+    finding = accepted()
+    message = f"{finding.message} {remark}"
+    return with_findings(status, (replace(finding, message=message),), now, deployment.metadata.generation)
 
 
 def unreadable_status(
@@ -91,6 +103,7 @@ def serving_status(
     traffic: Traffic,
     problem: StartupProblem | None,
     absent: SourceAbsent | None,
+    adapters: list[AdapterStatus],
     scaling: Scaling,
     now: datetime,
 ) -> ModelDeploymentStatus:
@@ -108,6 +121,7 @@ def serving_status(
         _artifact(latest, problem, absent),
         quality_held(deployment, history.revisions),
         children_applied(),
+        *adapters_ready(deployment, adapters),
         _progressing(deployment, history, latest, problem, children),
         _available(history, answering, desired, summary, scaling, children),
         summary,
@@ -122,6 +136,7 @@ def serving_status(
         current_revision=history.current.name if history.current is not None else "",
         latest_revision=latest.name,
         revisions=list(trim(history, deployment.spec.revision_history_limit, deployment.spec.rollout.rollback_to)),
+        adapters=adapters,
         replicas=sum(it.replicas for it in answers),
         ready_replicas=sum(it.ready for it in answers),
         autoscaling=scaling.status,
@@ -142,7 +157,8 @@ def _artifact(latest: Revision, problem: StartupProblem | None, absent: SourceAb
         if problem is not None:
             return Finding(type_, FALSE, problem.reason, problem.message)
         return Finding(type_, FALSE, Reason.QUANTIZING, f"The artefact of {latest.name} is being made.")
-    if latest.phase is RevisionPhase.FAILED and not failed_in_rollout(latest) and not held_back(latest):
+    made = failed_in_rollout(latest) or held_back(latest) or latest.reason == Reason.MEMORY_TOO_SMALL
+    if latest.phase is RevisionPhase.FAILED and not made:
         return Finding(type_, FALSE, Reason(latest.reason), latest.message)
     return Finding(type_, TRUE, Reason.QUANTIZED, f"The artefact of {latest.name} is in {latest.artifact_uri}.")
 

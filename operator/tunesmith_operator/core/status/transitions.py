@@ -50,6 +50,7 @@ _GOOD: Final = frozenset(
         Reason.WAKING,
         Reason.SCALING_UP,
         Reason.SOURCE_NOT_READY,
+        Reason.ADAPTERS_SERVED,
     }
 )
 
