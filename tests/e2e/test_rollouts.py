@@ -18,6 +18,7 @@ def test_no_request_fails_whatever_becomes_of_a_revision(testbed: Testbed, tmp_p
     outcomes = {name: it["outcome"] for name, it in results.items()}
     taken_back = {"bad_canary": "RolledBack", "slow_canary": "RolledBack"}
     over = dict.fromkeys(("blue_green", "rolling_update", "canary"), "RolledOut")
-    assert outcomes == over | taken_back | {"scaling": "Scaled", "drained_node": "Drained"}, results
+    moved = {"scaling": "Scaled", "zero_and_back": "Woken", "drained_node": "Drained"}
+    assert outcomes == over | taken_back | moved, results
     assert {name: it["failed_requests"] for name, it in results.items()} == dict.fromkeys(results, 0), results
     assert [name for name, it in results.items() if it["answered_500"]] == ["bad_canary"]

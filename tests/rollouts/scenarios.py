@@ -52,16 +52,17 @@ class Stage:
         """Leave nothing behind."""
         self.bed.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false", "--ignore-not-found")
 
-    def ask_for(self, image: str, replicas: int = 2, **rollout: Any) -> None:
+    def ask_for(self, image: str, replicas: int = 2, autoscaling: JSON | None = None, **rollout: Any) -> None:
         """Apply the whole spec, as a file of a user's would be."""
         spec = {
             "source": {"uri": "s3://models/none"},
             "storage": storage(),
             "image": self.images[image],
             "replicas": replicas,
+            "api": {"maxWaitingRequests": 1000},
             "resources": {"cpu": "100m", "memory": "128Mi"},
             "rollout": {"progressDeadlineSeconds": 120, **rollout},
-        }
+        } | ({"autoscaling": autoscaling} if autoscaling else {})
         metadata = {"name": NAME, "namespace": self.namespace}
         self.bed.apply(
             {"apiVersion": keys.API_VERSION, "kind": keys.MODELDEPLOYMENT_KIND, "metadata": metadata, "spec": spec}
@@ -84,9 +85,15 @@ class Stage:
     @contextmanager
     def under_load(self, name: str) -> Iterator[JSON]:
         """Note under that name what becomes of a client's requests; `outcome` is to be set."""
+        with self.asked_by(name, Client(self.bed.url(self.namespace, NAME))) as result:
+            yield result
+
+    @contextmanager
+    def asked_by(self, name: str, client: Client) -> Iterator[JSON]:
+        """The same with that client."""
         result: JSON = self.results.setdefault(name, {"outcome": "Failed"})
         began = time.monotonic()
-        with Client(self.bed.url(self.namespace, NAME)) as client:
+        with client:
             time.sleep(1)
             yield result
             time.sleep(2)
@@ -95,6 +102,7 @@ class Stage:
             "failed_requests": len(client.failures),
             "answered_500": client.answered_500,
             "seconds": round(time.monotonic() - began, 1),
+            "longest_seconds": round(client.longest, 1),
             "pods_of": sorted(client.pods),
         }
         if client.failures:
@@ -164,6 +172,21 @@ def scaling(stage: Stage) -> None:
         result["outcome"] = "Scaled"
 
 
+def zero_and_back(stage: Stage) -> None:
+    stage.ask_for(
+        "better", autoscaling={"minReplicas": 0, "maxReplicas": 2, "idleSeconds": 2, "scaleDownDelaySeconds": 60}
+    )
+    stage.until("one replica", lambda it: ready(it, 1) and it.get("autoscaling"))
+    # who is woken answers late, and in time
+    client = Client(stage.bed.url(stage.namespace, NAME), timeout=SECONDS)
+    with stage.asked_by("zero_and_back", client) as result:
+        with client.silence():
+            stage.until("zero", lambda it: it.get("display", {}).get("ready") == "0/0")
+            stage.until("the last pod's end", lambda it: gone(stage, it["currentRevision"]))
+        stage.until("one replica again", lambda it: ready(it, 1))
+        result["outcome"] = "Woken"
+
+
 def drained_node(stage: Stage) -> None:
     stage.ask_for("better", 2)
     stage.until("two replicas", ready)
@@ -207,6 +230,7 @@ SCENARIOS: tuple[Callable[[Stage], None], ...] = (
     bad_canary,
     slow_canary,
     scaling,
+    zero_and_back,
     drained_node,
 )
 

@@ -18,6 +18,7 @@ BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 PATH = "/v1/completions"
 
 lock = threading.Lock()
+in_flight = 0
 counts: dict[int, int] = {200: 0, 500: 0}
 times: list[float] = []
 stopping = threading.Event()
@@ -30,6 +31,7 @@ def metrics() -> str:
             count = sum(1 for it in times if it <= bound)
             name = "+Inf" if bound == float("inf") else bound
             lines.append(f'http_request_duration_seconds_bucket{{path="{PATH}",le="{name}"}} {count}')
+        lines.append(f"{keys.METRIC_IN_FLIGHT} {in_flight}")
     return "\n".join(lines) + "\n"
 
 
@@ -47,9 +49,16 @@ class Handler(BaseHTTPRequestHandler):
 
 class Requests(Handler):
     def do_GET(self) -> None:
+        global in_flight
+        if self.path == "/health":
+            self.answer(200, "ready")
+            return
         began = time.monotonic()
+        with lock:
+            in_flight += 1
         time.sleep(DELAY_SECONDS)
         with lock:
+            in_flight -= 1
             number = sum(counts.values())
             code = 500 if number % 100 * ERROR_PERCENT % 100 < ERROR_PERCENT else 200
             counts[code] += 1
