@@ -138,12 +138,11 @@ NO_PASSWORD_IN_URL = cel(
     "a URL must hold no user name and no password: it is copied into ConfigMaps, which many may read. Put them into a "
     "Secret and name it in secretRef",
 )
+_ADDRESS = cel(
+    r"self.matches('^https?://[^/?#\\s]+(/[^?#\\s]*)?$')",
+    "an address begins with http:// or https:// and has no query: https://store.example.com:8333",
+)
 EndpointURL = Annotated[
-    str,
-    Field(
-        pattern=r"^https?://[^/\s]+/?$",
-        max_length=253,
-        json_schema_extra={"x-kubernetes-validations": [NO_PASSWORD_IN_URL]},
-    ),
+    str, Field(max_length=253, json_schema_extra={"x-kubernetes-validations": [_ADDRESS, NO_PASSWORD_IN_URL]})
 ]
-"""Address of a service, without a path and without credentials."""
+"""Address of a service, without credentials."""

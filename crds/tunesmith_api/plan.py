@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.v1alpha1.api import Api
+from tunesmith_api.v1alpha1.common import AddressingStyle
 from tunesmith_api.v1alpha1.dataset import Dataset
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import Init, SaveMode, Tracking
@@ -20,7 +21,7 @@ from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
 from tunesmith_api.v1alpha1.training import EarlyStopping, LrSchedulerType, Optim, Precision, Strategy
 
-__all__ = ["EvaluationPlan", "OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
+__all__ = ["CalibrationPlan", "EvaluationPlan", "OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
 
 
 class StoragePlan(Contract):
@@ -28,6 +29,7 @@ class StoragePlan(Contract):
 
     endpoint_url: str | None = Field(default=None, alias="endpointURL")
     region: str = "us-east-1"
+    addressing_style: AddressingStyle = AddressingStyle.AUTO
 
 
 class OptimizationPlan(Contract):
@@ -160,7 +162,21 @@ class EvaluationPlan(Contract):
     uri: str | None = None
     inline: str | None = None
     messages_field: str = "messages"
+    text_field: str | None = None
+    text_pair_field: str | None = None
+    label_field: str | None = None
     max_examples: int = 200
+    seed: int = 0
+
+
+class CalibrationPlan(Contract):
+    """The texts that the importance matrix is computed from."""
+
+    uri: str | None = None
+    inline: str | None = None
+    messages_field: str = "messages"
+    text_field: str = "text"
+    max_examples: int = 128
     seed: int = 0
 
 
@@ -185,5 +201,7 @@ class ServingPlan(Contract):
     api: Api = Field(default_factory=Api)
     artifact_uri: str
     evaluation: EvaluationPlan | None = None
+    calibration: CalibrationPlan | None = None
+    ignore: tuple[str, ...] = ()
     storage: StoragePlan = Field(default_factory=StoragePlan)
     hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")

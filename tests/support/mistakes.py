@@ -60,6 +60,7 @@ SHAPES = [
 ]  # fmt: skip
 
 RULES = [
+    _spec("an address without its scheme", {"storage": {"endpointURL": "store:8333"}}, "an address begins with http:// or https://", "spec.storage.endpointURL"),
     _spec("a label of the operator's", {"workers": {"podTemplate": {"labels": {"tunesmith.dev/finetunejob": "x"}}}}, "labels and annotations of tunesmith.dev are the operator's own", "spec.workers.podTemplate.labels"),
     _spec("a bad URI", {"model": {"uri": "s3:/models/x"}}, "a URI begins with its scheme: s3://bucket/key, pvc://claim/path or hf://owner/name", "spec.model.uri"),
     _spec("a name without hf://", {"model": {"uri": "gpt2"}}, "a URI begins with its scheme", "spec.model.uri"),

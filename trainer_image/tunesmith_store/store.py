@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import StoragePlan
+from tunesmith_api.v1alpha1.common import AddressingStyle
 from tunesmith_store.errors import Retryable, UserError
 
 __all__ = ["NotFound", "ObjectInfo", "ObjectStore", "S3Store", "split_uri"]
@@ -92,13 +94,15 @@ DENIED = {
     "InvalidBucketName",
     "AuthorizationHeaderMalformed",
 }
+REFUSED = {301, 401, 403}
+"""HTTP statuses that another try doesn't change, whatever a store calls them."""
 
 
 @contextmanager
 def _translated(uri: str, verb: str) -> Iterator[None]:
     """Turn boto3's errors into ours. `verb` is read, list, write or delete."""
     from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, SSLError
 
     reason = Reason.STORAGE_UNREADABLE if verb in {"read", "list"} else Reason.STORAGE_UNWRITABLE
     bucket = split_uri(uri)[0]
@@ -113,40 +117,67 @@ def _translated(uri: str, verb: str) -> Iterator[None]:
     except (ClientError, Boto3Error) as error:
         cause = error if isinstance(error, ClientError) else error.__cause__ or error.__context__
         answer = cause.response.get("Error", {}) if isinstance(cause, ClientError) else {}
+        status = (
+            cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(cause, ClientError) else None
+        )
         code, text = str(answer.get("Code", "")), str(answer.get("Message", "") or error)
         if code == "NoSuchBucket":
             message = f"can't {verb} {uri}: bucket {bucket!r} does not exist; create it or correct the URI"
             raise UserError(reason, message, ExitCode.STORAGE_DENIED) from error
         if code in MISSING:
             raise NotFound(uri) from error
-        if code in DENIED:
+        if code in DENIED or status in REFUSED:
             message = (
                 f"can't {verb} {uri}: the store answered {code} ({text}); check the keys in the Secret named by "
-                f"spec.storage.secretRef and that they may {verb} in bucket {bucket!r}"
+                f"spec.storage.secretRef, that they may {verb} in bucket {bucket!r}, and spec.storage.addressingStyle"
             )
             raise UserError(reason, message, ExitCode.STORAGE_DENIED) from error
         message = f"can't {verb} {uri}: {f'{code} {text}'.strip()}; check the store behind spec.storage.endpointURL"
         raise Retryable(message, Reason.STORAGE_UNREACHABLE) from error
+    except SSLError as error:
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            raise Retryable(f"can't {verb} {uri}: {error}", Reason.STORAGE_UNREACHABLE) from error
+        message = (
+            f"can't {verb} {uri}: the store's certificate is not trusted ({error}); put the authority that signed it "
+            "into a ConfigMap and name that in spec.storage.caBundleRef"
+        )
+        raise UserError(reason, message, ExitCode.STORAGE_DENIED) from error
     except BotoCoreError as error:
         message = f"can't {verb} {uri}: {error}; check spec.storage.endpointURL and the network"
         raise Retryable(message, Reason.STORAGE_UNREACHABLE) from error
+
+
+def _addressing(plan: StoragePlan) -> Any:
+    if plan.addressing_style is AddressingStyle.AUTO:
+        return {"addressing_style": "path"} if plan.endpoint_url else {}
+    return {"addressing_style": plan.addressing_style.value.lower()}
 
 
 class S3Store:
     """An S3-compatible store. Large files travel in parts, several at once. Safe to share between threads."""
 
     def __init__(self, plan: StoragePlan) -> None:
-        """Credentials come from the environment, in boto3's usual order."""
+        """Credentials come from the environment, in boto3's usual order.
+
+        Raises:
+            UserError: the file of certificate authorities that the environment names isn't there.
+        """
         import boto3
         from boto3.s3.transfer import TransferConfig
         from botocore.config import Config
 
+        authorities = os.environ.get(keys.ENV_CA_BUNDLE)
+        if authorities and not os.path.isfile(authorities):
+            message = (
+                f"{authorities} isn't there: create the ConfigMap that spec.storage.caBundleRef names, with its key"
+            )
+            raise UserError(Reason.STORAGE_UNREADABLE, message, ExitCode.STORAGE_DENIED)
         config = Config(
             retries={"max_attempts": 5, "mode": "standard"},
             connect_timeout=5,
             read_timeout=60,
             max_pool_connections=32,
-            s3={"addressing_style": "path"} if plan.endpoint_url else {},
+            s3=_addressing(plan),
             # checksums on by default break some S3-compatible stores; our manifests carry sha256 anyway
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",

@@ -13,6 +13,8 @@ from tunesmith_api.model import EndpointURL, Quantity, SpecModel, StatusModel, c
 __all__ = [
     "MAX_NAME_LENGTH",
     "NEVER",
+    "AddressingStyle",
+    "CaBundleRef",
     "Condition",
     "ConditionStatus",
     "ObjectMeta",
@@ -110,6 +112,23 @@ class SecretRef(SpecModel):
     name: Annotated[str, Field(min_length=1, max_length=253)] = Field(description="Name of the Secret.")
 
 
+class AddressingStyle(StrEnum):
+    """Where the bucket stands in the address of an S3 request."""
+
+    AUTO = "Auto"
+    PATH = "Path"
+    VIRTUAL = "Virtual"
+
+
+class CaBundleRef(SpecModel):
+    """A ConfigMap in the same namespace that holds certificates."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)] = Field(description="Name of the ConfigMap.")
+    key: Annotated[str, Field(min_length=1, max_length=253)] = Field(
+        default="ca.crt", description="Its key with the certificates, in PEM, one after the other."
+    )
+
+
 class Storage(SpecModel):
     """How to reach the S3-compatible object store behind every `s3://` URI of this object."""
 
@@ -125,6 +144,14 @@ class Storage(SpecModel):
         default=None,
         description="Secret with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where "
         "needed. Leave it out where the pods get their identity otherwise or the store is open.",
+    )
+    addressing_style: AddressingStyle = Field(
+        default=AddressingStyle.AUTO,
+        description="Path: the bucket is in the path (http://store/bucket/key), Virtual: in the host name (http://bucket.store/key). Auto is Path where endpointURL is given, and AWS's own way else. Some stores (Alibaba OSS, for one) take Virtual only.",
+    )
+    ca_bundle_ref: CaBundleRef | None = Field(
+        default=None,
+        description="ConfigMap with the certificate authorities that the store's certificate is checked by, in place of the public ones.",
     )
 
 

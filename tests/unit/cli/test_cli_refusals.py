@@ -33,6 +33,11 @@ def test_places_as_people_call_them_are_accepted(uri):
     assert refusals(merged(sample(), {"spec": {"model": {"uri": uri}}})) == []
 
 
+@pytest.mark.parametrize("url", ["http://s3.svc:8333", "https://store/", "http://[fd00::1]:9000", "https://gw/s3/v1"])
+def test_stores_are_found_behind_gateways_too(url):
+    assert refusals(merged(sample(), {"spec": {"storage": {"endpointURL": url}}})) == []
+
+
 @pytest.mark.parametrize("rate", [2e-4, 0.5])
 def test_fractions_are_written_as_in_every_tutorial(rate):
     assert refusals(merged(sample(), {"spec": {"training": {"learningRate": rate}}})) == []

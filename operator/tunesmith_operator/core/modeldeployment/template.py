@@ -13,11 +13,13 @@ from pydantic import Field, ValidationError
 
 from tunesmith_api import keys
 from tunesmith_api.model import Contract, digest_of
-from tunesmith_api.plan import ServingPlan
+from tunesmith_api.plan import CalibrationPlan, EvaluationPlan, ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment, Resources, Storage, Toleration
 from tunesmith_api.v1alpha1.finetunejob import HuggingFace
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
+from tunesmith_operator.core.modeldeployment.calibration import calibration_plan
 from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
 from tunesmith_operator.core.modeldeployment.heldout import evaluation_plan
 from tunesmith_operator.core.modeldeployment.observed import revision_name
@@ -73,7 +75,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
     spec, meta = deployment.spec, deployment.metadata
     model_uri = source.uri.rstrip("/")
     engine = engine_for(spec.engine.type, spec.quantization.method, source.task)
-    method = method_for(spec.quantization.method, engine)
+    method = method_for(spec.quantization.method, engine, source.rehearsed)
     content = digest_of([model_uri, source.digest, method.value, engine.value])[:12]
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
     image = spec.image or config.server_image
@@ -88,8 +90,9 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
-    if evaluation is not None:
-        identity["evaluation"] = evaluation.model_dump(mode="json", by_alias=True)
+    calibration = calibration_plan(deployment, method, source.training)
+    ignore = tuple(spec.quantization.ignore) if method is not QuantizationMethod.NONE else ()
+    identity |= _asked_of_the_job(calibration, ignore, evaluation)
     if model_uri.startswith("hf://"):
         identity["hub"] = [spec.source.revision, spec.hugging_face.model_dump(mode="json", by_alias=True)]
     plan = ServingPlan(
@@ -107,6 +110,8 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         api=spec.api,
         artifact_uri=folder,
         evaluation=evaluation,
+        calibration=calibration,
+        ignore=ignore,
         storage=storage_plan(source.storage),
         hub_endpoint_url=spec.hugging_face.endpoint_url,
     )
@@ -119,6 +124,21 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         hugging_face=spec.hugging_face,
     )
     return Template(deployment=deployment, plan=plan, pods=pods, hash=digest_of(identity)[:16])
+
+
+def _asked_of_the_job(
+    calibration: CalibrationPlan | None, ignore: tuple[str, ...], evaluation: EvaluationPlan | None
+) -> dict[str, object]:
+    """What makes another revision, where it is asked for: those of before there was such a thing stay as they are."""
+    found: dict[str, object] = {}
+    if calibration is not None or ignore:
+        rows = calibration.model_dump(mode="json", by_alias=True) if calibration is not None else None
+        found["quantization"] = [rows, *ignore]
+    if evaluation is not None:
+        fields = evaluation.model_dump(mode="json", by_alias=True)
+        later = ("textField", "textPairField", "labelField")
+        found["evaluation"] = {it: fields[it] for it in fields if it not in later or fields[it] is not None}
+    return found
 
 
 def stored_template(deployment: ModelDeployment, config_map: ConfigMapView | None) -> Template | None:

@@ -73,13 +73,15 @@ def secret_env(name: str, secret: str, key: str, optional: bool = False) -> JSON
 
 
 def storage_env(storage: Storage) -> list[JSON]:
-    """The object store's credentials, where a Secret is named."""
+    """The object store's credentials where a Secret is named, and its certificate authorities where a ConfigMap is."""
+    found = (
+        [env(keys.ENV_CA_BUNDLE, f"{keys.CA_DIRECTORY}/{keys.CA_FILE}")] if storage.ca_bundle_ref is not None else []
+    )
     if storage.secret_ref is None:
-        return []
+        return found
     secret = storage.secret_ref.name
-    return [secret_env(key, secret, key) for key in keys.STORAGE_SECRET_KEYS] + [
-        secret_env(key, secret, key, optional=True) for key in keys.STORAGE_SECRET_OPTIONAL_KEYS
-    ]
+    found += [secret_env(key, secret, key) for key in keys.STORAGE_SECRET_KEYS]
+    return found + [secret_env(key, secret, key, optional=True) for key in keys.STORAGE_SECRET_OPTIONAL_KEYS]
 
 
 def hub_env(hub: HuggingFace) -> list[JSON]:
@@ -96,7 +98,9 @@ def claim_of(uri: str) -> str:
 
 def storage_plan(storage: Storage) -> StoragePlan:
     """The part of the storage settings that isn't secret."""
-    return StoragePlan(endpoint_url=storage.endpoint_url, region=storage.region)
+    return StoragePlan(
+        endpoint_url=storage.endpoint_url, region=storage.region, addressing_style=storage.addressing_style
+    )
 
 
 def plan_config_map(
@@ -134,6 +138,8 @@ def _container(workload: Workload, config: Config) -> JSON:
         {"name": "plan", "mountPath": keys.PLAN_DIRECTORY, "readOnly": True},
         {"name": "scratch", "mountPath": keys.SCRATCH_DIRECTORY},
     ]
+    if workload.storage.ca_bundle_ref is not None:
+        mounts.append({"name": "ca", "mountPath": keys.CA_DIRECTORY, "readOnly": True})
     if workload.shared_memory:
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - the pod's, not this process's
     mounts += [
@@ -177,6 +183,10 @@ def pod_spec(workload: Workload, config: Config) -> JSON:
         {"name": "plan", "configMap": {"name": workload.plan_name}},
         {"name": "scratch", "emptyDir": {}},
     ]
+    if (ca := workload.storage.ca_bundle_ref) is not None:
+        # optional, as Secrets are
+        items = [{"key": ca.key, "path": keys.CA_FILE}]
+        volumes.append({"name": "ca", "configMap": {"name": ca.name, "items": items, "optional": True}})
     if workload.shared_memory:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
     for volume, claim, written in _claims(workload):
