@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tunesmith_api.adapters import AdapterPlan
 from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.v1alpha1.api import Api
 from tunesmith_api.v1alpha1.common import AddressingStyle
@@ -185,8 +186,11 @@ class ServingPlan(Contract):
     context_length: int
     parallel_requests: int
     gpus: int = 0
+    lora: bool = False
+    """Whether vLLM is started so that it can load adapters."""
     api: Api = Field(default_factory=Api)
     artifact_uri: str
     evaluation: EvaluationPlan | None = None
+    adapter: AdapterPlan | None = None
     storage: StoragePlan = Field(default_factory=StoragePlan)
     hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")

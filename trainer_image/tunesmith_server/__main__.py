@@ -12,20 +12,22 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import Outcome, TerminationReport
+from tunesmith_api.v1alpha1.adapters import ADAPTER_ENGINES
+from tunesmith_server.adapters.served import fetched, wanted_adapters
 from tunesmith_server.artifact import fetch_artifact
-from tunesmith_server.engines.base import Engine
-from tunesmith_server.engines.registry import start_engine
+from tunesmith_server.engines.registry import Launcher
 from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
 from tunesmith_server.front.apikeys import ApiKeys
-from tunesmith_server.front.fields import Limits
 from tunesmith_server.front.server import Front
 from tunesmith_server.health import HealthServer
+from tunesmith_server.serving import Serving
 from tunesmith_store.errors import Failure, Retryable, UserError
 from tunesmith_store.router import store_of
 
@@ -47,18 +49,18 @@ def main() -> int:
     health = HealthServer()
     try:
         plan = read_plan(os.environ)
-        engine, front = _start(plan, health)
+        serving, front = _start(plan, health)
     except Failure as failure:
         return _ended(failure)
     while not stop.wait(LOOK_SECONDS):
-        if engine.failure:
+        if (ended := serving.failure) is not None:
             # a pod without its engine would go on being Running: its container ends, and the kubelet starts it anew
-            return _ended(engine.failure)
+            return _ended(ended)
     deadline = time.monotonic() + plan.api.termination_grace_period_seconds - STOP_MARGIN_SECONDS
     health.drain()
     log.info("told to stop: finishing the requests in flight")
     front.drain(ENDPOINT_REMOVAL_SECONDS, deadline)
-    engine.close()
+    serving.close()
     log.info("stopped")
     return int(ExitCode.SUCCESS)
 
@@ -69,23 +71,27 @@ def _ended(failure: Failure) -> int:
     return int(failure.exit_code)
 
 
-def _start(plan: ServingPlan, health: HealthServer) -> tuple[Engine, Front]:
+def _start(plan: ServingPlan, health: HealthServer) -> tuple[Serving, Front]:
     started = time.monotonic()
     api_keys = _api_keys(plan)
     health.state = "downloading"
-    model = fetch_artifact(store_of(plan), plan, scratch_folder(os.environ))
+    store, scratch = store_of(plan), scratch_folder(os.environ)
+    model = fetch_artifact(store, plan, scratch)
+    fetch = partial(fetched, store, folder=scratch / "adapters", engine=plan.engine)
+    adapters = fetch(wanted_adapters(os.environ))
     downloaded = time.monotonic()
     threads = cpu_threads(os.environ)
-    engine = start_engine(plan, model, threads, lambda phase: setattr(health, "state", phase))
+    serving = Serving(plan, Launcher(plan, model, threads, lambda phase: setattr(health, "state", phase)))
+    engine = serving.start(adapters)
     health.state = "first answer"
     if not engine.answers():
         raise Retryable("the model is loaded but gives no answer", Reason.SERVER_FAILED)
-    limits = Limits(
-        (plan.name,), plan.context_length, plan.api.max_tokens, engine.vocabulary, engine.tools, plan.engine
-    )
-    front = Front(engine.url, limits, plan.api, plan.parallel_requests, api_keys)
+    front = Front(engine.url, serving.limits(), plan.api, plan.parallel_requests, api_keys)
+    front.show_adapters(serving.digests)
     front.start()
-    health.ready(lambda: front.is_alive() and engine.is_alive(), front.metrics)
+    health.ready(lambda: front.is_alive() and serving.is_alive(), front.metrics)
+    if plan.engine in ADAPTER_ENGINES:
+        serving.follow(lambda: wanted_adapters(os.environ), fetch, front)
     log.info(
         "ready as %s on %d threads: download %.1f s, load and first answer %.1f s",
         plan.name,
@@ -93,7 +99,7 @@ def _start(plan: ServingPlan, health: HealthServer) -> tuple[Engine, Front]:
         downloaded - started,
         time.monotonic() - downloaded,
     )
-    return engine, front
+    return serving, front
 
 
 def _api_keys(plan: ServingPlan) -> ApiKeys | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tunesmith_api.plan import ServingPlan
 from tunesmith_store.memory import memory_limit_bytes, spare_memory
 
-__all__ = ["cache_bound", "measure", "prompt_cache_bytes"]
+__all__ = ["cache_bound", "known_cache_bound", "measure", "prompt_cache_bytes", "writable_bytes"]
 
 log = logging.getLogger("tunesmith.server")
 
@@ -60,6 +60,11 @@ def cache_bound(plan: ServingPlan, model: Path, threads: int) -> int:
     return bound
 
 
+def known_cache_bound(footprint: int) -> int:
+    """Return the most that the prompt cache may take beside a model of which is known what it takes."""
+    return prompt_cache_bytes(spare_memory(), memory_limit_bytes(), footprint)
+
+
 def measure(plan: ServingPlan, model: Path, threads: int) -> int | None:
     """Return the bytes that weights, KV cache and compute buffers take; None where the model can't be loaded."""
     command = [sys.executable, "-m", "tunesmith_server.footprint", str(model), str(threads)]
@@ -71,14 +76,14 @@ def _main(model: Path, threads: int) -> None:
     from tunesmith_server.engines.llama_cpp import LlamaEngine
 
     plan = ServingPlan.from_json(sys.stdin.read())
-    before = _writable_bytes()
+    before = writable_bytes()
     _held = LlamaEngine(plan, model, threads, port=0)  # letting go of it would wait for its threads
-    sys.stdout.write(str(_writable_bytes() - before + _mapped_bytes(model)))
+    sys.stdout.write(str(writable_bytes() - before + _mapped_bytes(model)))
     sys.stdout.flush()
     os._exit(0)
 
 
-def _writable_bytes() -> int:
+def writable_bytes() -> int:
     """Return the size of this process's own memory, touched or not yet, without the stacks of its threads."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]

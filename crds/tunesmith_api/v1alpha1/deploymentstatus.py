@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tunesmith_api.model import StatusModel
+from tunesmith_api.v1alpha1.adapters import AdaptersStatus
 from tunesmith_api.v1alpha1.common import Conditions, OptionalTime, keyed_by
 from tunesmith_api.v1alpha1.gate import Evaluation
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
@@ -99,7 +100,7 @@ class ModelDeploymentStatus(StatusModel):
     )
     conditions: Conditions = Field(
         default_factory=list,
-        description="Accepted, ArtifactReady, QualityHeld, ChildrenApplied, Progressing, Available, Ready.",
+        description="Accepted, ArtifactReady, QualityHeld, ChildrenApplied, Progressing, Available, Ready; AdaptersReady where there are adapters.",
     )
     current_revision: str = Field(
         default="",
@@ -110,6 +111,9 @@ class ModelDeploymentStatus(StatusModel):
     )
     revisions: Annotated[list[Revision], Field(max_length=24, json_schema_extra=keyed_by("number"))] = Field(
         default_factory=list, description="The last revisions, oldest first."
+    )
+    adapters: AdaptersStatus = Field(
+        default_factory=list, description="What has become of each entry of spec.adapters."
     )
     replicas: int = Field(default=0, ge=0, description="Server pods of the serving revision.")
     ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from tunesmith_api import keys
 from tunesmith_api.model import SpecModel, StatusModel, WritableUri, cel
+from tunesmith_api.v1alpha1.adapters import Adapters, adapter_rules, name_of_the_base
 from tunesmith_api.v1alpha1.api import Api
 from tunesmith_api.v1alpha1.common import (
     Image,
@@ -32,6 +33,10 @@ class ModelDeploymentSpec(SpecModel):
     """Which model to serve, and how."""
 
     source: Source = Field(description="The model to serve.")
+    adapters: Adapters = Field(
+        default_factory=list,
+        description="LoRA adapters of that model, served beside it; adding or removing one restarts nothing.",
+    )
     quantization: Quantization = Field(default_factory=Quantization, description="How the weights are made smaller.")
     evaluation: EvaluationSpec | None = Field(
         default=None,
@@ -113,6 +118,7 @@ class ModelDeploymentSpec(SpecModel):
                     "pvc://claim/path)",
                 ),
                 *pairing_rules(),
+                *adapter_rules(),
             ]
         },
     )
@@ -135,6 +141,7 @@ class ModelDeployment(StatusModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 name_rule(keys.MODELDEPLOYMENT_KIND),
+                name_of_the_base(),
                 # one that was there before this rule has a status, which must be possible to write
                 cel(
                     "has(self.status) || !self.metadata.name.endsWith('-workers')",

@@ -145,7 +145,8 @@ class Poller:
                 heard = True
         if late and not heard:
             raise TimeoutError
-        sample = ServersSample(target.window, self._tallies[key].figures)
+        tally = self._tallies[key]
+        sample = ServersSample(target.window, tally.figures, tally.adapters(uid for uid, _ in target.pods))
         if not heard or sample == self._samples.get(key):
             return None
         self._samples[key] = sample

@@ -75,10 +75,16 @@ def test_gpus_make_another_revision_and_their_absence_makes_none():
     assert plain.hash == spelled.hash != gpus.hash
 
 
-def test_other_revisions_have_the_digest_that_they_had_before_there_were_gpus():
-    before = "74202d97c8be4897"
-    other = template_of(ModelDeployment.model_validate(make.modeldeployment()), SOURCE, make.CONFIG)
-    assert other.hash == before
+def test_the_first_adapter_makes_a_revision_and_others_come_and_go():
+    plain, one, two = (
+        template_of(deployment(adapters=[{"name": it, "uri": f"s3://a/{it}"} for it in names]), SOURCE, CONFIG)
+        for names in ("", "a", "ab")
+    )
+    assert plain.hash != one.hash == two.hash
+    assert (plain.plan.lora, one.plan.lora) == (False, True)
+    # llama.cpp loads them whenever they come
+    llama = ModelDeployment.model_validate(make.modeldeployment(adapters=[{"name": "a", "uri": "s3://a/a"}]))
+    assert not template_of(llama, SOURCE, make.CONFIG).plan.lora
 
 
 def test_it_serves_texts_and_is_never_chosen_unasked():

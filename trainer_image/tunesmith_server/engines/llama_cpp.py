@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
-from tunesmith_server.engines.base import AHEAD
+from tunesmith_server.engines.base import AHEAD, LocalAdapter
 from tunesmith_server.engines.loopback import LoopbackEngine
 from tunesmith_store.errors import UserError
 
@@ -21,9 +22,15 @@ class LlamaEngine(LoopbackEngine):
     """One model, answering on loopback."""
 
     def __init__(
-        self, plan: ServingPlan, model: Path, threads: int, port: int = keys.PORT_ENGINE, cache_bytes: int = 0
+        self,
+        plan: ServingPlan,
+        model: Path,
+        threads: int,
+        port: int = keys.PORT_ENGINE,
+        cache_bytes: int = 0,
+        adapters: Sequence[LocalAdapter] = (),
     ) -> None:
-        """Load the model and start to answer; returns when it is loaded.
+        """Load the model and its adapters and start to answer; returns when they are loaded.
 
         `cache_bytes` bounds the prompt cache: the state of past prompts, for those to come that begin alike.
 
@@ -50,8 +57,10 @@ class LlamaEngine(LoopbackEngine):
         parameters.ui = False
         # a conversation that ends with the model's own words is to be answered, not to be continued in them
         parameters.prefill_assistant = False
-        # unbounded but for 8 GiB unless told: different prompts alone would fill the pod's memory until it is killed
-        parameters.cache_ram_mib = cache_bytes >> 20
+        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(it.path), 0.0) for it in adapters]
+        # unbounded but for 8 GiB unless told: different prompts alone would fill the pod's memory until it is killed.
+        # It finds states by their tokens, whichever adapter they are of: with adapters there is none
+        parameters.cache_ram_mib = 0 if adapters else cache_bytes >> 20
         # a slot's state goes there when another prompt takes the slot: before that it would only be there twice
         parameters.cache_idle_slots = False
         parameters.verbosity = LOG_ERRORS
@@ -60,16 +69,29 @@ class LlamaEngine(LoopbackEngine):
         except RuntimeError as error:
             message = f"llama.cpp can't load {plan.artifact_uri}: {error}; is spec.resources.memory large enough?"
             raise UserError(Reason.SERVER_FAILED, message) from error
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = self._server.listening_address
+        names = [it.name for it in adapters]
+        self.models = {name: _scales(names, name) for name in (plan.name, *names)}
         self._name = plan.name
 
-    def answers(self) -> bool:
-        """Ask for one token and say whether an answer came."""
+    def close(self) -> None:
+        """Stop answering and give the memory back."""
+        self._server = None
+
+    def answers(self, model: str = "") -> bool:
+        """Ask for one token, of the model itself or with an adapter, and say whether an answer came."""
+        name = model or self._name
         body = {
-            "model": self._name,
+            **self.models[name],
+            "model": name,
             "messages": [{"role": "user", "content": "Hello"}],
             "max_tokens": 1,
             "temperature": 0,
         }
         answer = self.first_answer("/v1/chat/completions", body) or {}
         return bool(answer.get("usage", {}).get("completion_tokens"))
+
+
+def _scales(adapters: Sequence[str], chosen: str) -> dict[str, Any]:
+    """How much of each adapter a request gets. All are named: one that says nothing keeps the state of the last."""
+    return {"lora": [{"id": at, "scale": float(it == chosen)} for at, it in enumerate(adapters)]} if adapters else {}

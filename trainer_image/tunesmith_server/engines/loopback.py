@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 from tunesmith_store.errors import Failure
@@ -18,11 +19,13 @@ ALIVE_SECONDS = 2
 
 
 class LoopbackEngine:
-    """One model, answering on loopback. Subclasses set `url` and load it."""
+    """One model, answering on loopback. Subclasses set `url` and `models`, and load it."""
 
     url: str
+    models: Mapping[str, Mapping[str, Any]]
     vocabulary: int = 0
     tools: bool = True
+    loads_adapters: bool = False
 
     @property
     def failure(self) -> Failure | None:

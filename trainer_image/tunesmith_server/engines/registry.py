@@ -1,55 +1,75 @@
-"""Starts the engine that a plan names. Called by `__main__`; an engine's libraries are loaded for it alone."""
+"""Starts the engine that a plan names. Called by `serving`; an engine's libraries are loaded for it alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from tunesmith_api import keys
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.engine import EngineType
-from tunesmith_server.engines.base import Engine
+from tunesmith_server.engines.base import Engine, LocalAdapter
+from tunesmith_server.footprint import writable_bytes
 
-__all__ = ["start_engine"]
+__all__ = ["Launcher"]
 
 Say = Callable[[str], None]
 """Takes the name of the phase that begins."""
 
 
-def start_engine(plan: ServingPlan, model: Path, threads: int, say: Say) -> Engine:
-    """Load the model and start to answer; return when it is loaded.
+class Launcher:
+    """Starts engines of one model, one after the other."""
 
-    Raises:
-        UserError: the engine refuses the model.
-    """
-    return _STARTS[plan.engine](plan, model, threads, say)
+    def __init__(self, plan: ServingPlan, model: Path, threads: int, say: Say) -> None:
+        self.plan, self.model, self.threads, self.say = plan, model, threads, say
+        self.needs = 0
+        """Memory that another engine would take of its own, as far as that is known: 0 before the first."""
+
+    def start(self, adapters: Sequence[LocalAdapter] = ()) -> Engine:
+        """Load the model with these adapters and start to answer; return when it is loaded.
+
+        Raises:
+            UserError: the engine refuses the model.
+        """
+        before = writable_bytes()
+        engine = _STARTS[self.plan.engine](self, adapters)
+        self.needs = max(1, writable_bytes() - before)
+        return engine
 
 
-def _llama_cpp(plan: ServingPlan, model: Path, threads: int, say: Say) -> Engine:
+def _llama_cpp(launcher: Launcher, adapters: Sequence[LocalAdapter]) -> Engine:
     from tunesmith_server.engines.llama_cpp import LlamaEngine
-    from tunesmith_server.footprint import cache_bound
+    from tunesmith_server.footprint import cache_bound, known_cache_bound
 
-    say("measuring")
-    bound = cache_bound(plan, model, threads)
-    say("loading")
-    return LlamaEngine(plan, model, threads, cache_bytes=bound)
+    plan, model, threads, bound = launcher.plan, launcher.model, launcher.threads, 0
+    if not adapters and not launcher.needs:
+        launcher.say("measuring")
+        bound = cache_bound(plan, model, threads)
+    elif not adapters:
+        bound = known_cache_bound(launcher.needs + model.stat().st_size)
+    if not launcher.needs:
+        launcher.say("loading")
+    # one that takes another's place can't have its port as well
+    port = 0 if launcher.needs else keys.PORT_ENGINE
+    return LlamaEngine(plan, model, threads, port=port, cache_bytes=bound, adapters=adapters)
 
 
-def _transformers(plan: ServingPlan, model: Path, threads: int, say: Say) -> Engine:
+def _transformers(launcher: Launcher, _adapters: Sequence[LocalAdapter]) -> Engine:
     from tunesmith_server.engines.transformers import TransformersEngine
 
-    say("loading")
-    return TransformersEngine(plan, model, threads)
+    launcher.say("loading")
+    return TransformersEngine(launcher.plan, launcher.model, launcher.threads)
 
 
-def _vllm(plan: ServingPlan, model: Path, threads: int, say: Say) -> Engine:
+def _vllm(launcher: Launcher, adapters: Sequence[LocalAdapter]) -> Engine:
     from tunesmith_server.engines.vllm import VllmEngine
 
-    say("loading")
-    return VllmEngine(plan, model, threads)
+    launcher.say("loading")
+    return VllmEngine(launcher.plan, launcher.model, launcher.threads, adapters=adapters)
 
 
-_STARTS: Final[Mapping[EngineType, Callable[[ServingPlan, Path, int, Say], Engine]]] = {
+_STARTS: Final[Mapping[EngineType, Callable[[Launcher, Sequence[LocalAdapter]], Engine]]] = {
     EngineType.LLAMA_CPP: _llama_cpp,
     EngineType.TRANSFORMERS: _transformers,
     EngineType.VLLM: _vllm,

@@ -45,6 +45,7 @@ class TransformersEngine(LoopbackEngine):
             UserError: the folder holds nothing that can be served.
         """
         self._name = plan.name
+        self.models = {plan.name: {}}
         self._served = _load(plan, folder, threads)
         self._loop = asyncio.new_event_loop()
         started: threading.Event = threading.Event()

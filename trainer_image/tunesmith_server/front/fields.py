@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith_api.v1alpha1.engine import EngineType
@@ -75,6 +75,8 @@ class Limits:
     """Whether the model's chat template tells the model of tools."""
     engine: EngineType = EngineType.LLAMA_CPP
     """Whose names of fields the engine is asked by."""
+    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of a model → what the engine is asked with for it, beside what clients say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,10 @@ class Call:
     """Whether the answer stands for the call of a function."""
     legacy_logprobs: bool = False
     """Whether log-probabilities are wanted in the form that `/v1/completions` had first."""
+    model: str = ""
+    """The model that was asked for; empty where the engine's answer is handed on as it is."""
+    renamed: bool = False
+    """Whether that is an adapter, and the engine calls it by the model's own name."""
 
 
 class Fields:
@@ -241,8 +247,10 @@ def _biases(fields: Fields) -> dict[str, float] | None:
 def generation(fields: Fields, limits: Limits) -> dict[str, Any]:
     """What both ways to ask for text have in common, as the engine gets it."""
     seed = fields.integer("seed", -(2**63), 2**63 - 1)
+    model = model_of(fields, limits)
     wanted = {
-        "model": model_of(fields, limits),
+        **limits.asked.get(model, {}),
+        "model": model,
         "max_tokens": _most_tokens(fields, limits),
         "temperature": fields.number("temperature", 0, 2),
         "top_p": fields.number("top_p", 0, 1),
@@ -285,4 +293,6 @@ def calls(body: Mapping[str, Any], prompts: list[dict[str, Any]], fields: Fields
         for number in range(count):
             seed = {"seed": (body["seed"] + number) % SEEDS} if "seed" in body else {}
             bodies.append(encode({**body, **prompt, **seed, **STREAMED}))
-    return Call(tuple(bodies), count, stream, include_usage)
+    return Call(
+        tuple(bodies), model=body["model"], answers_per_prompt=count, stream=stream, include_usage=include_usage
+    )

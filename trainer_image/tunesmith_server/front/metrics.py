@@ -7,6 +7,8 @@ analysis of a rollout reads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -15,6 +17,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+
+from tunesmith_api import keys
 
 __all__ = ["Metrics", "with_engines"]
 
@@ -43,21 +47,27 @@ class Metrics:
             buckets=SECONDS,
             registry=self._registry,
         )
-        first = Histogram(
+        self._model = model
+        self._first = Histogram(
             "vllm:time_to_first_token_seconds",
             "From a request's arrival to the first text of its answer, of streamed ones.",
             ["model_name"],
             buckets=SECONDS,
             registry=self._registry,
         )
-        self._first = first.labels(model)
-        self._prompt = self._counter("prompt_tokens", "Tokens of prompts.", model)
-        self._generated = self._counter("generation_tokens", "Tokens of answers.", model)
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts.")
+        self._generated = self._counter("generation_tokens", "Tokens of answers.")
+        for shown in (self._first, self._prompt, self._generated):
+            shown.labels(model)
         self._running = self._gauge("num_requests_running", "Answers that the engine is working on.", model)
         self._waiting = self._gauge("num_requests_waiting", "Answers that wait for the engine.", model)
 
-    def _counter(self, name: str, text: str, model: str) -> Counter:
-        return Counter(f"vllm:{name}", text, ["model_name"], registry=self._registry).labels(model)
+        self._adapters = Gauge(
+            keys.METRIC_ADAPTERS, "1 for each adapter that is served.", ["name", "digest"], registry=self._registry
+        )
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"vllm:{name}", text, ["model_name"], registry=self._registry)
 
     def _gauge(self, name: str, text: str, model: str) -> Gauge:
         return Gauge(f"vllm:{name}", text, ["model_name"], registry=self._registry).labels(model)
@@ -67,14 +77,20 @@ class Metrics:
         self._requests.labels(path, str(code)).inc()
         self._duration.labels(path).observe(seconds)
 
-    def first_token(self, seconds: float) -> None:
+    def first_token(self, seconds: float, model: str) -> None:
         """A streamed answer has begun."""
-        self._first.observe(seconds)
+        self._first.labels(model or self._model).observe(seconds)
 
-    def tokens(self, prompt: int, generated: int) -> None:
+    def tokens(self, prompt: int, generated: int, model: str) -> None:
         """An answer has cost so many tokens."""
-        self._prompt.inc(prompt)
-        self._generated.inc(generated)
+        self._prompt.labels(model or self._model).inc(prompt)
+        self._generated.labels(model or self._model).inc(generated)
+
+    def adapters(self, digests: Mapping[str, str]) -> None:
+        """These adapters are served, by name and digest, and no others."""
+        self._adapters.clear()
+        for name, digest in digests.items():
+            self._adapters.labels(name, digest).set(1)
 
     def text(self, running: int, waiting: int) -> str:
         """All of it, as Prometheus reads it, with how many answers are under way and how many wait."""

@@ -101,6 +101,7 @@ class Relay:
         documents = await _together([self._ask(path, body) for body in call.bodies])
         for number, document in enumerate(documents):
             usage.add(number, document.get("usage"))
+            _name(document, call)
             if call.legacy_logprobs:
                 LegacyLogprobs().apply(document)
             if call.required_call:
@@ -159,8 +160,8 @@ class Relay:
                 buffer += chunk
                 events = split_events(buffer)
                 kept = b"".join(it for it in events if self._keep(it, call, usage))
-                if call.legacy_logprobs:
-                    kept = b"".join(_rewritten(it, legacy) for it in split_events(bytearray(kept)))
+                if call.legacy_logprobs or call.renamed:
+                    kept = b"".join(_rewritten(it, legacy, call) for it in split_events(bytearray(kept)))
                 if kept:
                     await sink.write(kept)
                 if any(it.startswith(FAILED) for it in events):
@@ -185,6 +186,7 @@ class Relay:
         documents = await _together([self._ask(path, body) for body in call.bodies])
         for number, document in enumerate(documents):
             usage.add(number, document.get("usage"))
+            _name(document, call)
             await sink.write(call_events(as_call(document), number, str(documents[0].get("id", ""))))
         if call.include_usage:
             await sink.write(usage_event({**documents[0], "object": "chat.completion.chunk"}, usage))
@@ -203,6 +205,7 @@ class Relay:
                             await sink.write(data)
                             raise StreamBroken
                         document = _document(data)
+                        _name(document, call)
                         if call.legacy_logprobs:
                             legacy.apply(document)
                         usage.add(number, document.get("usage"))
@@ -243,9 +246,18 @@ def _parsed(payload: bytes) -> dict[str, Any]:
     return found
 
 
-def _rewritten(data: bytes, legacy: LegacyLogprobs) -> bytes:
+def _rewritten(data: bytes, legacy: LegacyLogprobs, call: Call) -> bytes:
     document = _document(data)
-    return event(legacy.apply(document)) if document else data
+    if not document:
+        return data
+    _name(document, call)
+    return event(legacy.apply(document) if call.legacy_logprobs else document)
+
+
+def _name(document: dict[str, Any], call: Call) -> None:
+    """Name the model that was asked for: an engine names the one that it has loaded, whatever adapter it has used."""
+    if call.renamed and "model" in document:
+        document["model"] = call.model
 
 
 def _document(data: bytes) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -21,13 +22,14 @@ from tunesmith_api import keys
 from tunesmith_api.v1alpha1.api import Api
 from tunesmith_server.front.answers import Usage, event
 from tunesmith_server.front.apikeys import ApiKeys
+from tunesmith_server.front.backends import Backend, Backends
 from tunesmith_server.front.chat import chat_call
 from tunesmith_server.front.completions import completion_call, encoder_call
 from tunesmith_server.front.errors import ApiError
 from tunesmith_server.front.fields import Call, Limits, parse
 from tunesmith_server.front.gate import Gate
 from tunesmith_server.front.metrics import CLIENT_GONE, Metrics, with_engines
-from tunesmith_server.front.relay import Relay, StreamBroken
+from tunesmith_server.front.relay import StreamBroken
 from tunesmith_store.listen import listening_socket
 
 __all__ = ["Front"]
@@ -64,16 +66,17 @@ class ClientGone(Exception):
 class _Sink:
     """The client's end of a streamed answer."""
 
-    def __init__(self, request: web.BaseRequest, begun: Callable[[], None]) -> None:
+    def __init__(self, request: web.BaseRequest, begun: Callable[[str], None]) -> None:
         self._request = request
         self._begun = begun
+        self.model = ""
         self.response = web.StreamResponse(headers=STREAM_HEADERS)
 
     async def write(self, data: bytes) -> None:
         try:
             if not self.response.prepared:
                 await self.response.prepare(self._request)
-                self._begun()
+                self._begun(self.model)
             await self.response.write(data)
         except OSError as error:
             raise ClientGone from error
@@ -103,6 +106,7 @@ class Front:
         self._keys = api_keys
         self._metrics = Metrics(limits.models[0])
         self._gate = Gate(parallel, api.max_waiting_requests)
+        self._backends = Backends(self._gate)
         self._loop = asyncio.new_event_loop()
         self._started = int(time.time())
         self._draining = False
@@ -126,6 +130,20 @@ class Front:
         except (TimeoutError, RuntimeError):
             return False
         return True
+
+    def serve(self, engine_url: str, limits: Limits, digests: Mapping[str, str]) -> None:
+        """Lead requests to another engine, with adapters of these digests; return when the one before has none left."""
+        self._engine_url = engine_url
+        self._metrics.adapters(digests)
+        self._do(self._serve(limits)).result()
+
+    def hold(self) -> None:
+        """Let new requests wait for `serve`; return when the engine has answered those that it has."""
+        self._do(self._backends.hold()).result()
+
+    def show_adapters(self, digests: Mapping[str, str]) -> None:
+        """Say in the metrics which adapters are served, by name and digest."""
+        self._metrics.adapters(digests)
 
     def metrics(self) -> str:
         """The counters as Prometheus reads them, with those of the engine, where it has some."""
@@ -157,12 +175,15 @@ class Front:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _open(self, port: int) -> None:
-        self._relay = Relay(self._engine_url, self._gate)
-        self._limits = await self._relay.described(self._limits)
+        await self._serve(self._limits)
         self._server = web.Server(self._answer, handler_cancellation=True, access_log=None, keepalive_timeout=75.0)
         listener = listening_socket(port)
         self.port = int(listener.getsockname()[1])
         self._listener = await self._loop.create_server(self._server, sock=listener, backlog=1024)
+
+    async def _serve(self, limits: Limits) -> None:
+        self._limits = limits
+        await self._backends.serve(self._engine_url, limits)
 
     async def _stop_listening(self) -> None:
         self._listener.close()
@@ -170,7 +191,7 @@ class Front:
     async def _close(self) -> None:
         self._listener.close()
         await self._server.shutdown(LAST_ANSWERS_SECONDS)
-        await self._relay.close()
+        await self._backends.close()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         started, path = time.monotonic(), request.path
@@ -185,7 +206,7 @@ class Front:
 
     async def _respond(self, request: web.BaseRequest, path: str, started: float) -> tuple[web.StreamResponse, int]:
         """The response, and the status that tells how it ended."""
-        sink = _Sink(request, lambda: self._metrics.first_token(time.monotonic() - started))
+        sink = _Sink(request, lambda model: self._metrics.first_token(time.monotonic() - started, model))
         if self._draining:
             sink.response.force_close()
         try:
@@ -231,21 +252,28 @@ class Front:
         if request.method != "POST":
             raise ApiError(405, f"{path} takes POST only", code="method_not_allowed", headers={"Allow": "POST"})
         with self._gate.request():
-            call = check(parse(await self._body(request)), self._limits)
-            if call.plain:
-                return await self._relay.plain(path, call)
-            usage = Usage(call.answers_per_prompt)
-            try:
-                if not call.stream:
-                    return await self._relay.whole(path, call, usage), {}
-                await self._relay.stream(path, call, usage, sink)
-                return None
-            finally:
-                self._metrics.tokens(usage.prompt, usage.generated)
+            body = parse(await self._body(request))
+            async with self._backends.one() as backend:
+                return await self._asked(backend, path, check(body, backend.limits), sink)
+
+    async def _asked(self, backend: Backend, path: str, call: Call, sink: _Sink) -> Answer | None:
+        """What an engine answers to a checked request."""
+        if call.plain:
+            return await backend.relay.plain(path, call)
+        call = replace(call, renamed=call.model != backend.limits.models[0])
+        usage, sink.model = Usage(call.answers_per_prompt), call.model
+        try:
+            if not call.stream:
+                return await backend.relay.whole(path, call, usage), {}
+            await backend.relay.stream(path, call, usage, sink)
+            return None
+        finally:
+            self._metrics.tokens(usage.prompt, usage.generated, call.model)
 
     def _models(self, method: str, name: str) -> bytes:
         if method not in ("GET", "HEAD"):
             raise ApiError(405, f"{MODELS} takes GET only", code="method_not_allowed", headers={"Allow": "GET"})
+        base = self._limits.models[0]
         listed = [
             {
                 "id": model,
@@ -253,6 +281,7 @@ class Front:
                 "created": self._started,
                 "owned_by": "tunesmith",
                 "max_model_len": self._limits.context_length,
+                **({"parent": base} if model != base else {}),
             }
             for model in self._limits.models
         ]

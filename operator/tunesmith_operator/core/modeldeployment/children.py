@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1 import ModelDeployment
+from tunesmith_api.v1alpha1.adapters import ADAPTER_ENGINES
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
@@ -16,6 +17,7 @@ from tunesmith_operator.core.kubernetes.resources import (
     SERVICE,
 )
 from tunesmith_operator.core.kubernetes.workloads import pod_failure_policy
+from tunesmith_operator.core.modeldeployment.adapterchildren import set_name
 from tunesmith_operator.core.modeldeployment.observed import owner_of, revision_label, revision_name
 from tunesmith_operator.core.modeldeployment.template import TEMPLATE_FILE, Template
 from tunesmith_operator.core.pods.spec import Workload, claim_of, hub_env, pod_spec
@@ -118,6 +120,7 @@ def _workload(
         gpu_resource=pods.gpu_resource,
         # vLLM's processes talk there, and those of several GPUs exchange their parts of the model
         shared_memory=serves and template.plan.engine is EngineType.VLLM,
+        config_maps=more.get("config_maps", {}),
     )
 
 
@@ -188,6 +191,11 @@ def server_deployment(template: Template, number: int, replicas: int, config: Co
             "terminationGracePeriodSeconds": api.termination_grace_period_seconds,
         },
         secrets={keys.API_KEYS_DIRECTORY: api.keys_secret_ref.name} if api.keys_secret_ref is not None else {},
+        config_maps=(
+            {keys.ADAPTERS_DIRECTORY: set_name(template.deployment, number)}
+            if template.plan.engine in ADAPTER_ENGINES
+            else {}
+        ),
     )
     fields: JSON = {
         "replicas": replicas,

@@ -12,6 +12,13 @@ from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView
+from tunesmith_operator.core.modeldeployment.adapters import (
+    adapter_actions,
+    adapter_states,
+    adapters_target,
+    templates_of,
+    with_statuses,
+)
 from tunesmith_operator.core.modeldeployment.children import (
     config_map,
     disruption_budget,
@@ -61,6 +68,7 @@ from tunesmith_operator.core.text import parse_time
 __all__ = ["decide"]
 
 _UNREMARKABLE = frozenset({Reason.QUANTIZING, Reason.ROLLING_OUT, Reason.ROLLED_OUT})
+_UNREMARKABLE_OF_ADAPTERS = frozenset({Reason.QUANTIZING, Reason.ADAPTERS_LOADING, Reason.SOURCE_NOT_READY})
 
 
 def decide(observed: Observed, now: datetime, config: Config) -> Decision:
@@ -89,22 +97,35 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     assert latest is not None
     startup = _startup(owner, history, children, now)
     absent = source if isinstance(source, SourceAbsent) else None
+    made_from = templates_of(owner, history, children, template)
+    adapters = adapter_states(owner, observed.adapters, history, made_from, children)
+    held = adapters.awaited(latest, children, _patience(owner), now)
     traffic = traffic_of(owner, latest, history.current, children, now, retire_delay)
-    status = serving_status(owner, history, children, traffic, startup.problem, absent, now)
+    shown = with_statuses(owner, adapters, history, children)
+    status = serving_status(owner, history, children, traffic, startup.problem, absent, shown, now)
     if broken is not None:
         status = not_carried_out(owner, status, broken, now)
     carried_out = owner.status.observed_generation == owner.metadata.generation
     keeper = Keeper(children.answers, settled=carried_out or broken is not None)
     case = (_case(owner, history, children), traffic, template.hash if template is not None else None, config)
-    actions = unless_settled(case, lambda: _actions(owner, history, children, traffic, template, keeper, config))
+    actions = unless_settled(
+        (*case, held is not None),
+        lambda: _actions(owner, history, children, traffic, template, keeper, config, held is not None),
+    )
+    loaded = adapter_actions(owner, adapters, history, made_from, children, keeper, config)
     retired, wait = _retired(status, history, children, config, now)
-    decision = _report(owner, status, [*actions, *retired])
-    looks = (wait, seconds_until(startup.deadline, now), seconds_until(traffic.next_look, now))
+    decision = _report(owner, status, [*loaded, *actions, *retired])
+    looks = (
+        wait,
+        seconds_until(startup.deadline, now),
+        seconds_until(traffic.next_look, now),
+        seconds_until(held, now),
+    )
     return replace(
         decision,
-        events=(*decision.events, *_taken_back(owner, status, history)),
+        events=(*decision.events, *_taken_back(owner, status, history), *_about_adapters(owner, status)),
         requeue_after=soonest(*looks),
-        poll=servers_target(owner, latest, history.current, children),
+        poll=servers_target(owner, latest, history.current, children) or adapters_target(history, adapters, children),
     )
 
 
@@ -136,6 +157,16 @@ def _taken_back(owner: ModelDeployment, status: ModelDeploymentStatus, history: 
     return transitions(DeploymentCondition.PROGRESSING, owner.status.conditions, status.conditions, _UNREMARKABLE)
 
 
+def _about_adapters(owner: ModelDeployment, status: ModelDeploymentStatus) -> tuple[EventNote, ...]:
+    """An event where an adapter can't be served, or all are: `Ready` is about the model alone."""
+    before, after = owner.status.conditions, status.conditions
+    return transitions(DeploymentCondition.ADAPTERS_READY, before, after, _UNREMARKABLE_OF_ADAPTERS)
+
+
+def _patience(owner: ModelDeployment) -> timedelta:
+    return timedelta(seconds=owner.spec.rollout.progress_deadline_seconds)
+
+
 def _report(owner: ModelDeployment, status: ModelDeploymentStatus, actions: Iterable[Action] = ()) -> Decision:
     return conclude(owner, DeploymentCondition.READY, status, actions)
 
@@ -165,12 +196,15 @@ def _actions(
     template: Template | None,
     keeper: Keeper,
     config: Config,
+    held: bool,
 ) -> Iterator[Action]:
     """Children in dependency order. The Service comes last: it is switched when the Deployment behind it is proven."""
     latest, current = history.latest, history.current
     assert latest is not None
     yield from keeper.keep(network_policy(owner, config), children.network_policy)
     for revision in (latest, current) if current is not None and current.number != latest.number else (latest,):
+        if held and revision is latest and revision_label(revision.number) not in children.deployments:
+            continue
         yield from _revision_children(owner, revision, children, traffic, template, keeper, config)
     yield from _stop_failed(latest, traffic, children)
     yield from keeper.keep(disruption_budget(owner, traffic.selected), children.disruption_budget)

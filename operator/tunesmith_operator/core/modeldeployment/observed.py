@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tunesmith_api import keys
-from tunesmith_api.v1alpha1 import ModelDeployment, Storage
+from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment, Storage
 from tunesmith_operator.core.kubernetes.manifest import Owner
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, MODELDEPLOYMENT, Key
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
-from tunesmith_operator.core.modeldeployment.source import Source, SourceModel, Wanted, of_finetunejob
+from tunesmith_operator.core.modeldeployment.adaptersource import AdapterSource, job_names, source_of
+from tunesmith_operator.core.modeldeployment.source import (
+    Source,
+    SourceAbsent,
+    SourceModel,
+    Wanted,
+    of_finetunejob,
+)
 from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.reconcile.kind import Lookup
 from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
@@ -39,29 +46,35 @@ class Observed:
     deployment: ModelDeployment
     source: Source
     objects: ObservedObjects
+    adapters: Mapping[str, AdapterSource | SourceAbsent] = field(default_factory=dict)
+    """Where each of spec.adapters comes from, by name."""
 
 
 def observe(deployment: ModelDeployment, objects: ObservedObjects, lookup: Lookup) -> Observed:
     """Find the model that is to be served: a folder, or what a FineTuneJob leaves."""
     source, storage = deployment.spec.source, deployment.spec.storage
-    if source.fine_tune_job_ref is None:
-        return Observed(
-            deployment=deployment, source=SourceModel(source.uri or "", "", storage or Storage()), objects=objects
-        )
-    name, digest = source.fine_tune_job_ref.name, source.fine_tune_job_ref.digest
     namespace = deployment.metadata.namespace
-    job = lookup(Key(FINETUNEJOB.kind, namespace, name))
+
+    def job_of(name: str) -> FineTuneJob | None:
+        return lookup(Key(FINETUNEJOB.kind, namespace, name))
+
+    adapters = {it.name: source_of(it, namespace, job_of) for it in deployment.spec.adapters}
+    if source.fine_tune_job_ref is None:
+        model = SourceModel(source.uri or "", "", storage or Storage())
+        return Observed(deployment=deployment, source=model, objects=objects, adapters=adapters)
+    name, digest = source.fine_tune_job_ref.name, source.fine_tune_job_ref.digest
     wanted = Wanted(deployment.spec.engine.type, deployment.spec.quantization.method)
-    found = of_finetunejob(name, namespace, job, storage, digest, wanted)
-    return Observed(deployment=deployment, source=found, objects=objects)
+    found = of_finetunejob(name, namespace, job_of(name), storage, digest, wanted)
+    return Observed(deployment=deployment, source=found, objects=objects, adapters=adapters)
 
 
 def references(namespace: str, spec: Mapping[str, Any]) -> Iterable[Key]:
-    """The FineTuneJob that a spec names: its end is what the deployment waits for."""
+    """The FineTuneJobs that a spec names: their ends are what the deployment waits for."""
     source = spec.get("source")
     reference = source.get("fineTuneJobRef") if isinstance(source, Mapping) else None
     name = reference.get("name") if isinstance(reference, Mapping) else None
-    return (Key(FINETUNEJOB.kind, namespace, name),) if isinstance(name, str) and name else ()
+    names = [name] if isinstance(name, str) and name else []
+    return tuple(Key(FINETUNEJOB.kind, namespace, it) for it in dict.fromkeys([*names, *job_names(spec)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +92,11 @@ class Children:
     orphans: tuple[ChildView, ...]
     answers: Mapping[str, str] = field(default_factory=dict)
     servers: ServersSample | None = None
+    adapter_jobs: dict[str, JobView] = field(default_factory=dict)
+    adapter_plans: dict[str, ConfigMapView] = field(default_factory=dict)
+    """By what names an adapter and the model that it is for."""
+    adapter_sets: dict[str, ConfigMapView] = field(default_factory=dict)
+    """The adapters of a revision's servers, by its label."""
 
     def quantize_pods(self, label: str) -> tuple[PodView, ...]:
         """Pods of a revision's quantize Job."""
@@ -114,13 +132,14 @@ def owner_of(deployment: ModelDeployment) -> Owner:
 def children_of(observed: Observed) -> Children:
     """Sort the objects into children and orphans."""
     objects, uid = observed.objects, observed.deployment.metadata.uid
-    jobs = _by_revision(owned_by(uid, objects.jobs))
-    job_uids = {job.uid for job in jobs.values()}
+    every_job, every_map = owned_by(uid, objects.jobs), owned_by(uid, objects.config_maps)
+    jobs, adapter_jobs = _by_revision(every_job), _by_adapter(every_job)
+    job_uids = {job.uid for job in (*jobs.values(), *adapter_jobs.values())}
     return Children(
         service=next(iter(owned_by(uid, objects.services)), None),
         network_policy=next(iter(owned_by(uid, objects.network_policies)), None),
         disruption_budget=next(iter(owned_by(uid, objects.disruption_budgets)), None),
-        config_maps=_by_revision(owned_by(uid, objects.config_maps)),
+        config_maps=_by_revision(every_map),
         jobs=jobs,
         deployments=_by_revision(owned_by(uid, objects.deployments)),
         pods=objects.pods,
@@ -128,8 +147,23 @@ def children_of(observed: Observed) -> Children:
         orphans=objects.orphans(uid),
         answers=objects.answers,
         servers=objects.servers,
+        adapter_jobs=adapter_jobs,
+        adapter_plans=_by_adapter(every_map),
+        adapter_sets={
+            label: it
+            for it in every_map
+            if _is_adapters(it) and (label := it.labels.get(keys.LABEL_REVISION)) is not None
+        },
     )
 
 
 def _by_revision(children: Iterable[V]) -> dict[str, V]:
-    return {it.labels.get(keys.LABEL_REVISION, ""): it for it in children}
+    return {it.labels.get(keys.LABEL_REVISION, ""): it for it in children if not _is_adapters(it)}
+
+
+def _by_adapter(children: Iterable[V]) -> dict[str, V]:
+    return {label: it for it in children if (label := it.labels.get(keys.LABEL_ADAPTER)) is not None}
+
+
+def _is_adapters(child: ChildView) -> bool:
+    return child.labels.get(keys.LABEL_COMPONENT) == keys.COMPONENT_ADAPTERS

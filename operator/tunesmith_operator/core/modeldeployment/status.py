@@ -6,7 +6,9 @@ from datetime import datetime
 
 from tunesmith_api.keys import DeploymentCondition, Reason
 from tunesmith_api.v1alpha1 import ModelDeployment, ModelDeploymentStatus, ObjectMeta
+from tunesmith_api.v1alpha1.adapters import AdapterStatus
 from tunesmith_api.v1alpha1.deploymentstatus import DeploymentDisplay, DeploymentPhase, Revision, RevisionPhase
+from tunesmith_operator.core.modeldeployment.adapters import adapters_ready
 from tunesmith_operator.core.modeldeployment.children import selector
 from tunesmith_operator.core.modeldeployment.gate import held_back, quality_held
 from tunesmith_operator.core.modeldeployment.observed import Children
@@ -90,6 +92,7 @@ def serving_status(
     traffic: Traffic,
     problem: StartupProblem | None,
     absent: SourceAbsent | None,
+    adapters: list[AdapterStatus],
     now: datetime,
 ) -> ModelDeploymentStatus:
     """There is at least one revision."""
@@ -105,6 +108,7 @@ def serving_status(
         _artifact(latest, problem, absent),
         quality_held(deployment, history.revisions),
         children_applied(),
+        *adapters_ready(deployment, adapters),
         _progressing(deployment, history, latest, problem, children),
         _available(history, answering, desired, children),
         ready(Situation(history, latest, answering, desired, problem, children)),
@@ -119,6 +123,7 @@ def serving_status(
         current_revision=history.current.name if history.current is not None else "",
         latest_revision=latest.name,
         revisions=list(trim(history, deployment.spec.revision_history_limit, deployment.spec.rollout.rollback_to)),
+        adapters=adapters,
         replicas=sum(it.replicas for it in answers),
         ready_replicas=sum(it.ready for it in answers),
         selector=",".join(f"{key}={value}" for key, value in led_to.items()),

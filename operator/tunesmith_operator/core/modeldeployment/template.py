@@ -15,6 +15,7 @@ from tunesmith_api import keys
 from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment, Resources, Storage, Toleration
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_api.v1alpha1.modeldeployment import ModelDeploymentSpec
 from tunesmith_operator.core.config import Config
@@ -98,6 +99,10 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
     # what came later is left out where it isn't used: a new operator rolls nothing out
     if spec.engine.gpus:
         identity["gpus"] = [spec.engine.gpus, spec.engine.gpu.resource_name]
+    # vLLM has to be started for adapters: the first one makes a revision, and others come and go
+    lora = engine is EngineType.VLLM and bool(spec.adapters)
+    if lora:
+        identity["lora"] = True
     if evaluation is not None:
         identity["evaluation"] = evaluation.model_dump(mode="json", by_alias=True)
     if model_uri.startswith("hf://"):
@@ -115,6 +120,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
         gpus=spec.engine.gpus,
+        lora=lora,
         api=spec.api,
         artifact_uri=folder,
         evaluation=evaluation,

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from tunesmith_api.keys import METRIC_ADAPTERS
 from tunesmith_operator.core.pods.reports import LARGEST
 
 __all__ = ["NOTHING", "Figures", "Tally", "read_figures"]
 
 MOST_SERIES: Final = 10_000
+MOST_ADAPTERS: Final = 256
 _SAMPLE: Final = re.compile(
-    r"(http_requests_total|http_request_duration_seconds_bucket)\{([^{}\n]{0,1024})\} ([0-9.eE+-]{1,32})"
+    rf"(http_requests_total|http_request_duration_seconds_bucket|{METRIC_ADAPTERS})\{{([^{{}}\n]{{0,1024}})\}} ([0-9.eE+-]{{1,32}})"
 )
 _LABEL: Final = re.compile(r'(\w{1,64})="([^"\\]{0,256})"')
 _NOT_REQUESTS: Final = frozenset({"/healthz", "/health", "/metrics"})
@@ -33,6 +35,8 @@ class Figures:
     requests: float = 0.0
     errors: float = 0.0
     buckets: Mapping[float, float] = field(default_factory=dict)
+    adapters: frozenset[str] = frozenset()
+    """`name@digest` of the adapters that a pod serves; no count."""
 
     def plus(self, other: Figures) -> Figures:
         """Both together."""
@@ -82,6 +86,7 @@ NOTHING: Final = Figures()
 def read_figures(text: str) -> Figures:
     """The figures in a pod's Prometheus text; what isn't understood counts nothing."""
     requests = errors = 0.0
+    adapters = set()
     buckets: dict[float, float] = {}
     for number, found in enumerate(_SAMPLE.finditer(text)):
         if number >= MOST_SERIES:
@@ -90,12 +95,16 @@ def read_figures(text: str) -> Figures:
         labels = dict(_LABEL.findall(found[2]))
         if labels.get("path") in _NOT_REQUESTS:
             continue
+        if name == METRIC_ADAPTERS:
+            if value and len(adapters) < MOST_ADAPTERS:
+                adapters.add(f"{labels.get('name', '')}@{labels.get('digest', '')}")
+            continue
         if name == "http_requests_total":
             requests += value
             errors += value if labels.get("code", "").startswith("5") else 0.0
         elif (bound := _bound(labels.get("le", ""))) is not None and (bound in buckets or len(buckets) < 64):
             buckets[bound] = buckets.get(bound, 0.0) + value
-    return Figures(requests, errors, buckets)
+    return Figures(requests, errors, buckets, frozenset(adapters))
 
 
 def _count(text: str) -> float:
@@ -137,6 +146,11 @@ class Tally:
         if figures.requests < before.requests:  # its container has been restarted and counts from nothing
             ended, begun = ended.plus(before.since(begun)), NOTHING
         return replace(self, pods={**self.pods, uid: (begun, figures)}, ended=ended)
+
+    def adapters(self, uids: Iterable[str]) -> frozenset[str]:
+        """The adapters that all of these pods serve; none as long as one has not been heard."""
+        found = [self.pods[uid][1].adapters if uid in self.pods else frozenset() for uid in uids]
+        return frozenset.intersection(*found) if found else frozenset()
 
     @property
     def figures(self) -> Figures:

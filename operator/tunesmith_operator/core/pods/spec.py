@@ -54,6 +54,8 @@ class Workload:
     """PersistentVolumeClaims to mount below VOLUMES_DIRECTORY, and whether they are written to."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Secrets to mount, by the folder where their entries appear. One that is missing leaves the folder empty."""
+    config_maps: Mapping[str, str] = field(default_factory=dict)
+    """ConfigMaps to mount beside the plan, likewise."""
     container_fields: JSON = field(default_factory=dict)
     pod_fields: JSON = field(default_factory=dict)
     shared_memory: bool = False
@@ -147,7 +149,8 @@ def _container(workload: Workload, config: Config) -> JSON:
         for volume, claim, written in _claims(workload)
     ]
     mounts += [
-        {"name": volume, "mountPath": folder, "readOnly": True} for volume, folder, _ in _secret_volumes(workload)
+        {"name": volume, "mountPath": folder, "readOnly": True}
+        for volume, folder, _ in (*_secret_volumes(workload), *_config_map_volumes(workload))
     ]
     return {
         "name": workload.container,
@@ -177,6 +180,10 @@ def _secret_volumes(workload: Workload) -> list[tuple[str, str, str]]:
     return [(f"secret-{number}", folder, name) for number, (folder, name) in enumerate(workload.secrets.items())]
 
 
+def _config_map_volumes(workload: Workload) -> list[tuple[str, str, str]]:
+    return [(f"config-{number}", folder, name) for number, (folder, name) in enumerate(workload.config_maps.items())]
+
+
 def pod_spec(workload: Workload, config: Config) -> JSON:
     """A pod spec that passes the restricted Pod Security Standard and holds no Kubernetes token."""
     volumes: list[JSON] = [
@@ -195,6 +202,9 @@ def pod_spec(workload: Workload, config: Config) -> JSON:
     for volume, _, name in _secret_volumes(workload):
         # optional: where it is missing the program says so in its report, which a pod that waits for it can't
         volumes.append({"name": volume, "secret": {"secretName": name, "optional": True}})
+    for volume, _, name in _config_map_volumes(workload):
+        # optional: it comes when there is something to say
+        volumes.append({"name": volume, "configMap": {"name": name, "optional": True}})
     spec: JSON = {
         "restartPolicy": workload.restart_policy,
         "terminationGracePeriodSeconds": GRACE_SECONDS,

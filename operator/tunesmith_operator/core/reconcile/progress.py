@@ -44,3 +44,5 @@ class ServersSample:
 
     window: str
     figures: Figures
+    adapters: frozenset[str] = frozenset()
+    """`name@digest` of the adapters that each of the pods has said it serves."""

@@ -48,6 +48,7 @@ _GOOD: Final = frozenset(
         Reason.REPLICAS_AVAILABLE,
         Reason.SCALED_TO_ZERO,
         Reason.SOURCE_NOT_READY,
+        Reason.ADAPTERS_SERVED,
     }
 )
 

@@ -1,0 +1,174 @@
+"""The engine of a server pod with its adapters, and how another takes its place when they change. Used by `__main__`.
+
+llama.cpp loads adapters when it loads the model. So one with the new set is started beside the one that answers, from
+the same file, which the kernel holds in memory once. Requests move over when it has answered; the first ends when it
+has none left. Where memory doesn't suffice for two, requests wait until one has gone and the other is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tunesmith_api.adapters import ServedAdapter
+from tunesmith_api.keys import Reason
+from tunesmith_api.plan import ServingPlan
+from tunesmith_server.engines.base import Engine, LocalAdapter
+from tunesmith_server.engines.registry import Launcher
+from tunesmith_server.front.fields import Limits
+from tunesmith_server.front.server import Front
+from tunesmith_store.errors import Failure, Retryable, UserError
+from tunesmith_store.memory import spare_memory
+
+__all__ = ["Serving"]
+
+log = logging.getLogger("tunesmith.server")
+
+LOOK_SECONDS = 1.0
+"""From one look at the list of adapters to the next."""
+AGAIN_SECONDS = 30.0
+"""An adapter that could not be loaded is tried again after so long."""
+MARGIN = 96 << 20
+"""Memory that is left free beside two engines."""
+
+
+class Serving:
+    """One engine at a time, but for the moments in which another takes over."""
+
+    def __init__(self, plan: ServingPlan, launcher: Launcher) -> None:
+        self._plan = plan
+        self._launcher = launcher
+        self._engine: Any = None
+        self._adapters: tuple[LocalAdapter, ...] = ()
+
+    def start(self, adapters: Sequence[LocalAdapter]) -> Engine:
+        """Load the model with its adapters, or without them where the engine refuses these; return when it is loaded.
+
+        Raises:
+            UserError: the engine refuses the model.
+        """
+        try:
+            self._engine = self._launcher.start(adapters)
+        except UserError as error:
+            if not adapters:
+                raise
+            log.error("the adapters can't be loaded, the model is served without them: %s", error.message)
+            self._engine = self._launcher.start(())
+        engine: Engine = self._engine
+        self._adapters = tuple(it for it in adapters if it.name in engine.models)
+        return engine
+
+    def limits(self) -> Limits:
+        """What the front allows: requests for the model and for its adapters, and how each is put to the engine."""
+        plan, engine = self._plan, self._engine
+        models = engine.models
+        return Limits(
+            tuple(models),
+            plan.context_length,
+            plan.api.max_tokens,
+            engine.vocabulary,
+            engine.tools,
+            plan.engine,
+            models,
+        )
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Name → digest of the adapters that are served."""
+        return {it.name: it.digest for it in self._adapters}
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the engine will never answer again; None while it may."""
+        engine = self._engine
+        failure: Failure | None = engine.failure if engine is not None else None
+        return failure
+
+    def close(self) -> None:
+        """End what the engine has started beside this process."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def is_alive(self) -> bool:
+        """Say whether the engine responds; while one makes room for another, nothing is wrong."""
+        engine = self._engine
+        return engine is None or engine.is_alive()
+
+    def change(self, adapters: Sequence[LocalAdapter], front: Front) -> None:
+        """Serve these adapters from now on, and no others.
+
+        Raises:
+            Failure: the engine can't load them; the ones before are served on.
+        """
+        if tuple(adapters) == self._adapters:
+            return
+        if self._engine.loads_adapters:
+            self._load(adapters, front)
+            return
+        before, had, started = self._engine, self._adapters, time.monotonic()
+        beside = spare_memory() - MARGIN >= self._launcher.needs
+        if not beside:
+            log.info("not enough memory for two engines: requests wait for the one with other adapters")
+            front.hold()
+            self._engine = None
+            before.close()
+        try:
+            engine = self._launcher.start(adapters)
+            if not engine.answers():
+                raise Retryable("the model is loaded with other adapters but gives no answer", Reason.SERVER_FAILED)
+        except Failure:
+            if not beside:
+                self._engine = self._launcher.start(had)
+                front.serve(self._engine.url, self.limits(), self.digests)
+            raise
+        self._engine, self._adapters = engine, tuple(adapters)
+        front.serve(engine.url, self.limits(), self.digests)
+        if beside:
+            before.close()
+        names = ", ".join(self.digests) or "none"
+        log.info("adapters served: %s (after %.1f s)", names, time.monotonic() - started)
+
+    def _load(self, adapters: Sequence[LocalAdapter], front: Front) -> None:
+        """Have the engine that there is load those that it hasn't, and let go of others when nobody asks them."""
+        started = time.monotonic()
+        there = self._engine.load(adapters)
+        if there == self._adapters:
+            return
+        self._adapters = there
+        front.serve(self._engine.url, self.limits(), self.digests)
+        self._engine.unload_others()
+        log.info("adapters served: %s (after %.1f s)", ", ".join(self.digests) or "none", time.monotonic() - started)
+
+    def follow(
+        self,
+        wanted: Callable[[], tuple[ServedAdapter, ...]],
+        fetch: Callable[[Sequence[ServedAdapter]], list[LocalAdapter]],
+        front: Front,
+    ) -> None:
+        """Look at the list from now on, in a thread of its own, and load what it says."""
+        threading.Thread(target=self._follow, args=(wanted, fetch, front), name="adapters", daemon=True).start()
+
+    def _follow(
+        self,
+        wanted: Callable[[], tuple[ServedAdapter, ...]],
+        fetch: Callable[[Sequence[ServedAdapter]], list[LocalAdapter]],
+        front: Front,
+    ) -> None:
+        tried: tuple[ServedAdapter, ...] = ()
+        next_try = 0.0
+        while True:
+            asked = wanted()
+            if {it.name: it.digest for it in asked} != self.digests and (
+                asked != tried or time.monotonic() >= next_try
+            ):
+                tried, next_try = asked, time.monotonic() + AGAIN_SECONDS
+                try:
+                    self.change(fetch(asked), front)
+                except Failure as failure:
+                    log.error("adapters can't be changed: %s: %s", failure.reason, failure.message)
+                except Exception:
+                    log.exception("adapters can't be changed")
+            time.sleep(LOOK_SECONDS)
