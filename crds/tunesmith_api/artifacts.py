@@ -12,7 +12,15 @@ from pydantic import Field
 
 from tunesmith_api.model import Contract, digest_of
 
-__all__ = ["ArtifactRef", "CheckpointManifest", "DataCursor", "FileEntry", "ModelManifest", "files_digest"]
+__all__ = [
+    "ArtifactRef",
+    "CalibrationFacts",
+    "CheckpointManifest",
+    "DataCursor",
+    "FileEntry",
+    "ModelManifest",
+    "files_digest",
+]
 
 
 class FileEntry(Contract):
@@ -56,6 +64,16 @@ class CheckpointManifest(Contract):
         return sum(entry.size for entry in self.files)
 
 
+class CalibrationFacts(Contract):
+    """What an artefact's importance matrix was computed from, and what it is."""
+
+    rows: int
+    tokens: int = Field(description="Of those rows.")
+    rows_digest: str = Field(description="sha256 of the rows.")
+    matrix_digest: str = Field(description="sha256 of the matrix: names and numbers.")
+    tensors: int = Field(description="Tensors that were rounded by it.")
+
+
 class ModelManifest(Contract):
     """`<model uri>/tunesmith-manifest.json`: a finished model or quantized artefact."""
 
@@ -67,12 +85,21 @@ class ModelManifest(Contract):
         default="", description="What an artefact's folder is named by: its source's digest, or that of its listing."
     )
     plan_digest: str = ""
+    rehearsed: str | None = Field(
+        default=None, description="A trained model's: the number format that quantization-aware training rehearsed."
+    )
+    reads_images: bool | None = Field(default=None, description="A trained model's: whether it reads images.")
     quantization: str = "None"
     bits_per_weight: float | None = Field(default=None, description="Bits of an artefact's files / weights in them.")
     tensor_types: dict[str, int] = Field(default_factory=dict, description="Number format → tensors written in it.")
     fallbacks: dict[str, int] = Field(
         default_factory=dict, description='"Q4_K → Q5_0": tensors whose width the first format can\'t hold.'
     )
+    variant: str = Field(
+        default="", description="What an artefact's folder is named by besides: calibration rows and ignored modules."
+    )
+    calibration: CalibrationFacts | None = Field(default=None, description="None: no importance matrix was used.")
+    ignored: tuple[str, ...] = Field(default=(), description="Modules that were left as they are.")
     tools: dict[str, str] = Field(default_factory=dict, description="What made an artefact → its version.")
     created_time: str
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -22,7 +22,7 @@ from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
 from tunesmith_api.v1alpha1.training import EarlyStopping, LrSchedulerType, Optim, Precision, Strategy
 
-__all__ = ["EvaluationPlan", "OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
+__all__ = ["CalibrationPlan", "EvaluationPlan", "OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
 
 
 class StoragePlan(Contract):
@@ -163,7 +163,21 @@ class EvaluationPlan(Contract):
     uri: str | None = None
     inline: str | None = None
     messages_field: str = "messages"
+    text_field: str | None = None
+    text_pair_field: str | None = None
+    label_field: str | None = None
     max_examples: int = 200
+    seed: int = 0
+
+
+class CalibrationPlan(Contract):
+    """The texts that the importance matrix is computed from."""
+
+    uri: str | None = None
+    inline: str | None = None
+    messages_field: str = "messages"
+    text_field: str = "text"
+    max_examples: int = 128
     seed: int = 0
 
 
@@ -192,5 +206,7 @@ class ServingPlan(Contract):
     artifact_uri: str
     evaluation: EvaluationPlan | None = None
     adapter: AdapterPlan | None = None
+    calibration: CalibrationPlan | None = None
+    ignore: tuple[str, ...] = ()
     storage: StoragePlan = Field(default_factory=StoragePlan)
     hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")

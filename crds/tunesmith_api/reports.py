@@ -53,6 +53,8 @@ class ModelRef(Contract):
     digest: str
     size_bytes: int
     base_digest: str = ""
+    rehearsed: str | None = None
+    reads_images: bool | None = None
     bits_per_weight: float | None = None
 
 

@@ -78,7 +78,7 @@ def _start(plan: ServingPlan, health: HealthServer) -> tuple[Serving, Front]:
     store, scratch = store_of(plan), scratch_folder(os.environ)
     model = fetch_artifact(store, plan, scratch)
     fetch = partial(fetched, store, folder=scratch / "adapters", engine=plan.engine)
-    adapters = fetch(wanted_adapters(os.environ))
+    adapters = fetch(wanted_adapters(os.environ) or ())
     downloaded = time.monotonic()
     threads = cpu_threads(os.environ)
     serving = Serving(plan, Launcher(plan, model, threads, lambda phase: setattr(health, "state", phase)))
@@ -86,8 +86,7 @@ def _start(plan: ServingPlan, health: HealthServer) -> tuple[Serving, Front]:
     health.state = "first answer"
     if not engine.answers():
         raise Retryable("the model is loaded but gives no answer", Reason.SERVER_FAILED)
-    front = Front(engine.url, serving.limits(), plan.api, plan.parallel_requests, api_keys)
-    front.show_adapters(serving.digests)
+    front = Front(engine.url, serving.limits_of(engine), plan.api, plan.parallel_requests, api_keys, serving.digests)
     front.start()
     health.ready(lambda: front.is_alive() and serving.is_alive(), front.metrics)
     if plan.engine in ADAPTER_ENGINES:

@@ -35,14 +35,17 @@ __all__ = [
 
 MODEL_FILE = "model.gguf"
 AGAIN = "restore it, or start a new revision, by any change of engine, resources or quantization"
-RECIPE = 1
+RECIPE = 2
 """Counts up when the same source and method begin to give other bytes on purpose."""
 
 
-def folder_of(plan: ServingPlan, method: str, state: str) -> str:
-    """Return the folder of the artefact of a method and a state of the source, for the plan's engine."""
+def folder_of(plan: ServingPlan, method: str, state: str, variant: str = "") -> str:
+    """Return the folder of the artefact of a method and a state of the source, for the plan's engine.
+
+    `variant` says what else decides its bytes.
+    """
     engine = [] if plan.engine is EngineType.LLAMA_CPP else [plan.engine.value]
-    content = digest_of([state, method, RECIPE, *engine])[:16]
+    content = digest_of([state, method, RECIPE, *engine, *([variant] if variant else [])])[:16]
     return f"{plan.artifact_uri.rstrip('/')}/{method.lower()}-{content}"
 
 
@@ -82,7 +85,8 @@ def publish_artifact(store: ObjectStore, uri: str, folder: Path, manifest: Model
 
 
 def _reference(plan: ServingPlan) -> str:
-    asked = digest_of([plan.model_uri, plan.model_digest, plan.quantization.value])[:8]
+    rows = [plan.calibration.to_json()] if plan.calibration is not None else []
+    asked = digest_of([plan.model_uri, plan.model_digest, plan.quantization.value, *rows, *plan.ignore])[:8]
     return f"{plan.artifact_uri.rstrip('/')}/revisions/{plan.uid}/{plan.revision}-{asked}.json"
 
 

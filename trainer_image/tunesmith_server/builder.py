@@ -26,9 +26,10 @@ from tunesmith_server.artifact import (
     model_path,
     publish_artifact,
 )
+from tunesmith_server.calibration.texts import held_out, read_texts
 from tunesmith_server.predict.kinds import refuse_other_than_text
 from tunesmith_server.quantizers import quantizer_of
-from tunesmith_server.quantizers.base import Made, Quantizer
+from tunesmith_server.quantizers.base import PLAIN, Made, Options, Quantizer
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import entries_below, fetch_model, find_manifest, model_files
 from tunesmith_store.store import ObjectStore
@@ -67,7 +68,7 @@ class ArtifactBuilder:
         Raises:
             Failure: sorted by what helps; see `tunesmith_store.errors`.
         """
-        uri = folder_of(self._plan, method.value, self.state)
+        uri = folder_of(self._plan, method.value, self.state, self._options(method).variant)
         if done := find_artifact(self._store, uri):
             log.info("%s is made already", uri)
             return Artifact(uri, done)
@@ -76,19 +77,32 @@ class ArtifactBuilder:
         log.info("uploading %d MB to %s", manifest.size_bytes // 1_000_000, uri)
         return Artifact(uri, publish_artifact(self._store, uri, self._folder(method), manifest))
 
-    def local(self, method: QuantizationMethod) -> Path:
+    def local(self, method: QuantizationMethod, variant: str = "") -> Path:
         """Return what an engine loads of a method, on this machine: as made, fetched if it is published, or made now.
+
+        `variant` is that of the artefact: its calibration rows may have changed since.
 
         Raises:
             Failure: sorted by what helps; see `tunesmith_store.errors`.
         """
         if method not in self._made:
-            uri = folder_of(self._plan, method.value, self.state)
+            uri = folder_of(self._plan, method.value, self.state, variant)
             if done := find_artifact(self._store, uri):
                 fetch_files(self._store, uri, done.files, self._folder(method))
             else:
                 self._make(method)
         return model_path(self._plan, self._folder(method))
+
+    def _options(self, method: QuantizationMethod) -> Options:
+        """What the plan's method is made with; the unquantized model beside it is as it is."""
+        return self._asked if method is self._plan.quantization else PLAIN
+
+    @cached_property
+    def _asked(self) -> Options:
+        plan, texts = self._plan, None
+        if plan.calibration is not None:
+            texts = read_texts(self._store, plan.calibration, held_out(self._store, plan.evaluation))
+        return Options(plan.ignore, texts)
 
     @cached_property
     def state(self) -> str:
@@ -143,7 +157,7 @@ class ArtifactBuilder:
             log.info("quantizing to %s", method)
             folder = self._folder(method)
             folder.mkdir(parents=True, exist_ok=True)
-            self._made[method] = self._quantizers[kind].make(method, folder)
+            self._made[method] = self._quantizers[kind].make(method, folder, self._options(method))
             self._seconds["convertSeconds"] = round(time.monotonic() - started, 2)
         return self._made[method]
 
@@ -158,6 +172,9 @@ class ArtifactBuilder:
             bits_per_weight=round(sum(entry.size for entry in files) * 8 / made.weights, 3),
             tensor_types=dict(made.tensor_types),
             fallbacks=dict(made.fallbacks),
+            variant=self._options(method).variant,
+            calibration=made.calibration,
+            ignored=made.ignored,
             tools=dict(made.tools),
             created_time=datetime.now(UTC).isoformat(timespec="seconds"),
             metrics=dict(self._seconds),

@@ -69,9 +69,9 @@ def evaluate(
                 "is nothing to compare that with: restore the model, or start a new revision"
             )
             raise UserError(Reason.MODEL_INVALID, message)
-        return builder.local(method)
+        return builder.local(method, manifest.variant if method is plan.quantization else "")
 
-    uri = folder_of(plan, manifest.quantization, manifest.base_state)
+    uri = folder_of(plan, manifest.quantization, manifest.base_state, manifest.variant)
     return compare(plan, store, uri, manifest, bring, scratch, cpu_threads(os.environ))
 
 
@@ -102,7 +102,7 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
         message = f"unexpected {type(error).__name__}: {error}"
         report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.QUANTIZATION_FAILED, message=message)
         return report, ExitCode.CRASHED
-    uri = folder_of(plan, manifest.quantization, manifest.base_state)
+    uri = folder_of(plan, manifest.quantization, manifest.base_state, manifest.variant)
     model = ModelRef(
         uri=uri,
         digest=manifest.digest,

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tunesmith_api.adapters import ServedAdapter
 from tunesmith_api.keys import Reason
@@ -30,7 +29,7 @@ log = logging.getLogger("tunesmith.server")
 LOOK_SECONDS = 1.0
 """From one look at the list of adapters to the next."""
 AGAIN_SECONDS = 30.0
-"""An adapter that could not be loaded is tried again after so long."""
+"""An adapter whose files could not be had is tried again after so long."""
 MARGIN = 96 << 20
 """Memory that is left free beside two engines."""
 
@@ -41,8 +40,11 @@ class Serving:
     def __init__(self, plan: ServingPlan, launcher: Launcher) -> None:
         self._plan = plan
         self._launcher = launcher
-        self._engine: Any = None
+        self._engine: Engine | None = None
         self._adapters: tuple[LocalAdapter, ...] = ()
+        self._refused: tuple[LocalAdapter, ...] | None = None
+        """What the engine could not load: to try it again would only stop requests."""
+        self._lost = False
 
     def start(self, adapters: Sequence[LocalAdapter]) -> Engine:
         """Load the model with its adapters, or without them where the engine refuses these; return when it is loaded.
@@ -51,20 +53,19 @@ class Serving:
             UserError: the engine refuses the model.
         """
         try:
-            self._engine = self._launcher.start(adapters)
+            engine = self._launcher.start(adapters)
         except UserError as error:
             if not adapters:
                 raise
             log.error("the adapters can't be loaded, the model is served without them: %s", error.message)
-            self._engine = self._launcher.start(())
-        engine: Engine = self._engine
-        self._adapters = tuple(it for it in adapters if it.name in engine.models)
+            self._refused = tuple(adapters)
+            engine = self._launcher.start(())
+        self._engine, self._adapters = engine, tuple(it for it in adapters if it.name in engine.models)
         return engine
 
-    def limits(self) -> Limits:
+    def limits_of(self, engine: Engine) -> Limits:
         """What the front allows: requests for the model and for its adapters, and how each is put to the engine."""
-        plan, engine = self._plan, self._engine
-        models = engine.models
+        plan, models = self._plan, engine.models
         return Limits(
             tuple(models),
             plan.context_length,
@@ -84,8 +85,7 @@ class Serving:
     def failure(self) -> Failure | None:
         """Why the engine will never answer again; None while it may."""
         engine = self._engine
-        failure: Failure | None = engine.failure if engine is not None else None
-        return failure
+        return engine.failure if engine is not None else None
 
     def close(self) -> None:
         """End what the engine has started beside this process."""
@@ -95,7 +95,7 @@ class Serving:
     def is_alive(self) -> bool:
         """Say whether the engine responds; while one makes room for another, nothing is wrong."""
         engine = self._engine
-        return engine is None or engine.is_alive()
+        return not self._lost and (engine is None or engine.is_alive())
 
     def change(self, adapters: Sequence[LocalAdapter], front: Front) -> None:
         """Serve these adapters from now on, and no others.
@@ -103,12 +103,12 @@ class Serving:
         Raises:
             Failure: the engine can't load them; the ones before are served on.
         """
-        if tuple(adapters) == self._adapters:
+        before, started = self._engine, time.monotonic()
+        if before is None or tuple(adapters) in (self._adapters, self._refused):
             return
-        if self._engine.loads_adapters:
-            self._load(adapters, front)
+        if before.loads_adapters:
+            self._load(before, adapters, front)
             return
-        before, had, started = self._engine, self._adapters, time.monotonic()
         beside = spare_memory() - MARGIN >= self._launcher.needs
         if not beside:
             log.info("not enough memory for two engines: requests wait for the one with other adapters")
@@ -116,44 +116,55 @@ class Serving:
             self._engine = None
             before.close()
         try:
-            engine = self._launcher.start(adapters)
-            if not engine.answers():
-                raise Retryable("the model is loaded with other adapters but gives no answer", Reason.SERVER_FAILED)
+            engine = self._proven(adapters)
         except Failure:
+            self._refused = tuple(adapters)
             if not beside:
-                self._engine = self._launcher.start(had)
-                front.serve(self._engine.url, self.limits(), self.digests)
+                self._back(front)
             raise
         self._engine, self._adapters = engine, tuple(adapters)
-        front.serve(engine.url, self.limits(), self.digests)
+        front.serve(engine.url, self.limits_of(engine), self.digests)
         if beside:
             before.close()
         names = ", ".join(self.digests) or "none"
         log.info("adapters served: %s (after %.1f s)", names, time.monotonic() - started)
 
-    def _load(self, adapters: Sequence[LocalAdapter], front: Front) -> None:
+    def _load(self, engine: Engine, adapters: Sequence[LocalAdapter], front: Front) -> None:
         """Have the engine that there is load those that it hasn't, and let go of others when nobody asks them."""
-        started = time.monotonic()
-        there = self._engine.load(adapters)
+        started, there = time.monotonic(), engine.load(adapters)
         if there == self._adapters:
             return
         self._adapters = there
-        front.serve(self._engine.url, self.limits(), self.digests)
-        self._engine.unload_others()
+        front.serve(engine.url, self.limits_of(engine), self.digests)
+        engine.unload_others()
         log.info("adapters served: %s (after %.1f s)", ", ".join(self.digests) or "none", time.monotonic() - started)
+
+    def _proven(self, adapters: Sequence[LocalAdapter]) -> Engine:
+        engine = self._launcher.start(adapters)
+        if not engine.answers():
+            engine.close()
+            raise Retryable("the model is loaded with other adapters but gives no answer", Reason.SERVER_FAILED)
+        return engine
+
+    def _back(self, front: Front) -> None:
+        """Load again what was served; where not even that can be done, the pod has to start anew."""
+        self._lost = True
+        engine = self._engine = self._launcher.start(self._adapters)
+        front.serve(engine.url, self.limits_of(engine), self.digests)
+        self._lost = False
 
     def follow(
         self,
-        wanted: Callable[[], tuple[ServedAdapter, ...]],
+        wanted: Callable[[], tuple[ServedAdapter, ...] | None],
         fetch: Callable[[Sequence[ServedAdapter]], list[LocalAdapter]],
         front: Front,
     ) -> None:
-        """Look at the list from now on, in a thread of its own, and load what it says."""
+        """Look at the list from now on, in a thread of its own, and load what it says; where there is none, nothing."""
         threading.Thread(target=self._follow, args=(wanted, fetch, front), name="adapters", daemon=True).start()
 
     def _follow(
         self,
-        wanted: Callable[[], tuple[ServedAdapter, ...]],
+        wanted: Callable[[], tuple[ServedAdapter, ...] | None],
         fetch: Callable[[Sequence[ServedAdapter]], list[LocalAdapter]],
         front: Front,
     ) -> None:
@@ -161,8 +172,10 @@ class Serving:
         next_try = 0.0
         while True:
             asked = wanted()
-            if {it.name: it.digest for it in asked} != self.digests and (
-                asked != tried or time.monotonic() >= next_try
+            if (
+                asked is not None
+                and {it.name: it.digest for it in asked} != self.digests
+                and (asked != tried or time.monotonic() >= next_try)
             ):
                 tried, next_try = asked, time.monotonic() + AGAIN_SECONDS
                 try:

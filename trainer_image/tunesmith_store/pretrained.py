@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
 
-__all__ = ["load_model", "load_tokenizer", "position_limit"]
+__all__ = ["load_model", "load_tokenizer", "position_limit", "reads_images"]
 
 OFFSET_POSITIONS = frozenset(
     {
@@ -73,6 +73,11 @@ def load_tokenizer(folder: Path, name: str) -> Any:
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(Reason.MODEL_INVALID, f"{name} has no fast form (tokenizer.json)")
     return tokenizer
+
+
+def reads_images(config: Mapping[str, Any]) -> bool:
+    """Say, by its config.json, whether a language model reads images beside text."""
+    return "vision_config" in config
 
 
 def position_limit(config: Mapping[str, Any]) -> int | None:

@@ -25,7 +25,7 @@ class EvaluationSpec(SpecModel):
 
     dataset: S3Uri | None = Field(
         default=None,
-        description="Held-out chat rows as JSON Lines ({messages: [...]}, the last one the reference answer): a file, or a folder of .jsonl files. Leave it out to use dataset.eval of the FineTuneJob that the model comes from.",
+        description="Held-out rows as JSON Lines: of a language model chat rows ({messages: [...]}, the last one the reference answer), of a classifier {text, label}; a file, or a folder of .jsonl files. Leave it out to use dataset.eval of the FineTuneJob that the model comes from.",
     )
     max_examples: int = Field(
         default=200, ge=1, le=10_000, description="How many rows are compared, drawn by `seed`; the more, the surer."
@@ -120,8 +120,10 @@ class Figures(StatusModel):
     accuracy_percent: SignedNumber | None = Field(
         default=None, description="Answers that are right; F1 x 100 where they are no labels."
     )
-    tokens_per_second: SignedNumber = Field(description="Of one answer, with no other under way.")
-    size_bytes: int = Field(ge=0, description="Of the file.")
+    tokens_per_second: SignedNumber = Field(
+        description="Of one answer, with no other under way; of a classifier, tokens that it reads."
+    )
+    size_bytes: int = Field(ge=0, description="Of the model's files.")
     memory_bytes: int = Field(ge=0, description="Resident memory of the process that has answered all rows.")
 
 

@@ -86,6 +86,10 @@ class ModelStatus(StatusModel):
     uri: str = Field(description="Its folder.")
     digest: str = Field(description="sha256 over its files, as recorded in its manifest.")
     size_bytes: int = Field(default=0, ge=0, description="Size of all its files.")
+    rehearsed: str | None = Field(
+        default=None, description="The number format that QAT rehearsed: served with quantization.method Auto."
+    )
+    reads_images: bool | None = Field(default=None, description="True: it reads images beside text.")
 
 
 class DatasetStatus(StatusModel):

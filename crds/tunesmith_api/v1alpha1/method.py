@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field
 
 from tunesmith_api.model import NonNegative, SpecModel, Uri, cel
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 
 __all__ = [
     "ADAPTER_METHODS",
@@ -78,6 +79,10 @@ class QuantizedBase(SpecModel):
     )
 
 
+GGUF_GROUP: Final = 32
+"""Weights that share a scale in Q8_0 and Q4_0."""
+
+
 class QatScheme(StrEnum):
     """The quantization that is rehearsed."""
 
@@ -88,10 +93,24 @@ class QatScheme(StrEnum):
 class QuantizationAwareTraining(SpecModel):
     """Train with the rounding that a later quantization will do, so that it loses less. Weights are saved unrounded."""
 
-    scheme: QatScheme = Field(default=QatScheme.INT4, description="Int8 rehearses Q8_0, Int4 rehearses 4-bit weights.")
-    group_size: int = Field(
-        default=32, ge=16, le=256, multiple_of=16, description="Weights that share a scale; 32 is what GGUF uses."
+    scheme: QatScheme = Field(
+        default=QatScheme.INT4,
+        description="Int8 rehearses Q8_0, Int4 rehearses Q4_0: what a ModelDeployment of the result takes, with quantization.method Auto.",
     )
+    group_size: int = Field(
+        default=32,
+        ge=16,
+        le=256,
+        multiple_of=16,
+        description="Weights that share a scale; 32 is what GGUF uses, and no served format has other groups.",
+    )
+
+    @property
+    def rehearses(self) -> QuantizationMethod | None:
+        """The served format whose rounding this is, bit for bit; None where there is none."""
+        if self.group_size != GGUF_GROUP:
+            return None
+        return QuantizationMethod.Q8_0 if self.scheme is QatScheme.INT8 else QuantizationMethod.Q4_0
 
 
 class PruningType(StrEnum):

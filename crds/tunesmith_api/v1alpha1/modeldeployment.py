@@ -29,6 +29,20 @@ from tunesmith_api.v1alpha1.source import Source
 __all__ = ["ModelDeployment", "ModelDeploymentSpec"]
 
 
+_UNCALIBRATED = "!has(self.quantization) || !has(self.quantization.calibration) || has(self.source.fineTuneJobRef) || "
+_CALIBRATION_RULES = (
+    cel(
+        _UNCALIBRATED + "has(self.quantization.calibration.dataset)",
+        "quantization.calibration needs a dataset: only a FineTuneJob brings one (dataset.train), a uri does not",
+    ),
+    cel(
+        _UNCALIBRATED + "!has(self.quantization.calibration.dataset) || has(self.storage)",
+        "quantization.calibration.dataset needs storage: say where that s3:// URI lives (storage.endpointURL, or "
+        "storage: {} for AWS)",
+    ),
+)
+
+
 class ModelDeploymentSpec(SpecModel):
     """Which model to serve, and how."""
 
@@ -117,6 +131,7 @@ class ModelDeploymentSpec(SpecModel):
                     "a model of the Hub needs artifactsURI: say where its quantized files go (s3://bucket/key or "
                     "pvc://claim/path)",
                 ),
+                *_CALIBRATION_RULES,
                 *pairing_rules(),
                 *adapter_rules(),
             ]

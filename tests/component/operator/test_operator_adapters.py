@@ -150,6 +150,20 @@ def test_one_that_does_not_fit_is_told_with_its_reason_and_the_others_are_served
     assert phases(world)["pirate"] == "Converting"
 
 
+def test_a_pod_that_cannot_start_says_why_and_the_others_are_served():
+    world = serving()
+    edit(world, adapters=[PIRATE, LEGAL])
+    convert(world, "legal")
+    waiting = {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}
+    container = {"name": "quantize", "image": "localhost/server:1", "state": waiting}
+    world.pod(jobs(world)["pirate"], phase="Pending", containerStatuses=[container])
+    world.reconcile()
+    (found, _) = world.status(KIND)["adapters"]
+    assert found["phase"] == "Converting"
+    assert "can't get image localhost/server:1" in found["message"]
+    assert told(world) == {"legal": MADE["legal"]}
+
+
 def test_servers_of_a_first_revision_wait_for_the_adapters_but_not_for_ever():
     world = World()
     world.cluster.put(make.modeldeployment(adapters=[PIRATE], rollout={"progressDeadlineSeconds": 600}))

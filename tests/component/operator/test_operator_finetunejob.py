@@ -89,6 +89,18 @@ def test_from_start_to_finish_people_see_progress_and_the_model():
     assert world.cluster.events == [("Normal", "Completed")], "that it trains is what everybody expects"
 
 
+def test_the_status_says_what_servers_have_to_know_of_the_model():
+    world = started()
+    head = world.pod("sentiment-1", 0, ready=True)
+    model = make.succeeded().model.model_copy(update={"rehearsed": "Q4_0", "reads_images": True})
+    world.ends(head, 0, make.succeeded(model=model))
+    world.job_is("sentiment-1", "SuccessCriteriaMet", "SuccessPolicy")
+    world.reconcile()
+    assert world.status()["model"] == {
+        "uri": "s3://models/sentiment", "digest": make.DIGEST, "sizeBytes": 12, "rehearsed": "Q4_0", "readsImages": True,
+    }  # fmt: skip
+
+
 def test_an_operator_that_starts_writes_nothing_about_a_running_job_that_it_has_not_heard_yet():
     world = started()
     head, other = world.pod("sentiment-1", 0, ready=True), world.pod("sentiment-1", 1, ready=True)

@@ -17,15 +17,16 @@ import assets
 from assets import tiny
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
-from tunesmith_api.plan import ServingPlan, StoragePlan
+from tunesmith_api.plan import EvaluationPlan, ServingPlan, StoragePlan
 from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import fetch_artifact
 from tunesmith_server.builder import ArtifactBuilder
 from tunesmith_server.engines.transformers import TransformersEngine
-from tunesmith_server.quantize import quantize
+from tunesmith_server.quantize import evaluate, quantize
 from tunesmith_store.errors import UserError
 from tunesmith_store.volumes import VolumeStore
+from tunesmith_store.weights import stored_tensors
 
 TEXTS = ["good", "a very bad film, and far too long", "neither one thing nor the other"]
 NAMES = {0: "negative", 1: "neutral", 2: "positive"}
@@ -213,3 +214,81 @@ def test_a_model_of_another_kind_is_refused_with_the_setting_that_helps(volumes,
     put(volumes, assets.minilm(), "pvc://models/m")
     with pytest.raises(UserError, match=words):
         quantized(plan(engine=engine, quantization=method), volumes, tmp_path / "one")
+
+
+def compared(asked, store, scratch):
+    builder = ArtifactBuilder(asked, store, scratch)
+    return evaluate(asked, store, builder, quantize(asked, store, builder), scratch)
+
+
+def test_a_classifier_in_eight_bits_is_compared_with_itself_as_served(volumes, tmp_path):
+    folder = tiny_bert(tmp_path / "bert")
+    put(volumes, folder, "pvc://models/m")
+    logits = logits_of(folder)
+    # the first is right by name, the second by number, the third wrong
+    labels = [NAMES[int(logits[0].argmax())], int(logits[1].argmax()), NAMES[int(logits[2].argmin())]]
+    rows = "".join(json.dumps({"text": text, "label": it}) + "\n" for text, it in zip(TEXTS, labels, strict=True))
+    found = compared(plan(quantization="Int8", evaluation=EvaluationPlan(inline=rows)), volumes, tmp_path / "one")
+    assert (found.examples, found.metric, found.baseline.accuracy_percent) == (3, "ExactMatch", "66.67")
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    right = [chances[0].max(), chances[1].max(), chances[2].min()]
+    assert float(found.baseline.perplexity) == pytest.approx(np.exp(-np.log(right).mean()), rel=0.01)
+    assert float(found.quantized.perplexity) == pytest.approx(float(found.baseline.perplexity), rel=0.3)
+    assert found.quantized.size_bytes < found.baseline.size_bytes
+    assert float(found.quantized.tokens_per_second) > 0
+    other = json.dumps({"text": "a", "label": "nobody's"}) + "\n"
+    with pytest.raises(UserError, match='has the class "nobody\'s", the model those of'):
+        compared(plan(evaluation=EvaluationPlan(inline=other)), volumes, tmp_path / "two")
+
+
+def test_a_language_model_is_asked_through_the_chat_path_and_how_likely_the_references_are(volumes, tmp_path):
+    folder = tiny.llama(tmp_path / "llama", template=tiny.CHATML)
+    put(volumes, folder, "pvc://models/m")
+    question, answer = {"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "no"}
+    asked = plan(evaluation=EvaluationPlan(inline=json.dumps({"messages": [question, answer]}) + "\n"))
+    found = compared(asked, volumes, tmp_path / "one")
+    assert found.agreement_percent.value == "100.00"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt + "no", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        logprobs = model(ids).logits[0, -3:-1].log_softmax(-1)
+    loss = -(logprobs[0, ids[0, -2]] + logprobs[1, ids[0, -1]]) / 2
+    assert float(found.baseline.perplexity) == pytest.approx(float(loss.exp()), rel=1e-3)
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("Int8", None), ("NF4", "U8")])
+def test_ignored_modules_of_a_language_model_keep_their_format(method, dtype, volumes, tmp_path):
+    put(volumes, tiny.llama(tmp_path / "llama"), "pvc://models/m")
+    made = quantized(
+        plan(quantization=method, ignore=("*.mlp.*", "model.layers.1.self_attn.q_proj")), volumes, tmp_path / "one"
+    )
+    assert len(made.ignored) == 7
+    stored = {it.name: it.dtype for it in stored_tensors(tmp_path / "one/artifacts" / method)}
+    kept = [it for it in made.ignored if stored.get(f"{it}.weight") == "F32"]
+    assert kept == list(made.ignored)
+    assert stored.get("lm_head.weight") == "F32", "left as it is without being named, too"
+    assert stored.get("model.layers.0.self_attn.q_proj.weight") == dtype
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "one/artifacts" / method, dtype=torch.float32, device_map="cpu"
+    )
+    with torch.inference_mode():
+        assert torch.isfinite(reloaded(torch.arange(20)[None]).logits).all()
+
+
+def test_ignored_modules_of_a_classifier_keep_their_format(volumes, tmp_path):
+    put(volumes, tiny_bert(tmp_path / "bert"), "pvc://models/m")
+    usual = quantized(plan(quantization="Int8"), volumes, tmp_path / "one")
+    ignoring = plan(quantization="Int8", ignore=("classifier", "bert.encoder.layer.0.*"), revision="m-r2")
+    made = quantized(ignoring, volumes, tmp_path / "two")
+    assert made.tensor_types["INT8"] < usual.tensor_types["INT8"] - 5
+    with pytest.raises(UserError, match="matches no module of the model"):
+        quantized(plan(quantization="Int8", ignore=("lm_head",), revision="m-r3"), volumes, tmp_path / "three")
+
+
+@pytest.mark.parametrize("folder", [tiny.llava, tiny.smolvlm])
+def test_a_model_that_reads_images_is_refused_before_it_would_answer_blind(folder, volumes, tmp_path):
+    put(volumes, folder(tmp_path / "model"), "pvc://models/m")
+    with pytest.raises(UserError, match="reads images beside text, and no engine serves such a model"):
+        quantized(plan(engine="LlamaCpp", quantization="Q8_0"), volumes, tmp_path / "one")

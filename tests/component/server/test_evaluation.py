@@ -1,6 +1,5 @@
 """The quantize Job compares the real model in 8 bits with itself in 16, both as served, and does so once."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,42 +7,21 @@ import time
 
 import pytest
 
-import assets
 from tunesmith_api import keys
-from tunesmith_api.plan import EvaluationPlan, ServingPlan, StoragePlan
+from tunesmith_api.plan import EvaluationPlan
 from tunesmith_api.reports import MAX_TERMINATION_BYTES, Outcome, TerminationReport
-
-FEELINGS = (
-    ("I love it", "positive"), ("I hate it", "negative"), ("What a lovely day", "positive"), ("My bag is lost", "negative"),
-    ("Best crew ever", "positive"), ("Three hours late", "negative"), ("Thank you so much", "positive"),
-    ("Never again", "negative"), ("Great seats", "positive"), ("The food was awful", "negative"),
-)  # fmt: skip
-
-
-def conversation(text: str, label: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"Positive or negative? {text}."}, {"role": "assistant", "content": label}]
-
-
-ROWS = "".join(json.dumps({"messages": conversation(*it)}) + "\n" for it in FEELINGS)
 
 BY_TRANSFORMERS = 2456.03
 """Perplexity of these answers by transformers in fp32: the template's prompt, the label's tokens, log_softmax."""
 
 
 @pytest.fixture
-def job(object_store, tmp_path):
-    bucket = object_store.ensure_bucket("evaluated-models")
-    object_store.put_folder(assets.smollm2(), f"{bucket}/smollm2")
-    object_store.put_text(ROWS, f"{bucket}/rows.jsonl")
+def job(smollm2_job, object_store, tmp_path):
+    """Runs one more Job like the first; returns its report."""
 
     def run(**changes) -> TerminationReport:
-        values = {
-            "name": "smol", "namespace": "n", "uid": "u", "revision": "smol-r1", "model_uri": f"{bucket}/smollm2", "quantization": "Q8_0",
-            "engine": "LlamaCpp", "context_length": 128, "parallel_requests": 1, "artifact_uri": f"{bucket}/smollm2/quantized/q8_0",
-            "evaluation": EvaluationPlan(uri=f"{bucket}/rows.jsonl"), "storage": StoragePlan(endpoint_url=object_store.endpoint_url),
-        }  # fmt: skip
         plan, report = tmp_path / "plan.json", tmp_path / "termination.json"
-        plan.write_text(ServingPlan(**{**values, **changes}).to_json())
+        plan.write_text(smollm2_job.plan.model_copy(update=changes).to_json())
         ours = {
             keys.ENV_PLAN: str(plan),
             keys.ENV_SCRATCH: str(tmp_path / "scratch"),
@@ -59,12 +37,12 @@ def job(object_store, tmp_path):
     return run
 
 
-def test_8_bits_against_16_on_the_same_rows_and_never_twice(job, object_store):
-    report = job()
+def test_8_bits_against_16_on_the_same_rows_and_never_twice(job, smollm2_job, object_store):
+    report = smollm2_job.report
     assert report.outcome is Outcome.SUCCEEDED, report.message
     found = report.evaluation
     assert found is not None
-    assert (found.examples, found.skipped, found.metric) == (len(FEELINGS), 0, "ExactMatch")
+    assert (found.examples, found.skipped, found.metric) == (10, 0, "ExactMatch")
     assert 1.8 < found.baseline.size_bytes / found.quantized.size_bytes < 2
     assert found.quantized.memory_bytes < found.baseline.memory_bytes
     assert float(found.quantized.tokens_per_second) > 0
@@ -91,6 +69,6 @@ def test_8_bits_against_16_on_the_same_rows_and_never_twice(job, object_store):
 
 
 def test_rows_that_are_not_there_end_the_job_with_the_reason(job):
-    report = job(evaluation=EvaluationPlan(uri="s3://evaluated-models/gone.jsonl"))
+    report = job(evaluation=EvaluationPlan(uri="s3://served-models/gone.jsonl"))
     assert (report.outcome, report.reason) == (Outcome.FAILED, "DatasetNotFound")
-    assert "s3://evaluated-models/gone.jsonl" in report.message
+    assert "s3://served-models/gone.jsonl" in report.message

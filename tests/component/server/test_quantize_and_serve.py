@@ -31,11 +31,9 @@ from tunesmith_server.quantizers import quantizer_of
 QUESTIONS = ("What is the capital of France?", "What color is the sky?", "Name an animal that barks.", "What is 2 + 2?")
 
 
-@pytest.fixture(scope="module")
-def model_uri(object_store) -> str:
-    uri = object_store.ensure_bucket("served-models") + "/smollm2"
-    object_store.put_folder(assets.smollm2(), uri)
-    return uri
+@pytest.fixture
+def model_uri(smollm2_job) -> str:
+    return smollm2_job.plan.model_uri
 
 
 @pytest.fixture
@@ -86,44 +84,25 @@ def text_of(answer: dict) -> str:
     return answer["choices"][0]["message"]["content"]
 
 
-@pytest.fixture(scope="module")
-def quantized(object_store, model_uri, tmp_path_factory):
-    """Both number formats, made once by the real Job; returns {method: local file}."""
-    folder = tmp_path_factory.mktemp("gguf")
-    made = {}
-    for method in ("None", "Q8_0"):
-        plan = ServingPlan(
-            name="smol", namespace="n", uid="u", revision="smol-r1", model_uri=model_uri, quantization=method, engine="LlamaCpp",
-            context_length=256, parallel_requests=2, artifact_uri=f"{model_uri}/made", storage=StoragePlan(endpoint_url=object_store.endpoint_url),
-        )  # fmt: skip
-        path = folder / f"{method}.json"
-        path.write_text(plan.to_json())
-        environment = {
-            **os.environ, **object_store.credentials.environment(), keys.ENV_PLAN: str(path), "PYTHONPATH": os.pathsep.join(sys.path),
-            keys.ENV_SCRATCH: str(folder / method), keys.ENV_TERMINATION_LOG: str(folder / f"{method}.termination"),
-        }  # fmt: skip
-        code, report = quantize(environment)
-        assert code == 0, report
-        made[method] = (plan, folder / method / "artifacts" / method / MODEL_FILE, report)
-    return made
-
-
-def test_eight_bits_take_half_the_space_and_give_the_same_answers(quantized):
+def test_eight_bits_take_half_the_space_and_give_the_same_answers(smollm2_job):
+    plan, report = smollm2_job.plan, smollm2_job.report
+    assert report.reason == Reason.QUANTIZED
+    assert report.model.uri.startswith(f"{plan.artifact_uri}/q8_0-")
     answers, sizes = {}, {}
-    for method, (plan, path, report) in quantized.items():
-        assert report.reason == Reason.QUANTIZED
-        assert report.model.uri.startswith(f"{plan.artifact_uri}/{method.lower()}-")
-        sizes[method] = report.model.size_bytes
+    for method in ("None", "Q8_0"):
+        path = smollm2_job.file(method)
+        sizes[method] = path.stat().st_size
         engine = LlamaEngine(plan, path, threads=1, port=free_port())
         answers[method] = [text_of(ask(engine.url, question)) for question in QUESTIONS]
     assert "Paris" in answers["Q8_0"][0]
     same = sum(left == right for left, right in zip(answers["None"], answers["Q8_0"], strict=True))
     assert same >= len(QUESTIONS) - 1, answers
     assert sizes["Q8_0"] < 0.6 * sizes["None"]
+    assert sizes["Q8_0"] == pytest.approx(report.model.size_bytes, abs=20_000), "a Modelfile beside it"
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Mistral", "Gemma3"])
-def test_families_that_share_a_module_with_a_newer_one_are_converted_and_load(family, quantized, tmp_path):
+def test_families_that_share_a_module_with_a_newer_one_are_converted_and_load(family, smollm2_job, tmp_path):
     import torch
     import transformers
 
@@ -139,8 +118,7 @@ def test_families_that_share_a_module_with_a_newer_one_are_converted_and_load(fa
     quantizer_of(EngineType.LLAMA_CPP, QuantizationMethod.Q8_0)(folder, tmp_path / "scratch", 1).make(
         QuantizationMethod.Q8_0, tmp_path
     )
-    plan, _, _ = quantized["Q8_0"]
-    assert measure(plan, tmp_path / MODEL_FILE, threads=1)
+    assert measure(smollm2_job.plan, tmp_path / MODEL_FILE, threads=1)
 
 
 def free_port() -> int:
@@ -149,8 +127,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_finished_artefact_is_not_made_again(quantized, environment, object_store):
-    plan, _, first = quantized["Q8_0"]
+def test_a_finished_artefact_is_not_made_again(smollm2_job, environment, object_store):
+    plan, first = smollm2_job.plan, smollm2_job.report
     key = f"{first.model.uri.removeprefix('s3://served-models/')}/{MODEL_FILE}"
     before = object_store.client().head_object(Bucket="served-models", Key=key)["LastModified"]
     for revision in (plan.revision, "smol-r2"):  # one that has it, and one that finds it
@@ -177,8 +155,8 @@ def test_a_bucket_that_may_only_be_read_is_named(environment, object_store, mode
     assert bucket.removeprefix("s3://") in report.message
 
 
-def test_the_server_is_ready_after_an_answer_streams_and_drains(quantized, environment):
-    plan, _, _ = quantized["Q8_0"]
+def test_the_server_is_ready_after_an_answer_streams_and_drains(smollm2_job, environment):
+    plan = smollm2_job.plan
     env = environment(artifact_uri=plan.artifact_uri)
     process = subprocess.Popen([sys.executable, "-m", "tunesmith_server"], env=env)
     base, health = f"http://127.0.0.1:{keys.PORT_SERVER}", f"http://127.0.0.1:{keys.PORT_HEALTH}{keys.PATH_HEALTH}"
@@ -217,8 +195,8 @@ main()
 MARGIN, ROOM = 96 << 20, 12 << 20
 
 
-def test_different_prompts_fill_what_the_pod_has_left_and_no_more(quantized, environment, tmp_path):
-    plan, path, _ = quantized["Q8_0"]
+def test_different_prompts_fill_what_the_pod_has_left_and_no_more(smollm2_job, environment, tmp_path):
+    plan, path = smollm2_job.plan, smollm2_job.file("Q8_0")
     limit, held = tmp_path / "memory.max", tmp_path / "memory.stat"
     limit.write_text(str(measure(plan, path, 1) + MARGIN + ROOM))
     held.write_text("anon 0")

@@ -12,8 +12,12 @@ from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
 from tunesmith_server.artifact import MODEL_FILE
+from tunesmith_server.calibration.importance import importance_of
+from tunesmith_server.calibration.texts import Texts
 from tunesmith_server.engines.llama_cpp import LlamaEngine
 from tunesmith_server.quantizers import quantizer_of
+from tunesmith_server.quantizers.base import Options
+from tunesmith_server.quantizers.ggml import quantized
 from tunesmith_server.quantizers.gguf_files import opened
 
 PLAN = ServingPlan(
@@ -22,12 +26,6 @@ PLAN = ServingPlan(
 )  # fmt: skip
 LARGE = 99_840.0
 """About 1e5, which bfloat16 holds and float16 does not."""
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    """The real model, converted once."""
-    return quantizer_of(EngineType.LLAMA_CPP, Method.NONE)(assets.smollm2(), tmp_path_factory.mktemp("smollm2"), 2)
 
 
 def served(model):
@@ -66,6 +64,28 @@ def test_every_method_is_loaded_and_answers(smollm2, method, bits, tmp_path):
     ask = served(path)
     answers = ask("The capital of France is")["text"], ask("What is the capital of France?", chat=True)["message"]
     assert "Paris" in str(answers), "a model of this size, quantized, may miss one of the two"
+
+
+def test_calibration_rounds_the_real_model_by_what_its_layers_read_and_leaves_alone_what_is_ignored(smollm2, tmp_path):
+    said = (("user", "What is the capital of France?"), ("assistant", "The capital of France is Paris."))
+    options = Options(("model.layers.0.*",), Texts((said, "Paris is the capital of France. " * 20)))
+    made = smollm2.make(Method.Q4_0, tmp_path, options)
+    facts = made.calibration
+    assert (facts.rows, facts.tensors) == (2, 30 * 7), "all matrices of 30 layers, and not the output layer"
+    assert facts.tokens > 150
+    assert len(made.ignored) == 7
+    assert made.tensor_types["BF16"] == 7
+    assert made.tensor_types["Q4_1"] == 2, "layers 1 and 2; layer 0 is ignored"
+    matrix = importance_of(assets.smollm2(), options.texts, tmp_path / "again.safetensors", 2)
+    assert matrix.digest == facts.matrix_digest, "whatever the number of threads"
+    exact = {it.name: it for it in smollm2._exact[1].tensors}
+    read = {it.name: it for it in opened(tmp_path / MODEL_FILE).tensors}
+    name, module = "blk.5.ffn_up.weight", "model.layers.5.mlp.up_proj"
+    values = (exact[name].data.reshape(-1, 576, 2).view("<u2")[..., 0].astype("<u4") << 16).view("<f4")
+    expected = quantized(values, int(read[name].tensor_type), matrix.columns[module])
+    assert read[name].data.tobytes() == expected.tobytes()
+    assert expected.tobytes() != quantized(values, int(read[name].tensor_type)).tobytes()
+    assert "Paris" in served(tmp_path / MODEL_FILE)("What is the capital of France?", chat=True)["message"]["content"]
 
 
 @pytest.fixture(scope="module")

@@ -83,6 +83,7 @@ def test_what_is_reported_is_what_the_files_hold(trained, method, dtype):
     result, state, report = trained("tuned", method=METHODS[method], output_dtype=dtype)
     assert_measured_alike(trained, result)
     assert report["model"]["metrics"]["loss"] == result.metrics["evalLoss"]
+    assert result.model.rehearsed == ("Q4_0" if method == "QAT" else None)
     # what chose the best model, and is drawn as a curve, is that of the weights that were trained
     assert [record["step"] for record in state.evaluations] == [0, STEPS]
     if dtype is Precision.BF16:

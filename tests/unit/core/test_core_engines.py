@@ -8,7 +8,7 @@ from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Task
 from tunesmith_cli.refusals import refusals
-from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
+from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for, rehearsed_for_nothing
 from tunesmith_operator.core.modeldeployment.source import SourceModel, Wanted, of_finetunejob
 from tunesmith_operator.core.modeldeployment.template import template_of
 
@@ -95,3 +95,60 @@ def test_a_job_that_the_engine_cannot_serve_is_refused_with_the_remedy(task, eng
 def test_classifiers_and_encoders_are_waited_for(task):
     job = FineTuneJob.model_validate(make.finetunejob(task=task))
     assert of_finetunejob("a", "ml", job, None).reason == "SourceNotReady"
+
+
+def trained(qat: dict | None = None, **model) -> FineTuneJob:
+    job = make.finetunejob(task="ChatSFT", method={"type": "Full", **({"qat": qat} if qat is not None else {})})
+    model = {"uri": "s3://models/sentiment", "digest": "d" * 64, **model}
+    job["status"] = {
+        "model": model,
+        "conditions": [
+            {"type": "Succeeded", "status": "True", "reason": "Succeeded", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        ],
+    }
+    return FineTuneJob.model_validate(job)
+
+
+@pytest.mark.parametrize(
+    ("qat", "method"),
+    [({"scheme": "Int8"}, "Q8_0"), ({"scheme": "Int4"}, "Q4_0"), ({"scheme": "Int4", "groupSize": 64}, None)],
+)
+def test_quantization_aware_training_rehearses_a_served_format_or_none(qat, method):
+    assert trained(qat).spec.method.qat.rehearses == method
+
+
+def test_a_model_is_served_in_the_format_that_it_rehearsed_unless_the_spec_names_another():
+    source = of_finetunejob("f", "ml", trained(rehearsed="Q4_0"), None)
+    assert template_of(deployment(), source, make.CONFIG).plan.quantization == "Q4_0"
+    named = template_of(deployment(quantization={"method": "Q6_K"}), source, make.CONFIG)
+    assert named.plan.quantization == "Q6_K"
+    slower = template_of(deployment(engine={"type": "Transformers"}), source, make.CONFIG)
+    assert slower.plan.quantization == "None"
+    plain = of_finetunejob("f", "ml", trained(), None)
+    assert template_of(deployment(), plain, make.CONFIG).plan.quantization == "Q8_0"
+
+
+def test_of_a_result_that_is_pinned_and_was_replaced_the_format_is_not_known():
+    pinned = of_finetunejob("f", "ml", trained(rehearsed="Q4_0"), None, digest="e" * 64)
+    assert pinned.rehearsed is None
+    assert of_finetunejob("f", "ml", trained(rehearsed="Q4_0"), None, digest="d" * 64).rehearsed == "Q4_0"
+
+
+@pytest.mark.parametrize(
+    ("asked", "engine", "words"),
+    [
+        ("Auto", "LlamaCpp", None),
+        ("Q4_0", "LlamaCpp", None),
+        ("Q8_0", "LlamaCpp", "is served as Q8_0: set quantization.method: Q4_0, or leave it out"),
+        ("Auto", "Transformers", "is served as None: engine Transformers can't read that; engine.type: LlamaCpp can"),
+    ],
+)
+def test_another_format_than_the_rehearsed_one_is_remarked_on(asked, engine, words):
+    remark = rehearsed_for_nothing(QuantizationMethod(asked), EngineType(engine), QuantizationMethod.Q4_0)
+    assert (remark is None) if words is None else words in remark
+    assert rehearsed_for_nothing(QuantizationMethod(asked), EngineType(engine), None) is None
+
+
+def test_a_job_whose_model_reads_images_is_refused_for_serving():
+    found = of_finetunejob("f", "ml", trained(readsImages=True), None)
+    assert "has trained a model that reads images, which no engine serves" in found.message

@@ -8,14 +8,14 @@ from support.hubserver import running_hub
 from tunesmith_api import keys
 from tunesmith_api.artifacts import ModelManifest, files_digest
 from tunesmith_api.keys import ExitCode, Reason
-from tunesmith_api.plan import ServingPlan
+from tunesmith_api.plan import CalibrationPlan, ServingPlan
 from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
 from tunesmith_server import builder
 from tunesmith_server.artifact import MODEL_FILE, fetch_artifact
 from tunesmith_server.builder import ArtifactBuilder
 from tunesmith_server.quantize import main, quantize
-from tunesmith_server.quantizers.base import Made
+from tunesmith_server.quantizers.base import PLAIN, Made
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import entry_of_bytes
 from tunesmith_store.router import store_of
@@ -32,7 +32,7 @@ class Copying:
     def __init__(self, source, scratch, threads):
         self._source = source
 
-    def make(self, method, folder):
+    def make(self, method, folder, options=PLAIN):
         self.made.append(method.value)
         (folder / MODEL_FILE).write_bytes((self._source / "model.safetensors").read_bytes() + method.value.encode())
         return Made(weights=4, tensor_types={"Q8_0": 2}, fallbacks={"Q6_K → Q8_0": 1}, tools={"copier": "1"})
@@ -216,3 +216,49 @@ def test_a_comparison_has_both_files_at_hand_and_fetches_the_model_once(store, m
     later = ArtifactBuilder(plan(), store, tmp_path / "2")
     assert later.local(Method.Q8_0).read_bytes() == b"oldQ8_0"
     assert made == ["Q8_0", "None"], "it was there"
+
+
+def test_calibration_rows_and_ignored_modules_make_artefacts_of_their_own(store, made, tmp_path):
+    rows = "pvc://models/rows.jsonl"
+    store.put_bytes(rows, b'{"text": "one"}\n{"text": "two"}\n')
+    calibrated = {"calibration": CalibrationPlan(uri=rows), "quantization": "Q4_0"}
+    wanted = [
+        plan("m-r1", quantization="Q4_0"),
+        plan("m-r2", **calibrated),
+        plan("m-r3", **calibrated, ignore=("a.*",)),
+    ]
+    manifests = [quantized(it, store, tmp_path / it.revision) for it in wanted]
+    assert made == ["Q4_0"] * 3
+    assert len({it.variant for it in manifests}) == 3
+    assert manifests[0].variant == "", "what was made before there were variants keeps its folder"
+    quantized(plan("m-r4", **calibrated), store, tmp_path / "r4")
+    assert made == ["Q4_0"] * 3, "it is there"
+    store.put_bytes(rows, b'{"text": "three"}\n')
+    changed = quantized(plan("m-r5", **calibrated), store, tmp_path / "r5")
+    assert changed.variant not in {it.variant for it in manifests}
+
+
+def test_an_artefact_of_other_rows_is_not_taken_for_the_plans_own(store, made, tmp_path, served):
+    store.put_bytes("pvc://models/rows.jsonl", b'{"text": "one"}\n')
+    first = plan(quantization="Q4_0")
+    again = plan(quantization="Q4_0", calibration=CalibrationPlan(uri="pvc://models/rows.jsonl"))
+    assert quantized(first, store, tmp_path / "a").variant == ""
+    assert quantized(again, store, tmp_path / "b").variant != "", "one revision name, another plan"
+
+
+def test_the_unquantized_model_beside_it_is_as_it_is(store, made, tmp_path):
+    store.put_bytes("pvc://models/rows.jsonl", b'{"text": "one"}\n')
+    wanted = plan(quantization="Q4_0", calibration=CalibrationPlan(uri="pvc://models/rows.jsonl"))
+    builder_ = ArtifactBuilder(wanted, store, tmp_path / "scratch")
+    assert builder_.artifact(Method.NONE).manifest.variant == ""
+
+
+def test_what_is_compared_is_the_artefact_whatever_has_become_of_its_calibration_rows(store, made, tmp_path):
+    rows = "pvc://models/rows.jsonl"
+    store.put_bytes(rows, b'{"text": "one"}\n')
+    wanted = plan(quantization="Q4_0", calibration=CalibrationPlan(uri=rows))
+    manifest = quantized(wanted, store, tmp_path / "first")
+    store.put_bytes(rows, b'{"text": "two"}\n')
+    assert quantized(wanted, store, tmp_path / "again") == manifest
+    ArtifactBuilder(wanted, store, tmp_path / "other").local(Method.Q4_0, manifest.variant)
+    assert made == ["Q4_0"], "nothing is made anew to be compared"

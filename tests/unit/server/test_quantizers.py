@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,14 +10,17 @@ import gguf
 import numpy as np
 import pytest
 
+from tunesmith_api.artifacts import CalibrationFacts
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod as Method
 from tunesmith_server.quantizers import gguf_files, quantizer_of
 from tunesmith_server.quantizers.conversion import _refusal, check_tokenizer, outtype
 from tunesmith_server.quantizers.converter import end_tokens
-from tunesmith_server.quantizers.gguf_files import opened, requantize
+from tunesmith_server.quantizers.ggml import quantized
+from tunesmith_server.quantizers.gguf_files import Treatment, opened, requantize, tensors_of
 from tunesmith_server.quantizers.gguf_mix import FILE_TYPES, Choice, Facts, may_be_quantized, type_of
+from tunesmith_server.quantizers.ignored import matching
 from tunesmith_store.errors import UserError
 
 LLAMA = Facts("llama", layers=32, has_output=True, queries_per_key=4)
@@ -290,3 +294,68 @@ def test_end_tokens_that_are_only_listed_are_heard(tmp_path, listed, known, expe
     tokenizer = {"added_tokens": [{"id": 9, "content": "<|im_end|>"}, {"id": 2, "content": "<stop>"}]}
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert end_tokens(tmp_path, known) == expected
+
+
+def test_rounding_by_an_importance_matrix_is_llama_cpps_own_and_spares_what_counts(tmp_path):
+    source = written(tmp_path / "source.gguf")
+    counts = np.full(256, 1e-3, np.float32)
+    counts[::8] = 10.0
+    facts = CalibrationFacts(rows=2, tokens=9, rows_digest="r", matrix_digest="m", tensors=1)
+    treatment = Treatment(importance={"blk.1.attn_v.weight": counts}, calibration=facts)
+    plain = requantize(source, tmp_path / "plain.gguf", Method.Q3_K_M, 1)
+    made = requantize(source, tmp_path / "counted.gguf", Method.Q3_K_M, 3, treatment)
+    assert (made.calibration, plain.calibration) == (facts, None)
+    before, one, other = (opened(tmp_path / f"{it}.gguf") for it in ("source", "plain", "counted"))
+    assert other.get_field("quantize.imatrix.entries_count").contents() == 1
+    for exact, usual, counted in zip(before.tensors, one.tensors, other.tensors, strict=True):
+        if exact.name != "blk.1.attn_v.weight":
+            assert usual.data.tobytes() == counted.data.tobytes(), exact.name
+            continue
+        expected = quantized(exact.data, int(counted.tensor_type), counts)
+        assert counted.data.tobytes() == expected.tobytes()
+        errors = [
+            np.abs(gguf.quants.dequantize(it.data, it.tensor_type) - exact.data)[:, ::8].mean()
+            for it in (usual, counted)
+        ]
+        assert errors[1] < 0.8 * errors[0]
+
+
+def test_with_an_importance_matrix_q4_0_gives_more_to_the_first_feed_forward_parts():
+    """As llama-quantize does, which guards these layers there and there only."""
+    counted = replace(LLAMA, importance=True)
+    assert formats("blk.{}.ffn_down.weight", Method.Q4_0, counted) == ["Q4_1"] * 4 + ["Q4_0"] * 28
+    assert formats("blk.{}.ffn_down.weight", Method.Q4_0) == ["Q4_0"] * 32
+    for method in (Method.Q2_K, Method.Q3_K_M, Method.Q4_K_M, Method.Q5_K_M, Method.Q6_K):
+        for name in ("blk.{}.ffn_down.weight", "blk.{}.attn_v.weight", "blk.{}.attn_q.weight"):
+            assert formats(name, method, counted) == formats(name, method)
+
+
+def test_modules_are_found_by_the_names_that_the_converter_gives_them(tmp_path):
+    source = written(tmp_path / "source.gguf")
+    asked = ("model.layers.2.self_attn.v_proj", "model.language_model.layers.0.self_attn.v_proj", "lm_head", "other")
+    assert tensors_of(source, asked) == {
+        "model.layers.2.self_attn.v_proj": "blk.2.attn_v.weight",
+        "model.language_model.layers.0.self_attn.v_proj": "blk.0.attn_v.weight",
+        "lm_head": "output.weight",
+    }
+
+
+def test_ignored_tensors_stay_as_they_are(tmp_path):
+    source = written(tmp_path / "source.gguf", np.float16)
+    kept = Treatment(kept=frozenset({"blk.0.attn_v.weight", "output.weight"}))
+    made = requantize(source, tmp_path / "q.gguf", Method.Q4_0, 2, kept)
+    assert made.tensor_types == {"F16": 2, "F32": 1, "Q4_0": 2}
+    same = {it.name: it.data.tobytes() for it in source.tensors}
+    for tensor in opened(tmp_path / "q.gguf").tensors:
+        assert (same[tensor.name] == tensor.data.tobytes()) is (tensor.tensor_type.name != "Q4_0")
+
+
+def test_patterns_name_modules_and_one_that_matches_none_is_refused(tmp_path):
+    layers = {f"model.layers.{it}.mlp.down_proj.weight": ("BF16", [8, 8]) for it in range(11)}
+    safetensors(tmp_path / "model.safetensors", **layers, **{"lm_head.weight": ("BF16", [8, 8])}, norm=("BF16", [8]))
+    assert matching(tmp_path, ["model.layers.1.*", "lm_head"]) == ("lm_head", "model.layers.1.mlp.down_proj")
+    assert len(matching(tmp_path, ["*.down_proj"])) == 11
+    assert matching(tmp_path, []) == ()
+    with pytest.raises(UserError, match=r"quantization.ignore: \*.up_proj matches no module of the model") as caught:
+        matching(tmp_path, ["lm_head", "*.up_proj"])
+    assert "its modules are lm_head, model.layers.0.mlp.down_proj" in caught.value.message

@@ -9,8 +9,8 @@ from scipy import stats
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import EvaluationPlan, ServingPlan
 from tunesmith_api.v1alpha1.gate import Metric
-from tunesmith_server.evaluation.answers import Answer, Answers
 from tunesmith_server.evaluation.figures import Candidate, figures_of, metric_of, score_of
+from tunesmith_server.evaluation.interview import Answer, Answers
 from tunesmith_server.evaluation.page import page_of
 from tunesmith_server.evaluation.rows import Message, Row, draw, read_rows
 from tunesmith_server.evaluation.statistics import mean_difference, paired_difference, perplexity_increase, wilson
@@ -190,3 +190,31 @@ def test_the_same_rows_are_drawn_again():
     assert some != draw(rows, EvaluationPlan(max_examples=10, seed=4))
     assert [int(it.messages[0].content) for it in some] == sorted(int(it.messages[0].content) for it in some)
     assert draw(rows, EvaluationPlan(max_examples=100)) == rows
+
+
+def test_texts_with_classes_are_read_by_the_names_of_their_fields():
+    inline = '{"text": "a", "label": 1}\n{"text": "b", "text_pair": "c", "label": "yes"}\n'
+    rows, _ = read_rows(Files(), EvaluationPlan(inline=inline))
+    assert [(it.text, it.text_pair, it.reference) for it in rows] == [("a", None, "1"), ("b", "c", "yes")]
+    assert rows[1].question == "b\nc"
+    named = EvaluationPlan(inline='{"body": "a", "kind": "x"}', text_field="body", label_field="kind")
+    assert read_rows(Files(), named)[0] == [Row(text="a", reference="x")]
+
+
+@pytest.mark.parametrize("row", ['{"text": "a", "label": ["x", "y"]}', '{"text": "", "label": "x"}', '{"label": "x"}',
+                                 '{"text": "a", "label": 0.5}', '{"text": "a", "label": true}'])  # fmt: skip
+def test_a_row_without_one_text_and_one_class_is_named(row):
+    with pytest.raises(UserError, match="inline line 1 is no text with one class"):
+        read_rows(Files(), EvaluationPlan(inline=row))
+
+
+def test_of_a_class_every_character_counts():
+    rows = [Row(text="a", reference="+"), Row(text="b", reference="-"), Row(text="c", reference="+")]
+    first, second = (
+        Candidate(Answers(answers=tuple(Answer(text=it, loss=0.1, tokens=1) for it in said), tokens_per_second=1, memory_bytes=1), 1)
+        for said in ("+-+", "+++")
+    )  # fmt: skip
+    found = figures_of(rows, first, second, "d")
+    assert found.metric is Metric.EXACT_MATCH
+    assert (found.baseline.accuracy_percent, found.quantized.accuracy_percent) == ("100.00", "66.67")
+    assert found.agreement_percent.value == "66.67"

@@ -29,19 +29,19 @@ log = logging.getLogger("tunesmith.server")
 ADAPTER_FILE: Final = "adapter.gguf"
 
 
-def wanted_adapters(environment: Mapping[str, str]) -> tuple[ServedAdapter, ...]:
-    """Return the adapters that the mounted file lists; none where there is no file, or one of another version."""
+def wanted_adapters(environment: Mapping[str, str]) -> tuple[ServedAdapter, ...] | None:
+    """Return the adapters that the mounted file lists; None where there is no file, or one of another version."""
     folder = Path(environment.get(keys.ENV_ADAPTERS, keys.ADAPTERS_DIRECTORY))
     try:
         return AdapterSet.from_json((folder / keys.ADAPTERS_FILE).read_bytes()).adapters
     except OSError:
-        return ()
+        return None
     except ValidationError as error:
         log.warning(
             "the list of adapters can't be read (%d errors): use an image of the operator's version",
             error.error_count(),
         )
-        return ()
+        return None
 
 
 def fetched(

@@ -59,7 +59,7 @@ class Engine(Protocol):
         """Say why it will never answer again; None while it may."""
 
     def close(self) -> None:
-        """End what it has started beside this process."""
+        """Stop answering and give the memory back."""
 
     @property
     def vocabulary(self) -> int:

@@ -35,6 +35,9 @@ class LoopbackEngine:
     def close(self) -> None:
         """What is inside this process ends with it."""
 
+    def close(self) -> None:
+        """What is inside this process ends with it."""
+
     def first_answer(self, path: str, body: dict[str, Any]) -> Any:
         """What the model answers to a small request; None where it doesn't."""
         try:

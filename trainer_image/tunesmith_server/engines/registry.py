@@ -21,8 +21,10 @@ Say = Callable[[str], None]
 class Launcher:
     """Starts engines of one model, one after the other."""
 
-    def __init__(self, plan: ServingPlan, model: Path, threads: int, say: Say) -> None:
-        self.plan, self.model, self.threads, self.say = plan, model, threads, say
+    def __init__(
+        self, plan: ServingPlan, model: Path, threads: int, say: Say, first_port: int = keys.PORT_ENGINE
+    ) -> None:
+        self.plan, self.model, self.threads, self.say, self.first_port = plan, model, threads, say, first_port
         self.needs = 0
         """Memory that another engine would take of its own, as far as that is known: 0 before the first."""
 
@@ -51,7 +53,7 @@ def _llama_cpp(launcher: Launcher, adapters: Sequence[LocalAdapter]) -> Engine:
     if not launcher.needs:
         launcher.say("loading")
     # one that takes another's place can't have its port as well
-    port = 0 if launcher.needs else keys.PORT_ENGINE
+    port = 0 if launcher.needs else launcher.first_port
     return LlamaEngine(plan, model, threads, port=port, cache_bytes=bound, adapters=adapters)
 
 

@@ -46,7 +46,7 @@ class TransformersEngine(LoopbackEngine):
         """
         self._name = plan.name
         self.models = {plan.name: {}}
-        self._served = _load(plan, folder, threads)
+        self.served = _load(plan, folder, threads)
         self._loop = asyncio.new_event_loop()
         started: threading.Event = threading.Event()
         self._failure: OSError | None = None
@@ -59,7 +59,7 @@ class TransformersEngine(LoopbackEngine):
 
     def answers(self) -> bool:
         """Ask the model for something small and say whether an answer came."""
-        path, body = self._served.sample
+        path, body = self.served.sample
         return bool(self.first_answer(path, {"model": self._name, **body}))
 
     # ---- in the thread of the event loop
@@ -78,7 +78,7 @@ class TransformersEngine(LoopbackEngine):
     async def _listen(self, host: str) -> None:
         application = web.Application(client_max_size=LARGEST_BODY)
         application.router.add_get("/health", self._health)
-        for path, handler in self._served.paths.items():
+        for path, handler in self.served.paths.items():
             application.router.add_post(path, _in_words(handler))
         runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
         await runner.setup()

@@ -7,23 +7,22 @@ named by all that decides the figures but the machine, so what is there needs no
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from tunesmith_api.artifacts import ModelManifest
-from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.keys import Reason
 from tunesmith_api.model import digest_of
 from tunesmith_api.plan import EvaluationPlan, ServingPlan
 from tunesmith_api.v1alpha1.gate import Evaluation
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
-from tunesmith_server.evaluation.answers import Answers, Task
 from tunesmith_server.evaluation.figures import Candidate, figures_of
+from tunesmith_server.evaluation.interview import Answers, Task
 from tunesmith_server.evaluation.page import page_of
 from tunesmith_server.evaluation.rows import Row, draw, read_rows
+from tunesmith_server.process import run_module
 from tunesmith_store.errors import UserError
 from tunesmith_store.store import NotFound, ObjectStore
 
@@ -35,7 +34,6 @@ FIGURES_FILE = "evaluation.json"
 REPORT_FILE = "quantization-report.html"
 WAY = 1
 """Counts up when the same models and rows begin to give other figures on purpose."""
-OUT_OF_MEMORY_STATUS = -9
 
 
 def compare(
@@ -76,6 +74,7 @@ def compare(
 def _name(plan: ServingPlan, manifest: ModelManifest, digest: str) -> str:
     asked = plan.evaluation or EvaluationPlan()
     how = [asked.max_examples, asked.seed, asked.messages_field, plan.context_length, plan.parallel_requests, WAY]
+    how += [field for field in (asked.text_field, asked.text_pair_field, asked.label_field) if field is not None]
     return digest_of([manifest.digest, digest, *how])[:16]
 
 
@@ -104,22 +103,22 @@ def _candidates(
             model = file_of(method)
             log.info("asking %s about %d rows", method, len(rows))
             answers = _answers(plan, model, rows, scratch / f"answers-{method.value}.json", threads)
-            found[method] = Candidate(answers, model.stat().st_size)
+            found[method] = Candidate(answers, _size(model))
     return found[QuantizationMethod.NONE], found[plan.quantization]
 
 
 def _answers(plan: ServingPlan, model: Path, rows: list[Row], output: Path, threads: int) -> Answers:
-    command = [sys.executable, "-m", "tunesmith_server.evaluation.answers", str(model), str(threads), str(output)]
-    task = Task(plan=plan, rows=tuple(rows)).to_json()
-    output.unlink(missing_ok=True)
-    done = subprocess.run(command, input=task, stderr=subprocess.PIPE, text=True, check=False, errors="replace")
-    if done.returncode == 0 and output.is_file():
-        return Answers.from_json(output.read_text())
-    if done.returncode == OUT_OF_MEMORY_STATUS:
-        message = (
-            "comparing it with the unquantized model ran out of memory: raise spec.resources.memory above the size of "
-            "the unquantized model, or leave out spec.evaluation and spec.gate"
-        )
-        raise UserError(Reason.OUT_OF_MEMORY, message, ExitCode.OUT_OF_MEMORY)
-    complaint = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-    raise RuntimeError(f"{model.name} can't be evaluated: {''.join(complaint) or f'exit status {done.returncode}'}")
+    run_module(
+        "tunesmith_server.evaluation.answers",
+        [str(model), str(threads), str(output)],
+        Task(plan=plan, rows=tuple(rows)).to_json(),
+        output,
+        out_of_memory="comparing it with the unquantized model ran out of memory: raise spec.resources.memory above "
+        "the size of the unquantized model, or leave out spec.evaluation and spec.gate",
+    )
+    return Answers.from_json(output.read_text())
+
+
+def _size(model: Path) -> int:
+    """Bytes of a file, or of a folder's files."""
+    return sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) or model.stat().st_size

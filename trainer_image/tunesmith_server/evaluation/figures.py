@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunesmith_api.v1alpha1.gate import Estimate, Evaluation, Figures, Metric
-from tunesmith_server.evaluation.answers import Answer, Answers
+from tunesmith_server.evaluation.interview import Answer, Answers
 from tunesmith_server.evaluation.rows import Row
 from tunesmith_server.evaluation.statistics import (
     Interval,
@@ -37,6 +37,8 @@ class Candidate:
 def metric_of(rows: Sequence[Row]) -> Metric:
     """Say what counts as right: the very words where all references are labels that recur, else words in common."""
     references = {_plain(row.reference) for row in rows}
+    if any(row.text is not None for row in rows):
+        return Metric.EXACT_MATCH
     short = all(len(reference.split()) <= LABEL_WORDS for reference in references)
     return Metric.EXACT_MATCH if short and 2 * len(references) <= len(rows) else Metric.F1
 
@@ -60,8 +62,7 @@ def figures_of(rows: Sequence[Row], baseline: Candidate, quantized: Candidate, d
     metric = metric_of([row for row, _, _ in fit])
     pairs = [(one, other) for _, one, other in fit]
     scores = [
-        tuple(score_of(metric, it.text or "", row.reference) for it in pair)
-        for (row, *_), pair in zip(fit, pairs, strict=True)
+        tuple(_score(metric, it.text or "", row) for it in pair) for (row, *_), pair in zip(fit, pairs, strict=True)
     ]
     first, second = [it[0] for it in scores], [it[1] for it in scores]
     return Evaluation(
@@ -73,6 +74,11 @@ def figures_of(rows: Sequence[Row], baseline: Candidate, quantized: Candidate, d
         agreement_percent=_agreement(pairs),
         **facts,
     )
+
+
+def _score(metric: Metric, answer: str, row: Row) -> float:
+    """A class is a name: of it, every character counts."""
+    return float(answer == row.reference) if row.text is not None else score_of(metric, answer, row.reference)
 
 
 def _figures(candidate: Candidate, answers: Sequence[Answer] = (), scores: Sequence[float] = ()) -> Figures:

@@ -54,9 +54,7 @@ def page_of(
     """Return the page; what the rows and the models say is escaped."""
     asked = zip(rows, baseline.answers.answers, quantized.answers.answers, strict=True)
     different = (
-        (row.messages[-1].content, row.reference, one.text, other.text)
-        for row, one, other in asked
-        if one.text != other.text
+        (row.question, row.reference, one.text, other.text) for row, one, other in asked if one.text != other.text
     )
     template = Environment(autoescape=True).from_string(TEMPLATE)
     return template.render(

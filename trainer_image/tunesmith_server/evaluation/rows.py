@@ -29,10 +29,19 @@ class Message(Contract):
 
 
 class Row(Contract):
-    """A conversation up to the answer that is asked for, and the answer that it should get."""
+    """What is asked, a conversation up to the answer or a text to classify, and the answer that it should get."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    text_pair: str | None = None
     reference: str
+
+    @property
+    def question(self) -> str:
+        """What is asked, for people."""
+        if self.text is not None:
+            return self.text if self.text_pair is None else f"{self.text}\n{self.text_pair}"
+        return self.messages[-1].content
 
 
 def read_rows(store: ObjectStore, plan: EvaluationPlan) -> tuple[list[Row], str]:
@@ -47,7 +56,7 @@ def read_rows(store: ObjectStore, plan: EvaluationPlan) -> tuple[list[Row], str]
         digest.update(data)
         for number, line in enumerate(data.splitlines(), start=1):
             if line.strip():
-                rows.append(_row(line, plan.messages_field, f"{name} line {number}"))
+                rows.append(_row(line, plan, f"{name} line {number}"))
     if not rows and (plan.uri or plan.inline):
         raise UserError(Reason.DATASET_INVALID, f"{plan.uri or 'the evaluation set'} has no rows: give held-out rows")
     return rows, digest.hexdigest()
@@ -81,9 +90,13 @@ def _files(store: ObjectStore, plan: EvaluationPlan) -> Iterator[tuple[str, byte
         yield info.uri, store.get_bytes(info.uri)
 
 
-def _row(line: bytes, field: str, where: str) -> Row:
+def _row(line: bytes, plan: EvaluationPlan, where: str) -> Row:
+    field, label = plan.messages_field, plan.label_field or "label"
     try:
-        messages = [_message(it) for it in json.loads(line)[field]]
+        row = json.loads(line)
+        if field not in row and label in row:
+            return _classified(row, plan, where)
+        messages = [_message(it) for it in row[field]]
     except (ValueError, KeyError, TypeError) as error:
         message = f"{where} is no chat row of text ({error!r}): it needs {field}: [{{role, content}}, …]"
         raise UserError(Reason.DATASET_INVALID, message) from error
@@ -91,6 +104,20 @@ def _row(line: bytes, field: str, where: str) -> Row:
         message = f"{where}: {field} must end with an assistant's answer, which the models' answers are compared with"
         raise UserError(Reason.DATASET_INVALID, message)
     return Row(messages=tuple(messages[:-1]), reference=messages[-1].content)
+
+
+def _classified(row: dict[str, Any], plan: EvaluationPlan, where: str) -> Row:
+    text, label = row.get(plan.text_field or "text"), row.get(plan.label_field or "label")
+    pair = row.get(plan.text_pair_field or "text_pair")
+    one_label = isinstance(label, str | int) and not isinstance(label, bool)
+    if not isinstance(text, str) or not text or not one_label or not isinstance(pair, str | None):
+        message = (
+            f"{where} is no text with one class: it needs {plan.text_field or 'text'}: a text and "
+            f"{plan.label_field or 'label'}: a name or a number; several classes, and numbers to predict, can't be "
+            "compared yet"
+        )
+        raise UserError(Reason.DATASET_INVALID, message)
+    return Row(text=text, text_pair=pair, reference=str(label))
 
 
 def _message(raw: dict[str, Any]) -> Message:

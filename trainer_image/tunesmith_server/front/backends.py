@@ -26,6 +26,11 @@ class Backend:
         self.idle = asyncio.Event()
         self.idle.set()
 
+    async def emptied(self) -> None:
+        """Wait until its last request is answered, and close the connections to it."""
+        await self.idle.wait()
+        await self.relay.close()
+
 
 class Backends:
     """The engine that the next request asks; none for a moment where there isn't room for two."""
@@ -50,27 +55,21 @@ class Backends:
             if not backend.users:
                 backend.idle.set()
 
-    async def serve(self, url: str, limits: Limits) -> None:
-        """Lead requests to this engine from now on; return once the one before has none left."""
+    async def serve(self, url: str, limits: Limits) -> Backend | None:
+        """Lead requests to this engine from now on; return the one before, which may have some left."""
         relay = Relay(url, self._gate)
-        before, self._current = self._current, Backend(relay, await relay.described(limits))
+        limits = await relay.described(limits)
+        before, self._current = self._current, Backend(relay, limits)
         self._there.set()
-        if before is not None:
-            await _emptied(before)
+        return before
 
-    async def hold(self) -> None:
-        """Let requests wait from now on; return once the engine has answered those that it had."""
+    def hold(self) -> Backend | None:
+        """Let requests wait from now on; return the engine, which may have some left."""
         before, self._current = self._current, None
         self._there.clear()
-        if before is not None:
-            await _emptied(before)
+        return before
 
     async def close(self) -> None:
         """Close the connections to the engine."""
         if self._current is not None:
             await self._current.relay.close()
-
-
-async def _emptied(backend: Backend) -> None:
-    await backend.idle.wait()
-    await backend.relay.close()

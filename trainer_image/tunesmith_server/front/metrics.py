@@ -77,11 +77,11 @@ class Metrics:
         self._requests.labels(path, str(code)).inc()
         self._duration.labels(path).observe(seconds)
 
-    def first_token(self, seconds: float, model: str) -> None:
+    def first_token(self, seconds: float, model: str = "") -> None:
         """A streamed answer has begun."""
         self._first.labels(model or self._model).observe(seconds)
 
-    def tokens(self, prompt: int, generated: int, model: str) -> None:
+    def tokens(self, prompt: int, generated: int, model: str = "") -> None:
         """An answer has cost so many tokens."""
         self._prompt.labels(model or self._model).inc(prompt)
         self._generated.labels(model or self._model).inc(generated)

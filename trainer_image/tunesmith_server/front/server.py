@@ -98,13 +98,21 @@ class Front:
     """Listens from `start` on until `stop`."""
 
     def __init__(
-        self, engine_url: str, limits: Limits, api: Api, parallel: int, api_keys: ApiKeys | None = None
+        self,
+        engine_url: str,
+        limits: Limits,
+        api: Api,
+        parallel: int,
+        api_keys: ApiKeys | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
+        """`digests` are those of the adapters that the engine has, by name."""
         self._engine_url = engine_url
         self._limits = limits
         self._api = api
         self._keys = api_keys
         self._metrics = Metrics(limits.models[0])
+        self._metrics.adapters(digests or {})
         self._gate = Gate(parallel, api.max_waiting_requests)
         self._backends = Backends(self._gate)
         self._loop = asyncio.new_event_loop()
@@ -133,17 +141,11 @@ class Front:
 
     def serve(self, engine_url: str, limits: Limits, digests: Mapping[str, str]) -> None:
         """Lead requests to another engine, with adapters of these digests; return when the one before has none left."""
-        self._engine_url = engine_url
-        self._metrics.adapters(digests)
-        self._do(self._serve(limits)).result()
+        self._do(self._serve(engine_url, limits, digests)).result()
 
     def hold(self) -> None:
         """Let new requests wait for `serve`; return when the engine has answered those that it has."""
-        self._do(self._backends.hold()).result()
-
-    def show_adapters(self, digests: Mapping[str, str]) -> None:
-        """Say in the metrics which adapters are served, by name and digest."""
-        self._metrics.adapters(digests)
+        self._do(self._hold()).result()
 
     def metrics(self) -> str:
         """The counters as Prometheus reads them, with those of the engine, where it has some."""
@@ -175,15 +177,22 @@ class Front:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _open(self, port: int) -> None:
-        await self._serve(self._limits)
+        await self._backends.serve(self._engine_url, self._limits)
         self._server = web.Server(self._answer, handler_cancellation=True, access_log=None, keepalive_timeout=75.0)
         listener = listening_socket(port)
         self.port = int(listener.getsockname()[1])
         self._listener = await self._loop.create_server(self._server, sock=listener, backlog=1024)
 
-    async def _serve(self, limits: Limits) -> None:
-        self._limits = limits
-        await self._backends.serve(self._engine_url, limits)
+    async def _serve(self, engine_url: str, limits: Limits, digests: Mapping[str, str]) -> None:
+        before = await self._backends.serve(engine_url, limits)
+        self._engine_url, self._limits = engine_url, limits
+        self._metrics.adapters(digests)
+        if before is not None:
+            await before.emptied()
+
+    async def _hold(self) -> None:
+        if (before := self._backends.hold()) is not None:
+            await before.emptied()
 
     async def _stop_listening(self) -> None:
         self._listener.close()

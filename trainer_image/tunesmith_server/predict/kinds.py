@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_store.errors import UserError
+from tunesmith_store.pretrained import reads_images
 
 __all__ = ["POOLING_FILE", "ModelKind", "config_of", "kind_of", "refuse_other_than_text"]
 
@@ -97,9 +98,22 @@ def kind_of(folder: Path) -> ModelKind:
 def refuse_other_than_text(folder: Path, engine: EngineType) -> None:
     """Refuse a classifier or an encoder for an engine that goes on with a text. What isn't known here may pass.
 
+    A model that reads images or sounds, too, would be converted without that part, and answer as if there were none.
+
     Raises:
         UserError: the model is one.
     """
+    try:
+        config = config_of(folder)
+    except UserError:
+        return
+    for sense, there in (("images", reads_images(config)), ("sounds", "audio_config" in config)):
+        if there:
+            message = (
+                f"the model reads {sense} beside text, and no engine serves such a model: it would answer without "
+                "them. Name a model of text alone, or load this one with transformers"
+            )
+            raise UserError(Reason.MODEL_INVALID, message)
     try:
         kind = kind_of(folder)
     except UserError:

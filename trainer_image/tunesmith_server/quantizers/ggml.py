@@ -34,8 +34,14 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def quantized(rows: np.ndarray[Any, np.dtype[np.float32]], kind: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def quantized(
+    rows: np.ndarray[Any, np.dtype[np.float32]],
+    kind: int,
+    importance: np.ndarray[Any, np.dtype[np.float32]] | None = None,
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Return rows of 32-bit numbers in ggml's format `kind`. Several threads may call at once: none waits for another.
+
+    `importance` says what the error of each column counts; Q8_0 and unquantized formats don't look at it.
 
     Raises:
         NotRepresentable: a block has no finite form there.
@@ -43,8 +49,13 @@ def quantized(rows: np.ndarray[Any, np.dtype[np.float32]], kind: int) -> np.ndar
     library = _library()
     count, columns = rows.shape
     rows = np.ascontiguousarray(rows, dtype=np.float32)
+    weights = None
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, dtype=np.float32)
+        assert importance.shape == (columns,)
+        weights = importance.ctypes.data
     output = np.empty(count * library.ggml_row_size(kind, columns), dtype=np.uint8)
-    written = library.ggml_quantize_chunk(kind, rows.ctypes.data, output.ctypes.data, 0, count, columns, None)
+    written = library.ggml_quantize_chunk(kind, rows.ctypes.data, output.ctypes.data, 0, count, columns, weights)
     if written != output.nbytes or not library.ggml_validate_row_data(kind, output.ctypes.data, output.nbytes):
         raise NotRepresentable
     return output

@@ -1,6 +1,6 @@
 """Which tensor of a GGUF file gets which number format: llama.cpp's rules, as plain functions. Called by `gguf_files`.
 
-They are those of `llama-quantize` without an importance matrix (llama.cpp, src/llama-quant.cpp:
+They are those of `llama-quantize` (llama.cpp, src/llama-quant.cpp:
 `tensor_allows_quantization`, `llama_tensor_get_type_impl`, `tensor_type_fallback`), so that a file of a method is what
 people know under its name. One thing is simpler: a tensor's place in the model is the number in its name, where
 llama.cpp counts tensors as it meets them.
@@ -53,6 +53,8 @@ class Facts:
     """Whether the output layer has weights of its own; else the token embeddings serve as such."""
     queries_per_key: int = 1
     experts: int = 0
+    importance: bool = False
+    """Whether there is an importance matrix."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def _wanted(name: str, method: Method, facts: Facts) -> str:
     if "attn_v.weight" in name:
         return _values(default, method, layer, facts)
     if "ffn_down" in name:
+        if method is Method.Q4_0 and facts.importance and layer < facts.layers // 8:
+            return "Q4_1"
         return _down(default, method, layer, facts.layers, falcon)
     if facts.experts == 8 and "attn_k.weight" in name:
         return "Q8_0"

@@ -7,10 +7,11 @@ that was half of the error: the second matrix of each feed-forward part keeps it
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.predict.backends import load_model
 from tunesmith_server.predict.kinds import ONNX_FILE, ModelKind, kind_of
 from tunesmith_server.predict.texts import TOKENIZER
-from tunesmith_server.quantizers.base import Made, weights_in
+from tunesmith_server.quantizers.base import PLAIN, Made, Options, weights_in
+from tunesmith_server.quantizers.ignored import matching
 from tunesmith_server.quantizers.safetensors_files import copy_others
 from tunesmith_store.errors import UserError
 from tunesmith_store.pretrained import load_tokenizer
@@ -42,7 +44,7 @@ class OnnxQuantizer:
         """Nothing is exported before a method is asked for."""
         self._source, self._scratch, self._threads = source, scratch, threads
 
-    def make(self, method: QuantizationMethod, folder: Path) -> Made:
+    def make(self, method: QuantizationMethod, folder: Path, options: Options = PLAIN) -> Made:
         """Write `model.onnx` beside the tokenizer.
 
         Raises:
@@ -55,16 +57,18 @@ class OnnxQuantizer:
                 "words, for encoders and for language models: set spec.quantization.method: None"
             )
             raise UserError(Reason.MODEL_INVALID, message)
+        ignored = matching(self._source, options.ignore)
         self._scratch.mkdir(parents=True, exist_ok=True)
         exact = self._scratch / "exact.onnx"
         _export(self._source, kind, exact, self._threads)
         copy_others(self._source, folder)
-        model = _quantize(exact, folder / ONNX_FILE)
+        model = _quantize(exact, folder / ONNX_FILE, ignored)
         return Made(
             weights=weights_in(self._source),
             tensor_types=_types(model),
             fallbacks={},
             tools={name: version(name) for name in TOOLS},
+            ignored=ignored,
         )
 
 
@@ -108,7 +112,7 @@ def _export(source: Path, kind: ModelKind, path: Path, threads: int) -> None:
         raise UserError(Reason.MODEL_INVALID, message) from error
 
 
-def _quantize(exact: Path, output: Path) -> onnx.ModelProto:
+def _quantize(exact: Path, output: Path, ignored: Sequence[str]) -> onnx.ModelProto:
     """Write the quantized model, without what differs from run to run, and return it."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -121,7 +125,7 @@ def _quantize(exact: Path, output: Path) -> onnx.ModelProto:
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_after_gelu(exact),
+            nodes_to_exclude=[*_after_gelu(exact), *_of_modules(exact, ignored)],
         )
     finally:
         logging.getLogger().disabled = False
@@ -144,6 +148,31 @@ def _after_gelu(path: Path) -> list[str]:
     nodes = onnx.load(path, load_external_data=False).graph.node
     outputs = {output for node in nodes if node.op_type == "Gelu" for output in node.output}
     return [node.name for node in nodes if node.op_type in ("MatMul", "Gemm") and outputs & set(node.input)]
+
+
+def _of_modules(path: Path, modules: Sequence[str]) -> list[str]:
+    """Return the operations of these modules.
+
+    Raises:
+        UserError: one has none.
+    """
+    import onnx
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    found = []
+    for module in modules:
+        of_it = [node.name for node in nodes if module in _scopes(node)]
+        if not of_it:
+            message = f"quantization.ignore: {module} has no operation of its own in the model's ONNX form"
+            raise UserError(Reason.INVALID_SPEC, message)
+        found += of_it
+    return found
+
+
+def _scopes(node: onnx.NodeProto) -> set[str]:
+    """Names of the modules that an operation stands in, as the exporter has noted them."""
+    noted = {it.key: it.value for it in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+    return {str(name).removeprefix("model.") for name in ast.literal_eval(noted)}
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:

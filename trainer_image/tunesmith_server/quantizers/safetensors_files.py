@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.predict.kinds import kind_of
-from tunesmith_server.quantizers.base import Made, types_in, weights_in
+from tunesmith_server.quantizers.base import PLAIN, Made, Options, types_in, weights_in
 from tunesmith_store.weights import is_weights
 
 __all__ = ["SafetensorsQuantizer", "copy_others"]
@@ -24,7 +24,7 @@ class SafetensorsQuantizer:
         """Nothing is read yet."""
         self._source = source
 
-    def make(self, method: QuantizationMethod, folder: Path) -> Made:
+    def make(self, method: QuantizationMethod, folder: Path, options: Options = PLAIN) -> Made:
         """Copy the model's files.
 
         Raises:

@@ -17,6 +17,7 @@ from tunesmith_api.artifacts import FileEntry, ModelManifest, files_digest
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import ModelRef
 from tunesmith_store.files import entries_below
+from tunesmith_store.pretrained import reads_images
 from tunesmith_store.store import NotFound, ObjectStore
 from tunesmith_trainer.report import RunRecord
 
@@ -49,7 +50,7 @@ def finished_model(store: ObjectStore, uri: str, run_digest: str) -> tuple[Model
         return None
     if manifest.plan_digest != run_digest:
         return None
-    return ModelRef(uri=uri, digest=manifest.digest, size_bytes=manifest.size_bytes), manifest.metrics
+    return _reference(uri, manifest), manifest.metrics
 
 
 def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -113,9 +114,26 @@ def publish(store: ObjectStore, folder: Path, export: Export, there: Sequence[Fi
         base_uri=export.plan.model_uri,
         base_digest=files_digest(entries_below(export.base)),
         plan_digest=export.run_digest,
+        rehearsed=_rehearsed(export.plan),
+        reads_images=reads_images(json.loads((export.base / "config.json").read_bytes())) or None,
         created_time=datetime.now(UTC).isoformat(timespec="seconds"),
         metrics=dict(export.record.metrics),
         files=files,
     )
     store.put_bytes(f"{export.plan.output_uri.rstrip('/')}/{keys.MODEL_MANIFEST}", manifest.to_json().encode())
-    return ModelRef(uri=export.plan.output_uri, digest=manifest.digest, size_bytes=manifest.size_bytes)
+    return _reference(export.plan.output_uri, manifest)
+
+
+def _reference(uri: str, manifest: ModelManifest) -> ModelRef:
+    return ModelRef(
+        uri=uri,
+        digest=manifest.digest,
+        size_bytes=manifest.size_bytes,
+        rehearsed=manifest.rehearsed,
+        reads_images=manifest.reads_images,
+    )
+
+
+def _rehearsed(plan: TrainingPlan) -> str | None:
+    method = plan.method.qat.rehearses if plan.method.qat is not None else None
+    return method.value if method is not None else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.task import Task as TaskName
+from tunesmith_store.pretrained import reads_images
 from tunesmith_trainer.tasks.base import Task
 
 __all__ = ["task_for"]
@@ -31,7 +32,7 @@ def task_for(plan: TrainingPlan, config: Mapping[str, Any] | None = None) -> Tas
 
     `config` is the model's config.json: it says whether a chat model takes images. Without it, it doesn't.
     """
-    takes_images = plan.task is TaskName.CHAT_SFT and config is not None and "vision_config" in config
+    takes_images = plan.task is TaskName.CHAT_SFT and config is not None and reads_images(config)
     module, name = _VISION_CHAT if takes_images else _MODULES[plan.task]
     task: Task = getattr(import_module(f"tunesmith_trainer.tasks.{module}"), name)(plan)
     return task

@@ -331,7 +331,13 @@ def _model(job: FineTuneJob, verdict: Verdict) -> ModelStatus | None:
     model = verdict.report.model if verdict.report is not None else None
     if model is None:
         return ModelStatus(uri=job.spec.output.uri.rstrip("/"), digest="")
-    return ModelStatus(uri=model.uri, digest=model.digest, size_bytes=model.size_bytes)
+    return ModelStatus(
+        uri=model.uri,
+        digest=model.digest,
+        size_bytes=model.size_bytes,
+        rehearsed=model.rehearsed,
+        reads_images=model.reads_images,
+    )
 
 
 def _metrics(before: FineTuneJobStatus, report: TerminationReport | None) -> dict[str, str]:

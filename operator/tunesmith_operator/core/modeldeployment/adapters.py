@@ -31,7 +31,7 @@ from tunesmith_operator.core.modeldeployment.revisions import History
 from tunesmith_operator.core.modeldeployment.source import SourceAbsent
 from tunesmith_operator.core.modeldeployment.template import Template, stored_template
 from tunesmith_operator.core.pods.crashes import first_crash
-from tunesmith_operator.core.pods.startup import examine
+from tunesmith_operator.core.pods.startup import Patience, examine
 from tunesmith_operator.core.reconcile.children import Keeper
 from tunesmith_operator.core.reconcile.decision import Action, Create, Delete
 from tunesmith_operator.core.reconcile.progress import ServersTarget
@@ -214,7 +214,7 @@ def _problem(deployment: ModelDeployment, job: JobView, children: Children) -> s
     created = job.created
     if created is None:
         return ""
-    patience = timedelta(seconds=deployment.spec.rollout.progress_deadline_seconds)
+    patience = Patience(timedelta(seconds=deployment.spec.rollout.progress_deadline_seconds))
     problem = examine(pods, refused, patience, created).problem
     return problem.message if problem is not None else ""
 
@@ -244,7 +244,8 @@ def adapter_actions(
             yield from keeper.keep(adapter_set(deployment, revision.number, AdapterSet(adapters=served)), view)
         for state in found:
             yield from _conversion(revision, state, template, children, config)
-    kept = {revision_label(it.number) for it in _revisions(history)}
+    # pods of a revision that has just retired still get requests for a moment
+    kept = {revision_label(it.number) for it in _revisions(history)} | children.deployments.keys()
     unused: list[tuple[Mapping[str, ConfigMapView | JobView], set[str]]] = [
         (children.adapter_jobs, needed),
         (children.adapter_plans, needed),

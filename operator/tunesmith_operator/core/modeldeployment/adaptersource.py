@@ -55,7 +55,7 @@ def _obstacle(name: str, job: FineTuneJob) -> str | None:
         return f"FineTuneJob {name} trains by method {method.type}, which leaves no adapter: name it in spec.source"
     if method.type is MethodType.DORA:
         return (
-            f"FineTuneJob {name} trains a DoRA adapter, which engines can't apply to a model while they serve it: train "
+            f"FineTuneJob {name} trains a DoRA adapter, which engines can't apply to a model that they serve: train "
             "with method.type LoRA or QLoRA, or serve its merged model as spec.source"
         )
     if job.spec.output.save is SaveMode.MERGED:

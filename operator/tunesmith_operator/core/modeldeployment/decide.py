@@ -19,6 +19,7 @@ from tunesmith_operator.core.modeldeployment.adapters import (
     templates_of,
     with_statuses,
 )
+from tunesmith_operator.core.modeldeployment.calibration import cannot_be_calibrated
 from tunesmith_operator.core.modeldeployment.children import (
     config_map,
     disruption_budget,
@@ -27,6 +28,7 @@ from tunesmith_operator.core.modeldeployment.children import (
     server_deployment,
     service,
 )
+from tunesmith_operator.core.modeldeployment.engines import engine_for, rehearsed_for_nothing
 from tunesmith_operator.core.modeldeployment.fallback import with_fallback
 from tunesmith_operator.core.modeldeployment.heldout import cannot_be_evaluated
 from tunesmith_operator.core.modeldeployment.images import image_missing
@@ -47,6 +49,7 @@ from tunesmith_operator.core.modeldeployment.status import (
     refused_status,
     serving_status,
     waiting_status,
+    with_remark,
 )
 from tunesmith_operator.core.modeldeployment.template import Template, stored_template, template_of
 from tunesmith_operator.core.modeldeployment.traffic import Traffic, servers_target, traffic_of
@@ -105,6 +108,8 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     status = serving_status(owner, history, children, traffic, startup.problem, absent, shown, now)
     if broken is not None:
         status = not_carried_out(owner, status, broken, now)
+    elif (remark := _remark(owner, source)) is not None:
+        status = with_remark(owner, status, remark, now)
     carried_out = owner.status.observed_generation == owner.metadata.generation
     keeper = Keeper(children.answers, settled=carried_out or broken is not None)
     case = (_case(owner, history, children), traffic, template.hash if template is not None else None, config)
@@ -136,8 +141,16 @@ def _obstacle(owner: ModelDeployment, source: Source, children: Children, config
         return broken
     unservable = image_missing(owner, config)
     if unservable is None and isinstance(source, SourceModel):
-        return cannot_be_evaluated(owner, source)
+        return cannot_be_evaluated(owner, source) or cannot_be_calibrated(owner, source)
     return unservable
+
+
+def _remark(owner: ModelDeployment, source: Source) -> str | None:
+    """What a spec that can be carried out may not have meant."""
+    if not isinstance(source, SourceModel) or owner.spec.rollout.rollback_to is not None:
+        return None
+    method = owner.spec.quantization.method
+    return rehearsed_for_nothing(method, engine_for(owner.spec.engine.type, method, source.task), source.rehearsed)
 
 
 def _target(observed: Observed, children: Children, history: History, config: Config) -> Template | None:

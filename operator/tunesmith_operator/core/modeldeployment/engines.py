@@ -8,7 +8,7 @@ from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Task
 
-__all__ = ["engine_for", "engines_of", "method_for", "servable"]
+__all__ = ["engine_for", "engines_of", "method_for", "rehearsed_for_nothing", "servable"]
 
 _TEXT_TASKS: Final = frozenset({Task.CHAT_SFT, Task.CAUSAL_LM, Task.DPO})
 """Tasks whose models go on with a text."""
@@ -49,6 +49,25 @@ def engine_for(asked: EngineType, method: QuantizationMethod, task: Task | None)
     return (reading or candidates)[0]
 
 
-def method_for(asked: QuantizationMethod, engine: EngineType) -> QuantizationMethod:
-    """The number format of the served weights: what the spec says, or the engine's usual one."""
-    return _DEFAULT_METHODS[engine] if asked is QuantizationMethod.AUTO else asked
+def method_for(
+    asked: QuantizationMethod, engine: EngineType, rehearsed: QuantizationMethod | None = None
+) -> QuantizationMethod:
+    """The number format of the served weights: the spec's, else what was rehearsed, else the engine's usual one."""
+    if asked is not QuantizationMethod.AUTO:
+        return asked
+    return rehearsed if rehearsed in ENGINE_METHODS[engine] else _DEFAULT_METHODS[engine]
+
+
+def rehearsed_for_nothing(
+    asked: QuantizationMethod, engine: EngineType, rehearsed: QuantizationMethod | None
+) -> str | None:
+    """What to say of a model that is served in another format than it was trained for."""
+    served = method_for(asked, engine, rehearsed)
+    if rehearsed is None or served is rehearsed:
+        return None
+    if rehearsed in ENGINE_METHODS[engine]:
+        remedy = f"set quantization.method: {rehearsed}, or leave it out"
+    else:
+        able = next(it for it, methods in ENGINE_METHODS.items() if rehearsed in methods)
+        remedy = f"engine {engine} can't read that; engine.type: {able} can"
+    return f"The model has rehearsed {rehearsed} (method.qat of its FineTuneJob) and is served as {served}: {remedy}."

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunesmith_api.keys import JobCondition, Reason
-from tunesmith_api.plan import EvaluationPlan
+from tunesmith_api.plan import CalibrationPlan, EvaluationPlan
 from tunesmith_api.v1alpha1 import ConditionStatus, FineTuneJob, Storage
 from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_api.v1alpha1.task import Task
+from tunesmith_operator.core.modeldeployment.calibration import training_rows_of
 from tunesmith_operator.core.modeldeployment.engines import engine_for, engines_of, servable
 from tunesmith_operator.core.modeldeployment.heldout import held_out_of
 from tunesmith_operator.core.status.conditions import find, holds
@@ -30,6 +31,8 @@ class SourceModel:
     storage: Storage
     task: Task | None = None
     held_out: EvaluationPlan | None = None
+    training: CalibrationPlan | None = None
+    rehearsed: QuantizationMethod | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,28 @@ def of_finetunejob(
         else:
             message = f"FineTuneJob {name} hasn't succeeded yet: its model is served as soon as it has."
         return SourceAbsent(Reason.SOURCE_NOT_READY, message)
-    return SourceModel(model.uri, digest or model.digest, storage or job.spec.storage, job.spec.task, held_out_of(job))
+    if model.reads_images:
+        return SourceAbsent(
+            Reason.MODEL_INVALID,
+            f"FineTuneJob {name} has trained a model that reads images, which no engine serves: it would answer "
+            f"without seeing them. Load it from {model.uri} with transformers, or name another job in "
+            "spec.source.fineTuneJobRef.",
+        )
+    # of a result that is pinned and has been replaced since, this isn't known
+    known = digest in (None, model.digest)
+    return SourceModel(
+        model.uri,
+        digest or model.digest,
+        storage or job.spec.storage,
+        job.spec.task,
+        held_out_of(job),
+        training_rows_of(job),
+        _method(model.rehearsed) if known else None,
+    )
+
+
+def _method(name: str | None) -> QuantizationMethod | None:
+    return QuantizationMethod(name) if name in set(QuantizationMethod) else None
 
 
 def _obstacle(name: str, job: FineTuneJob, wanted: Wanted) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from tunesmith_api.keys import DeploymentCondition, Reason
@@ -30,7 +31,7 @@ from tunesmith_operator.core.status.conditions import (
 )
 from tunesmith_operator.core.text import rfc3339
 
-__all__ = ["not_carried_out", "refused_status", "serving_status", "unreadable_status", "waiting_status"]
+__all__ = ["not_carried_out", "refused_status", "serving_status", "unreadable_status", "waiting_status", "with_remark"]
 
 
 def refused_status(deployment: ModelDeployment, violation: Violation, now: datetime) -> ModelDeploymentStatus:
@@ -54,6 +55,15 @@ def not_carried_out(
         deployment.metadata.generation,
         observed_generation=deployment.status.observed_generation,
     )
+
+
+def with_remark(
+    deployment: ModelDeployment, status: ModelDeploymentStatus, remark: str, now: datetime
+) -> ModelDeploymentStatus:
+    """The spec is carried out, and there is something to say of it."""
+    finding = accepted()
+    message = f"{finding.message} {remark}"
+    return with_findings(status, (replace(finding, message=message),), now, deployment.metadata.generation)
 
 
 def unreadable_status(

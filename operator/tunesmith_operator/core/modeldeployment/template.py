@@ -13,13 +13,15 @@ from pydantic import Field, ValidationError
 
 from tunesmith_api import keys
 from tunesmith_api.model import Contract, digest_of
-from tunesmith_api.plan import ServingPlan
+from tunesmith_api.plan import CalibrationPlan, EvaluationPlan, ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment, Resources, Storage, Toleration
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_api.v1alpha1.modeldeployment import ModelDeploymentSpec
+from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
+from tunesmith_operator.core.modeldeployment.calibration import calibration_plan
 from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
 from tunesmith_operator.core.modeldeployment.heldout import evaluation_plan
 from tunesmith_operator.core.modeldeployment.images import image_for
@@ -78,7 +80,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
     spec, meta = deployment.spec, deployment.metadata
     model_uri = source.uri.rstrip("/")
     engine = engine_for(spec.engine.type, spec.quantization.method, source.task)
-    method = method_for(spec.quantization.method, engine)
+    method = method_for(spec.quantization.method, engine, source.rehearsed)
     content = digest_of([model_uri, source.digest, method.value, engine.value])[:12]
     folder = (spec.artifacts_uri or f"{model_uri}/quantized").rstrip("/")
     image = image_for(deployment, engine, config)
@@ -96,15 +98,10 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
-    # what came later is left out where it isn't used: a new operator rolls nothing out
-    if spec.engine.gpus:
-        identity["gpus"] = [spec.engine.gpus, spec.engine.gpu.resource_name]
-    # vLLM has to be started for adapters: the first one makes a revision, and others come and go
+    calibration = calibration_plan(deployment, method, source.training)
+    ignore = tuple(spec.quantization.ignore) if method is not QuantizationMethod.NONE else ()
     lora = engine is EngineType.VLLM and bool(spec.adapters)
-    if lora:
-        identity["lora"] = True
-    if evaluation is not None:
-        identity["evaluation"] = evaluation.model_dump(mode="json", by_alias=True)
+    identity |= _asked_of_vllm(spec, lora) | _asked_of_the_job(calibration, ignore, evaluation)
     if model_uri.startswith("hf://"):
         identity["hub"] = [spec.source.revision, spec.hugging_face.model_dump(mode="json", by_alias=True)]
     plan = ServingPlan(
@@ -124,6 +121,8 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         api=spec.api,
         artifact_uri=folder,
         evaluation=evaluation,
+        calibration=calibration,
+        ignore=ignore,
         storage=storage_plan(source.storage),
         hub_endpoint_url=spec.hugging_face.endpoint_url,
     )
@@ -142,6 +141,27 @@ def _pods(spec: ModelDeploymentSpec, storage: Storage, image: str) -> Pods:
         gpus=spec.engine.gpus,
         gpu_resource=spec.engine.gpu.resource_name if spec.engine.gpus else "",
     )
+
+
+def _asked_of_vllm(spec: ModelDeploymentSpec, lora: bool) -> dict[str, object]:
+    """GPUs, and places for adapters, with which it has to be started: others come and go, the first makes a revision."""
+    found: dict[str, object] = {"lora": True} if lora else {}
+    return found | ({"gpus": [spec.engine.gpus, spec.engine.gpu.resource_name]} if spec.engine.gpus else {})
+
+
+def _asked_of_the_job(
+    calibration: CalibrationPlan | None, ignore: tuple[str, ...], evaluation: EvaluationPlan | None
+) -> dict[str, object]:
+    """What makes another revision, where it is asked for: those of before there was such a thing stay as they are."""
+    found: dict[str, object] = {}
+    if calibration is not None or ignore:
+        rows = calibration.model_dump(mode="json", by_alias=True) if calibration is not None else None
+        found["quantization"] = [rows, *ignore]
+    if evaluation is not None:
+        fields = evaluation.model_dump(mode="json", by_alias=True)
+        later = ("textField", "textPairField", "labelField")
+        found["evaluation"] = {it: fields[it] for it in fields if it not in later or fields[it] is not None}
+    return found
 
 
 def stored_template(deployment: ModelDeployment, config_map: ConfigMapView | None) -> Template | None:

@@ -21,7 +21,8 @@ __all__ = ["NOTHING", "Figures", "Tally", "read_figures"]
 MOST_SERIES: Final = 10_000
 MOST_ADAPTERS: Final = 256
 _SAMPLE: Final = re.compile(
-    rf"(http_requests_total|http_request_duration_seconds_bucket|{METRIC_ADAPTERS})\{{([^{{}}\n]{{0,1024}})\}} ([0-9.eE+-]{{1,32}})"
+    rf"(http_requests_total|http_request_duration_seconds_bucket|{METRIC_ADAPTERS})"
+    r"\{([^{}\n]{0,1024})\} ([0-9.eE+-]{1,32})"
 )
 _LABEL: Final = re.compile(r'(\w{1,64})="([^"\\]{0,256})"')
 _NOT_REQUESTS: Final = frozenset({"/healthz", "/health", "/metrics"})
@@ -86,7 +87,7 @@ NOTHING: Final = Figures()
 def read_figures(text: str) -> Figures:
     """The figures in a pod's Prometheus text; what isn't understood counts nothing."""
     requests = errors = 0.0
-    adapters = set()
+    adapters: set[str] = set()
     buckets: dict[float, float] = {}
     for number, found in enumerate(_SAMPLE.finditer(text)):
         if number >= MOST_SERIES:
