@@ -37,7 +37,7 @@ rollouts: ## Revisions that take over or are taken back, under load, on a local 
 	@$(PY) -m rollouts
 
 .PHONY: vllm vllm-image
-vllm: ## Make vLLM's environment, on first use (1.5 GB), and run the tests of engine VLLM, which no other target runs
+vllm: ## Make vLLM's environment, on first use (2.3 GB), and run the tests of engine VLLM, which no other target runs
 	@requirements/apt.sh
 	@TUNESMITH_VLLM=$$(requirements/vllm-venv.sh) $(PY) -m pytest tests/component/server/test_vllm.py $(ARGS)
 

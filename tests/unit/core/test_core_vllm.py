@@ -13,6 +13,7 @@ from tunesmith_api.v1alpha1.task import Task
 from tunesmith_cli.refusals import refusals
 from tunesmith_operator.core.modeldeployment.children import config_map, quantize_job, server_deployment
 from tunesmith_operator.core.modeldeployment.engines import engines_of
+from tunesmith_operator.core.modeldeployment.heldout import cannot_be_evaluated
 from tunesmith_operator.core.modeldeployment.images import image_missing
 from tunesmith_operator.core.modeldeployment.source import SourceModel
 from tunesmith_operator.core.modeldeployment.template import template_of
@@ -105,3 +106,8 @@ def test_it_serves_texts_and_is_never_chosen_unasked():
 def test_what_it_cannot_do_is_refused_at_admission(spec, words):
     (complaint,) = refusals(make.modeldeployment(**spec), ModelDeployment)
     assert words in complaint
+
+
+@pytest.mark.parametrize("spec", [{"gate": {"maxSizeBytes": 1}}, {"evaluation": {"dataset": "s3://d/rows.jsonl"}}])
+def test_there_is_nothing_to_compare_it_with(spec):
+    assert "VLLM serves: leave them out" in cannot_be_evaluated(deployment(**spec), SOURCE).message

@@ -41,7 +41,9 @@ STOP_SECONDS = 10.0
 LAST_LINES_SECONDS = 2.0
 LINES_KEPT = 400
 LOAD_SECONDS = 300
-COMPLAINT = re.compile(r"(?:Value error, |\b[A-Z]\w*Error: )(?!Engine core initialization failed)(.+)")
+COMPLAINT = re.compile(
+    r"(?:Value error, |\b[A-Z]\w*Error: )(?!Engine core initialization failed|\d+ validation error)(.+)"
+)
 CHATTER = re.compile(r" (?:INFO|WARNING) ")
 NO_VLLM = re.compile(r"No module named '?vllm'?\)?$")
 
@@ -183,9 +185,9 @@ def refusal(status: int, said: Sequence[str], out_of_memory: bool = False) -> Fa
         )
         return UserError(Reason.SERVER_FAILED, message)
     if "max_model_len" in complaint and "greater than" in complaint:
-        return UserError(
-            Reason.MODEL_INVALID, f"lower spec.engine.contextLength, which is vLLM's max_model_len: {complaint}"
-        )
+        facts = complaint.partition(". ")[0]  # on the way around it that follows, answers turn to nonsense
+        message = f"lower spec.engine.contextLength, which is vLLM's max_model_len: {facts}"
+        return UserError(Reason.MODEL_INVALID, message)
     if "KV cache" in complaint or "out of memory" in complaint.lower():
         message = (
             f"vLLM finds too little memory: {complaint}; raise spec.engine.gpus, or lower spec.engine.contextLength"

@@ -10,7 +10,7 @@ from typing import Protocol
 from tunesmith_api.plan import EvaluationPlan
 from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment
 from tunesmith_api.v1alpha1.dataset import DataFormat
-from tunesmith_api.v1alpha1.engine import ENGINE_METHODS
+from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
 from tunesmith_api.v1alpha1.task import ProblemType, Task
 from tunesmith_operator.core.modeldeployment.engines import engine_for, method_for
 from tunesmith_operator.core.reconcile.rules import Violation
@@ -77,6 +77,11 @@ def cannot_be_evaluated(deployment: ModelDeployment, source: Evaluated) -> Viola
     fallback = spec.gate.fallback_method if spec.gate is not None else None
     for method in (spec.quantization.method, fallback or spec.quantization.method):
         engine = engine_for(spec.engine.type, method, source.task)
+        if engine is EngineType.VLLM:
+            return Violation(
+                "spec.evaluation and spec.gate compare a quantized model with the unquantized one, which alone the "
+                "engine VLLM serves: leave them out"
+            )
         if method_for(method, engine) not in ENGINE_METHODS[engine]:
             return Violation(
                 f"spec.evaluation and spec.gate compare models as served, and the engine {engine} doesn't serve this "

@@ -144,7 +144,7 @@ def _pods(spec: ModelDeploymentSpec, storage: Storage, image: str) -> Pods:
 
 
 def _asked_of_vllm(spec: ModelDeploymentSpec, lora: bool) -> dict[str, object]:
-    """GPUs, and places for adapters, with which it has to be started: others come and go, the first makes a revision."""
+    """GPUs, and places for adapters, with which it has to be started: the first of them makes a revision."""
     found: dict[str, object] = {"lora": True} if lora else {}
     return found | ({"gpus": [spec.engine.gpus, spec.engine.gpu.resource_name]} if spec.engine.gpus else {})
 
