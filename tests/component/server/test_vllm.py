@@ -259,7 +259,7 @@ def test_adapters_come_and_go_and_each_answers_its_own_way(tmp_path):
     try:
         serving.start((one, broken))
         assert serving._engine.load((one, broken)) == (one,)
-        front = Front(started.url, serving.limits(), plan.api, PARALLEL)
+        front = Front(started.url, serving.limits_of(started), plan.api, PARALLEL)
         front.start(0)
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{front.port}/v1", api_key="-", max_retries=0, timeout=300)
 
