@@ -1,7 +1,7 @@
 # Model server with vLLM: ModelDeployments with engine.type VLLM. From the repository's root, for CPU and for GPUs:
 #   docker build -f trainer_image/vllm.Dockerfile -t tunesmith-vllm .
 #   docker build -f trainer_image/vllm.Dockerfile -t tunesmith-vllm-gpu --build-arg LOCKS="-r /tmp/vllm-cuda.txt" .
-# BASE_IMAGE may be any image with Python 3.11, libgomp and libnuma; on GPUs with a C compiler, too, as Triton calls one.
+# BASE_IMAGE may be any image with Python 3.11, libgomp, libnuma and lscpu; on GPUs with a C compiler, too, as Triton calls one.
 ARG BASE_IMAGE=docker.io/library/python:3.11-bookworm
 
 FROM ${BASE_IMAGE} AS packages
@@ -16,9 +16,9 @@ FROM ${BASE_IMAGE}
 ENV PYTHONPATH=/opt/tunesmith/app:/opt/tunesmith/packages \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     HOME=/scratch USER=tunesmith TMPDIR=/scratch LANG=C.UTF-8
-# for vLLM's kernels on CPU; a base without apt brings it itself
+# on CPU vLLM's kernels want libnuma, and it asks lscpu for the cores; a base without apt brings both itself
 RUN if command -v apt-get >/dev/null; then \
-        apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*; fi
+        apt-get update && apt-get install -y --no-install-recommends libnuma1 util-linux && rm -rf /var/lib/apt/lists/*; fi
 COPY --from=packages /packages /opt/tunesmith/packages
 COPY crds/tunesmith_api /opt/tunesmith/app/tunesmith_api
 COPY trainer_image/tunesmith_store /opt/tunesmith/app/tunesmith_store

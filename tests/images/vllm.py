@@ -26,8 +26,8 @@ def build_vllm(log: Log) -> Image:
     """Build it, or take it from the cache."""
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    # for vLLM's kernels; said in `parts` itself, it would have all images built anew
-    parts.BASE_PACKAGES = (*parts.BASE_PACKAGES, "libnuma1")
+    # for vLLM's kernels, and lscpu, which it runs; said in `parts` itself, they would have all images built anew
+    parts.BASE_PACKAGES = (*parts.BASE_PACKAGES, "libnuma1", "util-linux")
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _build(VLLM, cache, log)
