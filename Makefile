@@ -55,6 +55,11 @@ bench-controlplane: ## Measure the operator with up to 5,000 jobs; the last line
 	@requirements/apt.sh
 	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.controlplane $(ARGS)
 
+.PHONY: bench-serving
+bench-serving: ## Measure serving beside its peers; the last line is a JSON object (ARGS="--runs 3 decode_vs_engine")
+	@requirements/apt.sh
+	@PYTHONPATH=$(PYTHONPATH):. $(PY) -m bench.serving $(ARGS)
+
 .PHONY: same-losses
 same-losses: ## Train every task and method at BASE=<commit> and at HEAD: the same to the last bit? (ARGS="-k chat")
 	@$(PY) -m samelosses $(or $(BASE),$(error say what to compare with: make same-losses BASE=<commit>)) $(ARGS)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 
-from bench.runs import Figures, measure_all
+from bench.runs import measure_all, show_verdicts
 from bench.trainer import FIGURES, opened
 
 REACH = {
@@ -23,14 +22,6 @@ REACH = {
 }
 
 
-def verdict(name: str, value: object) -> str:
-    """One line for people: the figure, what was to be reached, whether it was."""
-    sign, bound = REACH[name]
-    number = float(value["total"] if isinstance(value, dict) else value)  # type: ignore[arg-type]
-    reached = number <= bound if sign == "≤" else number >= bound
-    return f"{name:26} {number:8.3f}   reach {sign} {bound:g}   {'reached' if reached else 'MISSED'}"
-
-
 def main() -> int:
     """Measure what was asked for, or all of it."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -42,12 +33,9 @@ def main() -> int:
     if unknown := set(chosen.figures) - set(known):
         parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
-    def show(name: str, found: Figures) -> None:
-        print(*(verdict(key, value) for key, value in found.items()), sep="\n", file=sys.stderr)
-
     with opened(chosen.runs, chosen.steps) as bench:
         wanted = {name: partial(figure, bench) for name, figure in known.items() if name in (chosen.figures or known)}
-        return measure_all(wanted, show)
+        return measure_all(wanted, show_verdicts(REACH))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from testbed.jobs import BASE_MODEL, condition, describe, fine_tune_job
 from tunesmith_api import keys
 from tunesmith_api.reports import TerminationReport
 
-__all__ = ["PHASES", "measure"]
+__all__ = ["PHASES", "measure", "unix"]
 
 NAMESPACE = "bench"
 PHASES = ("podStarted", "rayStarted", "workersJoined", "workersStarted", "dataLoaded", "modelLoaded", "firstStep")
@@ -70,10 +70,10 @@ def _one_job(bed: Testbed, name: str, data: str) -> dict[str, float]:
     lines = kubectl("logs", "-n", NAMESPACE, head["metadata"]["name"], "--timestamps")
     kubectl("delete", "ftj", name, "-n", NAMESPACE)
     kubectl("wait", "--for=delete", "pod", "--all", "-n", NAMESPACE, "--timeout=90s", check=False)
-    return _durations(_unix(lines.split(" ", 1)[0]) - applied, reported)
+    return _durations(unix(lines.split(" ", 1)[0]) - applied, reported)
 
 
-def _unix(stamp: str) -> float:
+def unix(stamp: str) -> float:
     """Seconds since 1970 of a container log's time stamp, which has nanoseconds."""
     return datetime.fromisoformat(stamp[:26].rstrip("Z") + "+00:00").timestamp()
 

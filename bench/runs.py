@@ -15,14 +15,45 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Figures", "compared", "free_port", "measure_all", "median", "repeated", "run_module", "say"]
+__all__ = [
+    "Figures", "Reach", "Skipped", "compared", "free_port", "measure_all", "median", "repeated", "run_module", "say",
+    "show_verdicts", "verdict",
+]  # fmt: skip
 
 Figures = dict[str, Any]
+Reach = Mapping[str, tuple[str, float]]
+"""Figure → "≤", "≥" or "±" (within), and the bound."""
+
+
+class Skipped(Exception):
+    """What a figure needs isn't on this machine; the message says what, and what brings it."""
 
 
 def say(text: str) -> None:
     """Tell people how far it is; results go to standard output, this to standard error."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def verdict(name: str, value: object, reach: Reach) -> str:
+    """One line for people: the figure, what was to be reached, whether it was."""
+    if isinstance(value, dict) and "total" in value.get("warm", value):
+        value = value.get("warm", value)["total"]
+    if not isinstance(value, int | float):
+        return f"{name:32} {json.dumps(value)}"
+    if name not in reach:
+        return f"{name:32} {value:9.3f}"
+    sign, bound = reach[name]
+    reached = {"≤": value <= bound, "≥": value >= bound, "±": abs(value) <= bound}[sign]
+    return f"{name:32} {value:9.3f}   reach {sign} {bound:g}   {'reached' if reached else 'MISSED'}"
+
+
+def show_verdicts(reach: Reach) -> Callable[[str, Figures], None]:
+    """What `measure_all` shows people of each measurement."""
+
+    def show(_: str, found: Figures) -> None:
+        print(*(verdict(key, value, reach) for key, value in found.items()), sep="\n", file=sys.stderr)
+
+    return show
 
 
 def measure_all(measurements: Mapping[str, Callable[[], Figures]], show: Callable[[str, Figures], None]) -> int:
@@ -33,6 +64,10 @@ def measure_all(measurements: Mapping[str, Callable[[], Figures]], show: Callabl
         say(f"measuring {name}")
         try:
             found = measure()
+        except Skipped as reason:
+            say(f"{name} is skipped: {reason}")
+            results[name] = {"skipped": str(reason)}
+            continue
         except RuntimeError as error:  # the other figures are worth having
             failed.append(name)
             say(f"{name} could not be measured: {error}")

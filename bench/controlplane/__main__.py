@@ -6,14 +6,12 @@ Measures, tells progress on standard error, ends with one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from bench.controlplane import figures, peers
 from bench.controlplane.figures import Settings
-from bench.runs import Figures, measure_all, say
+from bench.runs import Figures, measure_all, say, show_verdicts
 
 REACH = {
     "writes_per_job": ("≤", 8),
@@ -34,15 +32,7 @@ BEFORE = "264aba1"
 """The last commit before start-up was mended."""
 
 
-def verdict(name: str, value: object) -> str:
-    """One line for people: the figure, what was to be reached, whether it was."""
-    if not isinstance(value, float):
-        return f"{name:32} {json.dumps(value)}"
-    if name not in REACH:
-        return f"{name:32} {value:9.3f}"
-    sign, bound = REACH[name]
-    reached = value <= bound if sign == "≤" else value >= bound
-    return f"{name:32} {value:9.3f}   reach {sign} {bound:g}   {'reached' if reached else 'MISSED'}"
+show = show_verdicts(REACH)
 
 
 def _numbered(found: Figures, count: int, unnumbered: Collection[str] = ()) -> Figures:
@@ -65,7 +55,7 @@ def jobs(counts: list[int], settings: Settings) -> Figures:
                 found[f"plain_jobs_seconds_{count}{suffix}"] = plain["jobs_seconds"]
                 found[f"plain_pods_seconds_{count}{suffix}"] = plain["pods_seconds"]
         results |= found
-        print(*(verdict(name, value) for name, value in found.items()), sep="\n", file=sys.stderr)
+        show("jobs", found)
     return results
 
 
@@ -121,11 +111,9 @@ def main() -> int:
     if unknown := set(chosen.figures) - set(known):
         parser.error(f"no figure {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
-    def show(name: str, found: Figures) -> None:
-        if name != "jobs":  # they are shown as they are found
-            print(*(verdict(key, value) for key, value in found.items()), sep="\n", file=sys.stderr)
-
-    return measure_all({name: known[name] for name in [*chosen.figures, *chosen.peer]}, show)
+    wanted = {name: known[name] for name in [*chosen.figures, *chosen.peer]}
+    # those of the jobs are shown as they are found
+    return measure_all(wanted, lambda name, found: None if name == "jobs" else show(name, found))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tunesmith_api.model import Contract, digest_of
+from tunesmith_api.model import Contract, Metrics, digest_of
 
 __all__ = [
     "ArtifactRef",
@@ -19,6 +19,7 @@ __all__ = [
     "DataCursor",
     "FileEntry",
     "ModelManifest",
+    "ModelShape",
     "files_digest",
 ]
 
@@ -64,6 +65,16 @@ class CheckpointManifest(Contract):
         return sum(entry.size for entry in self.files)
 
 
+class ModelShape(Contract):
+    """What the memory of a served language model follows from, besides the size of its weights."""
+
+    kv_bytes_per_token: int = Field(description="Keys and values of all layers for one token of context, 16 bits each.")
+    heads: int = Field(description="Query heads of a layer.")
+    width: int = Field(description="Numbers in an embedding.")
+    feed_forward: int = Field(description="Numbers between the two halves of a feed-forward layer.")
+    vocabulary: int = Field(description="Tokens that there are.")
+
+
 class CalibrationFacts(Contract):
     """What an artefact's importance matrix was computed from, and what it is."""
 
@@ -101,8 +112,9 @@ class ModelManifest(Contract):
     calibration: CalibrationFacts | None = Field(default=None, description="None: no importance matrix was used.")
     ignored: tuple[str, ...] = Field(default=(), description="Modules that were left as they are.")
     tools: dict[str, str] = Field(default_factory=dict, description="What made an artefact → its version.")
+    shape: ModelShape | None = Field(default=None, description="Of an artefact that llama.cpp serves.")
     created_time: str
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=dict)
     files: tuple[FileEntry, ...]
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from math import isfinite
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -14,6 +15,7 @@ __all__ = [
     "Contract",
     "DnsLabel",
     "EndpointURL",
+    "Metrics",
     "NonNegative",
     "Quantity",
     "S3Uri",
@@ -74,6 +76,20 @@ def _number_to_text(value: object) -> object:
 
 NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 """A number of 0 or more without quotes: 2e-4, 0.03, 1 (docs/adr/0017-decimals-are-numbers.md)."""
+
+
+def _finite(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: number
+        for name, number in value.items()
+        if number is not None and not (isinstance(number, float) and not isfinite(number))
+    }
+
+
+Metrics = Annotated[dict[str, float], BeforeValidator(_finite)]
+"""Metrics by name, without those that are not finite: JSON has no such numbers, and who reads it would refuse all."""
 
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 Quantity = Annotated[

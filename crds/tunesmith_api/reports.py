@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from tunesmith_api.artifacts import ModelShape
 from tunesmith_api.keys import Reason
-from tunesmith_api.model import Contract
+from tunesmith_api.model import Contract, Metrics
 from tunesmith_api.v1alpha1.gate import Evaluation
 
 __all__ = [
@@ -56,6 +57,7 @@ class ModelRef(Contract):
     rehearsed: str | None = None
     reads_images: bool | None = None
     bits_per_weight: float | None = None
+    shape: ModelShape | None = None
 
 
 class DatasetFacts(Contract):
@@ -66,6 +68,11 @@ class DatasetFacts(Contract):
     bad_rows: int = 0
     first_bad_row: str = ""
     duplicates: int = 0
+    truncated: int = 0
+    learned_tokens: int = 0
+    learned_turns: int = 0
+    unlearned_turns: int = 0
+    first_example: str = ""
 
 
 class MemoryFacts(Contract):
@@ -130,7 +137,7 @@ class TerminationReport(Contract):
     evaluation: Evaluation | None = None
     dataset: DatasetFacts | None = None
     memory: MemoryFacts | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=dict)
     phase_seconds: dict[str, float] = Field(default_factory=dict)
 
     def to_bounded_json(self) -> str:
@@ -145,4 +152,11 @@ class TerminationReport(Contract):
         text = shorter.to_json()
         if len(text.encode()) <= MAX_TERMINATION_BYTES:
             return text
-        return self.model_copy(update={"message": self.message[:200], "metrics": {}, "phase_seconds": {}}).to_json()
+        dataset = self.dataset and self.dataset.model_copy(update={"first_example": ""})
+        update: dict[str, object] = {
+            "message": self.message[:200],
+            "metrics": {},
+            "phase_seconds": {},
+            "dataset": dataset,
+        }
+        return self.model_copy(update=update).to_json()

@@ -295,19 +295,21 @@ def test_the_operator_understands_what_the_chart_tells_it(programs):
     assert config.trainer_image == told["TUNESMITH_TRAINER_IMAGE"]
     assert config.server_image == "registry:5000/server:v4"
     assert (config.vllm_image, config.vllm_gpu_image) == (f"vllm:{__version__}", "vllm:v5-cuda")
+    (container,) = deployment(rendered)["spec"]["template"]["spec"]["containers"]
+    assert config.activator_image == container["image"]
     assert (config.heartbeat_stale_seconds, config.retire_delay_seconds) == (300, 0)
     assert (config.workers, config.qps, config.burst) == (8, 12, 100)
     assert (config.namespaces, config.image_pull_policy) == (("ml", "research"), "Always")
     assert (config.poll_interval_seconds, config.log_format, config.log_level) == (9, "text", "INFO")
     assert config.operator_namespace == NAMESPACE
-    (container,) = deployment(rendered)["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"health": config.health_port, "metrics": config.metrics_port}
 
 
 def test_left_alone_the_chart_says_what_the_operator_does_by_itself(default):
     told = {name: value or NAMESPACE for name, value in environment(default).items()}
-    names = ("TUNESMITH_TRAINER_IMAGE", "TUNESMITH_OPERATOR_NAMESPACE", "TUNESMITH_LEASE_NAME")
+    names = ("TUNESMITH_TRAINER_IMAGE", "TUNESMITH_ACTIVATOR_IMAGE", "TUNESMITH_OPERATOR_NAMESPACE")
+    names += ("TUNESMITH_LEASE_NAME",)
     alone = {name: told[name] for name in names}
     assert config_from(told) == config_from(alone)
 
@@ -368,7 +370,7 @@ def test_the_network_policy_leads_to_what_pods_say_of_themselves(default):
     assert selector["matchLabels"] == {keys.LABEL_MANAGED_BY: keys.MANAGED_BY}
     (pods,) = selector["matchExpressions"]
     assert (pods["key"], pods["operator"]) == (keys.LABEL_COMPONENT, "In")
-    assert set(pods["values"]) == {keys.COMPONENT_TRAINER, keys.COMPONENT_SERVER}
+    assert set(pods["values"]) == {keys.COMPONENT_TRAINER, keys.COMPONENT_SERVER, keys.COMPONENT_ACTIVATOR}
 
 
 # --- the kustomize base ---

@@ -23,6 +23,7 @@ from devcluster.errors import ClusterFailed, CommandFailed
 from devcluster.nodes import Node
 from devcluster.processes import command_line
 from devcluster.progress import Progress
+from devcluster.reader import Reader
 from devcluster.sandbox import MARK, Sandbox
 from devcluster.spec import ClusterSpec
 from devcluster.state import State
@@ -42,6 +43,7 @@ class Cluster:
 
     def __init__(self, made: State, programs: Binaries, up: Booted) -> None:
         self._state, self._binaries, self._up = made, programs, up
+        self._reader = Reader(up.api)
 
     # --- life ---
 
@@ -147,6 +149,14 @@ class Cluster:
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run kubectl as the administrator and return its output; ``CommandFailed`` where it fails and ``check``."""
         return self._run([self._binaries.path("kubectl"), *arguments], stdin, check)
+
+    def get(self, kind: str, name: str, namespace: str = "") -> dict[str, Any]:
+        """An object, of a kind as kubectl knows it; an empty dict where there is none."""
+        return self._reader.get(kind, name, namespace)
+
+    def get_all(self, kind: str, namespace: str = "", selector: str = "") -> list[dict[str, Any]]:
+        """The objects of a kind; in all namespaces where none is named."""
+        return self._reader.get_all(kind, namespace, selector)
 
     def helm(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """The same for helm, with a configuration and cache of the cluster's own."""

@@ -36,17 +36,22 @@ class Credentials:
 
 
 class Api:
-    """The few reads that booting needs, as the cluster's administrator, from outside its network."""
+    """Reads as the cluster's administrator, from outside its network."""
 
     def __init__(self, port: int, certificates: Path) -> None:
         self._base = f"https://127.0.0.1:{port}"
         self._tls = ssl.create_default_context(cafile=str(certificates / "ca.crt"))
         self._tls.load_cert_chain(certificates / "admin.crt", certificates / "admin.key")
 
+    def open(self, path: str, accept: str = "application/json", seconds: float = 5) -> Any:
+        """The answer to a GET, to be closed; ``OSError`` where there is none, ``HTTPError`` where it is another than 2xx."""
+        request = urllib.request.Request(self._base + path, headers={"Accept": accept})
+        return urllib.request.urlopen(request, context=self._tls, timeout=seconds)
+
     def text(self, path: str) -> str | None:
         """The body of a GET that succeeded, else None."""
         try:
-            with urllib.request.urlopen(self._base + path, context=self._tls, timeout=5) as answer:
+            with self.open(path, "*/*") as answer:
                 body: bytes = answer.read()
                 return body.decode()
         except (OSError, urllib.error.URLError):

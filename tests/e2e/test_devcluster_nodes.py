@@ -63,12 +63,14 @@ def run(cluster, namespace, name, *arguments, **options):
     cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(pod))
 
 
-def get(cluster, namespace, kind, name=None):
-    return json.loads(cluster.kubectl("get", kind, *([name] if name else []), "-n", namespace, "-o", "json"))
+def get(cluster, kind, name, namespace=""):
+    found = cluster.get(kind, name, namespace)
+    assert found, f"no {kind} {name}"
+    return found
 
 
 def phase(cluster, namespace, name):
-    return get(cluster, namespace, "pod", name)["status"]["phase"]
+    return get(cluster, "pod", name, namespace)["status"]["phase"]
 
 
 def wait_phase(cluster, namespace, name, wanted):
@@ -85,7 +87,7 @@ def answers(ask, pod):
 
 
 def test_both_nodes_are_ready_and_run_what_users_run(cluster):
-    nodes = get(cluster, "default", "nodes")["items"]
+    nodes = cluster.get_all("nodes")
     assert [node["metadata"]["name"] for node in nodes] == ["node1", "node2"]
     for node in nodes:
         assert node["status"]["nodeInfo"]["kubeletVersion"] == "v1.37.2"
@@ -116,7 +118,7 @@ def test_pods_of_an_indexed_job_find_each_other_across_nodes_by_hostname(cluster
     cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(service))
     cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(job))
     cluster.kubectl("wait", "-n", namespace, "pod", "-l", "app=ring", "--for=condition=Ready", f"--timeout={SECONDS}s")
-    first, second = sorted(get(cluster, namespace, "pods")["items"], key=lambda pod: pod["metadata"]["name"])
+    first, second = sorted(cluster.get_all("pods", namespace), key=lambda pod: pod["metadata"]["name"])
     assert first["spec"]["nodeName"] != second["spec"]["nodeName"]
     name = first["metadata"]["name"]
 
@@ -164,7 +166,7 @@ def test_a_containers_process_can_be_killed_by_number(cluster, namespace):
     assert process.command_line == "/devtool sleep"
     os.kill(process.pid, signal.SIGKILL)
     wait_phase(cluster, namespace, "victim", "Failed")
-    ended = get(cluster, namespace, "pod", "victim")["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended = get(cluster, "pod", "victim", namespace)["status"]["containerStatuses"][0]["state"]["terminated"]
     assert ended["exitCode"] == 128 + signal.SIGKILL
     assert cluster.pod_pids(namespace, "victim") == []
 
@@ -172,13 +174,13 @@ def test_a_containers_process_can_be_killed_by_number(cluster, namespace):
 def test_exit_code_and_termination_message_reach_the_status(cluster, namespace):
     run(cluster, namespace, "failing", "exit", "41", "the last words")
     wait_phase(cluster, namespace, "failing", "Failed")
-    ended = get(cluster, namespace, "pod", "failing")["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended = get(cluster, "pod", "failing", namespace)["status"]["containerStatuses"][0]["state"]["terminated"]
     assert (ended["exitCode"], ended["message"]) == (41, "the last words")
 
 
 def test_fake_gpus_are_scheduled_named_to_the_container_and_can_fall_ill(cluster, namespace):
     def healthy():
-        return get(cluster, "default", "node", "node1")["status"]["allocatable"].get("nvidia.com/gpu")
+        return get(cluster, "node", "node1")["status"]["allocatable"].get("nvidia.com/gpu")
 
     assert wait_until(lambda: healthy() == "2", SECONDS, every=0.2)
     run(cluster, namespace, "uses-gpus", "env", "NVIDIA_VISIBLE_DEVICES", node="node1", **{"nvidia.com/gpu": "2"})
@@ -198,12 +200,12 @@ def test_a_lost_node_is_noticed_its_pods_leave_and_it_comes_back(cluster, namesp
     assert not Path(f"/proc/{process.pid}").exists()
 
     def ready():
-        conditions = get(cluster, "default", "node", "node2")["status"]["conditions"]
+        conditions = get(cluster, "node", "node2")["status"]["conditions"]
         return next(entry["status"] for entry in conditions if entry["type"] == "Ready")
 
     try:
         assert wait_until(lambda: ready() == "Unknown", SECONDS, every=0.5)
-        gone = lambda: "deletionTimestamp" in get(cluster, namespace, "pod", "on-lost-node")["metadata"]  # noqa: E731
+        gone = lambda: "deletionTimestamp" in get(cluster, "pod", "on-lost-node", namespace)["metadata"]  # noqa: E731
         assert wait_until(gone, SECONDS, every=0.5)
     finally:
         cluster.node(2).start()

@@ -58,7 +58,13 @@ OPERATOR = Recipe(
     name="tunesmith-operator",
     dockerfile="operator/Dockerfile",
     locks=("operator.txt",),
-    sources=("crds/tunesmith_api", "operator/tunesmith_operator"),
+    sources=(
+        "crds/tunesmith_api",
+        "operator/tunesmith_operator",
+        "trainer_image/tunesmith_store",
+        "trainer_image/tunesmith_server/front",
+        "trainer_image/tunesmith_server/activator",
+    ),
 )
 TRAINER = Recipe(
     name="tunesmith-trainer",

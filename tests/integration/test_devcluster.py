@@ -125,6 +125,23 @@ def test_the_audit_log_tells_who_wrote_what_since_when(control_plane, namespace)
     assert not list(control_plane.audit_events(since=before + datetime.timedelta(hours=1)))
 
 
+def test_objects_are_read_as_kubectl_reads_them(control_plane, namespace):
+    control_plane.kubectl("create", "configmap", "seen", "-n", namespace)
+    control_plane.kubectl("label", "configmap", "seen", "-n", namespace, "which=this")
+    seen = json.loads(control_plane.kubectl("get", "cm", "seen", "-n", namespace, "-o", "json"))
+    for kind in ("configmaps", "configmap", "cm"):
+        assert control_plane.get(kind, "seen", namespace) == seen
+    assert control_plane.get_all("cm", namespace, "which=this") == [seen]
+    assert seen in control_plane.get_all("cm")
+    assert control_plane.get_all("cm", namespace, "which=that") == []
+    assert control_plane.get("cm", "unseen", namespace) == {}
+    assert control_plane.get("namespace", namespace)["metadata"]["name"] == namespace
+    assert control_plane.get_all("deployments.apps", namespace) == control_plane.get_all("events", namespace) == []
+    for ask in (lambda: control_plane.get_all("cm", namespace, "=what"), lambda: control_plane.get("nonsense", "seen")):
+        with pytest.raises(ClusterFailed):  # and not: there is none
+            ask()
+
+
 def test_helm_installs_a_chart(control_plane, namespace, tmp_path):
     (tmp_path / "templates").mkdir()
     chart = {"apiVersion": "v2", "name": "tiny", "version": "0.1.0"}

@@ -177,9 +177,16 @@ def test_ten_finished_jobs_cost_no_write_in_a_minute(stage):
     for name in names:
         stage.wait_condition("ftj", name, "Succeeded", "True", "Completed", 60)
     others = f"op-.*(?<!{stage.namespace})$"
-    spaces = lambda: stage.cluster.kubectl("get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}").split()  # noqa: E731
+    spaces = lambda: [it["metadata"]["name"] for it in stage.cluster.get_all("namespaces")]  # noqa: E731
     stage.wait("earlier tests' namespaces to go", lambda: not [it for it in spaces() if re.match(others, it)], 60)
-    time.sleep(3)
+
+    def settled():
+        """Numbers may be written up to ten seconds late."""
+        since = datetime.now(UTC)
+        time.sleep(11)
+        return not stage.operator.writes(since)
+
+    stage.wait("the last writes", settled, 60)
     since = datetime.now(UTC)
     time.sleep(60)
     assert stage.operator.writes(since) == []
@@ -222,7 +229,7 @@ def test_a_deleted_job_takes_its_children_along(stage):
     stage.kubectl("delete", "ftj", "sentiment", "--timeout=20s")
 
     def left():
-        return stage.items("svc,cm,secret,netpol,jobs,pods", "-l", "app.kubernetes.io/managed-by=tunesmith")
+        return stage.items("svc,cm,secret,netpol,jobs,pods", "app.kubernetes.io/managed-by=tunesmith")
 
     stage.wait("no children", lambda: not left(), 40)
 

@@ -109,7 +109,7 @@ class Pair:
         return "\n".join(it.log() for it in self.members)
 
     def lease(self):
-        return json.loads(self.plane.kubectl("get", "lease", "tunesmith", "-n", HOME, "-o", "json"))["spec"]
+        return self.plane.get("lease", "tunesmith", HOME)["spec"]
 
     def leads(self):
         return [it for it in self.members if '"watches"' in it.health()]

@@ -36,9 +36,8 @@ class Stage:
     def kubectl(self, *arguments, **more):
         return self.server.kubectl("-n", self.namespace, *arguments, **more)
 
-    def get(self, *arguments):
-        text = self.kubectl("get", *arguments, "-o", "json", "--ignore-not-found")
-        return json.loads(text) if text.strip() else {}
+    def get(self, kind, name):
+        return self.server.get(kind, name, self.namespace)
 
     def until(self, what, check, seconds=40.0):
         end = time.monotonic() + seconds
@@ -52,7 +51,7 @@ class Stage:
     def pods(self, selector):
         return [
             pod
-            for pod in self.get("pods", "-l", selector).get("items", [])
+            for pod in self.server.get_all("pods", self.namespace, selector)
             if "deletionTimestamp" not in pod["metadata"]
         ]
 
@@ -222,7 +221,7 @@ def walk_a_job(stage):
     stage.kubectl("delete", "service", "-l", mine)
     stage.until(
         "both are made again",
-        lambda: stage.get("configmap", "sentiment-1") and stage.get("service", "-l", mine)["items"],
+        lambda: stage.get("configmap", "sentiment-1") and stage.server.get_all("services", stage.namespace, mine),
     )
     undone(stage, "configmap", "sentiment-1", {"data": {"plan.json": "{}"}})
     undone(stage, "networkpolicy", "sentiment-workers", {"spec": {"ingress": [{}]}})

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = ("unit", "component", "contract", "faults", "integration", "e2e")
+LANES = (("integration", "e2e"), ("component", "unit", "contract", "faults"))
+"""Floors that run one after the other, each lane beside the others: tests on a cluster mostly wait and leave cores idle, which the
+rest computes on. The order puts what starts pods of its own beside the floor that computes least."""
+NICENESS = 5
+"""Of all lanes but the first: what a cluster's parts promise within seconds holds beside the rest, too."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Of torch, in the same lanes: threads that wait for one whose core is taken lose more than they win on small models."""
+LAST_WORDS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -38,26 +50,80 @@ def read_counts(report: Path, exit_status: int) -> Counts:
     return Counts(passed=max(0, total - skipped - failed), skipped=skipped, failed=failed)
 
 
-def run_floor(floor: str, extra: list[str]) -> Counts:
-    """Run the tests below tests/<floor>."""
+def lanes_of(floors: Sequence[str]) -> list[list[str]]:
+    """Those floors by lane, without empty lanes."""
+    lanes = [[floor for floor in lane if floor in floors] for lane in LANES]
+    return [lane for lane in lanes if lane]
+
+
+def run_floor(floor: str, extra: Sequence[str], beside: bool = False, niceness: int = 0) -> Counts:
+    """Run the tests below tests/<floor>; where others run beside it, each line says whose it is."""
     folder = ROOT / "tests" / floor
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "junit.xml"
         print(f"== {floor}", flush=True)
         started = time.monotonic()
         command = [sys.executable, "-m", "pytest", str(folder), f"--junit-xml={report}", "--durations=5", *extra]
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        environment = os.environ | (ONE_THREAD if niceness else {})
+        command = ["nice", "-n", str(niceness), *command] if niceness else command
+        if beside:
+            status = streamed(command, environment, f"{floor} | ")
+        else:
+            status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         counts = read_counts(report, status)
         print(f"== {floor}: {counts.passed} passed in {time.monotonic() - started:.0f} s", flush=True)
         return counts
+
+
+def streamed(command: Sequence[str], environment: Mapping[str, str], mark: str) -> int:
+    """Run a command, print its lines behind a mark, return its exit status."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    lines = process.stdout
+
+    def copy() -> None:
+        for line in lines:
+            # one write, so that lines of two floors never mix
+            sys.stdout.write(f"{mark}{line.rstrip(os.linesep)}\n")
+            sys.stdout.flush()
+
+    copying = threading.Thread(target=copy, daemon=True)
+    copying.start()
+    status = process.wait()
+    copying.join(LAST_WORDS_SECONDS)  # whatever a failed test left running may hold the pipe open
+    return status
+
+
+def run_lanes(lanes: Sequence[Sequence[str]], extra: Sequence[str]) -> dict[str, Counts]:
+    """Run lanes side by side, the floors of each one after the other."""
+    interrupted = threading.Event()
+
+    def run(number: int) -> dict[str, Counts]:
+        beside, niceness = len(lanes) > 1, NICENESS if number else 0
+        floors = (floor for floor in lanes[number] if not interrupted.is_set())
+        return {floor: run_floor(floor, extra, beside, niceness) for floor in floors}
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        try:
+            return {floor: counts for lane in pool.map(run, range(len(lanes))) for floor, counts in lane.items()}
+        except KeyboardInterrupt:  # which the floors under way have got, too
+            interrupted.set()
+            raise
 
 
 def main() -> int:
     """Run the floors named on the command line, or all; arguments after `--` go to pytest."""
     arguments = sys.argv[1:]
     extra = arguments[arguments.index("--") + 1 :] if "--" in arguments else []
-    floors = [name for name in arguments if name in FLOORS] or list(FLOORS)
-    results = {floor: run_floor(floor, extra) for floor in floors}
+    results = run_lanes(lanes_of([name for name in arguments if name in FLOORS] or FLOORS), extra)
     passed = sum(counts.passed for counts in results.values())
     failed = sum(counts.failed for counts in results.values())
     skipped = sum(counts.skipped for counts in results.values())

@@ -96,6 +96,7 @@ RULES = [
     _spec("rehearsal and pruning", {"method": {"type": "Full", "lora": None, "qat": {}, "pruning": {}}}, "method.qat and method.pruning can't be had together", "spec.method"),
     _spec("two sources in one", {"dataset": {"train": {"inline": "{}"}}}, "give either uri or inline", "spec.dataset.train"),
     _spec("no source at all", {"dataset": {"eval": {"uri": None}}}, "give either uri or inline", "spec.dataset.eval"),
+    _spec("characters of a Hub data set", {"dataset": {"eval": {"uri": "hf://a/b", "encoding": "Latin1"}}}, "encoding is for files", "spec.dataset.eval"),
     _spec("two held-out sets", {"dataset": {"splitPercent": 5}}, "give either dataset.eval or dataset.splitPercent", "spec.dataset"),
     _spec("a split of a stream", {"dataset": {"eval": None, "splitPercent": 5, "streaming": True}}, "dataset.splitPercent can't be had with streaming", "spec.dataset"),
     _spec("a batch smaller than the workers", {"training": {"globalBatchSize": 1}}, "every worker needs an example"),

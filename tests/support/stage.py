@@ -27,13 +27,11 @@ class Stage:
         for body in objects:
             self.kubectl("apply", "-f", "-", stdin=json.dumps(body))
 
-    def get(self, *arguments: str) -> dict[str, Any]:
-        text = self.kubectl("get", *arguments, "-o", "json", "--ignore-not-found")
-        found: dict[str, Any] = json.loads(text) if text.strip() else {}
-        return found
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        return self.cluster.get(kind, name, self.namespace)
 
-    def items(self, *arguments: str) -> list[dict[str, Any]]:
-        return list(self.get(*arguments).get("items", []))
+    def items(self, kinds: str, selector: str = "") -> list[dict[str, Any]]:
+        return [it for kind in kinds.split(",") for it in self.cluster.get_all(kind, self.namespace, selector)]
 
     def condition(self, kind: str, name: str, type_: str) -> tuple[str, str, str]:
         conditions = self.get(kind, name).get("status", {}).get("conditions", ())

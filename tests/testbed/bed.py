@@ -100,15 +100,11 @@ class Testbed:
 
     def get(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
         """Return an object; an empty dict where there is none."""
-        text = self.cluster.kubectl("get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found")
-        found: dict[str, Any] = json.loads(text) if text.strip() else {}
-        return found
+        return self.cluster.get(kind, name, namespace)
 
     def list(self, kind: str, namespace: str, selector: str = "") -> list[dict[str, Any]]:
         """Return the objects of a kind."""
-        text = self.cluster.kubectl("get", kind, "-n", namespace, "-o", "json", *(["-l", selector] if selector else []))
-        items: list[dict[str, Any]] = json.loads(text)["items"]
-        return items
+        return self.cluster.get_all(kind, namespace, selector)
 
     def wait_until(self, holds: Callable[[], Any], what: str, timeout: float, poll: float = 0.5) -> Any:
         """Poll until something true comes back, and return it.

@@ -10,6 +10,8 @@ from tunesmith_api import keys
 
 BASE_MODEL = "s3://models/smollm2-135m-instruct"
 FINISHED = ("Succeeded", "Failed")
+PATIENCE = 480.0
+"""Seconds for what takes a fifth of that on nodes that share the machine with nothing else."""
 
 
 def storage(secret: str = SECRET_NAME) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def step_of(bed: Testbed, name: str, namespace: str) -> int:
     return int(progress.get("globalStep", 0))
 
 
-def wait_for_step(bed: Testbed, name: str, namespace: str, step: int, timeout: float = 240) -> None:
+def wait_for_step(bed: Testbed, name: str, namespace: str, step: int, timeout: float = PATIENCE) -> None:
     """Wait until the custom resource shows at least this step."""
 
     def reached() -> bool:
@@ -73,10 +75,13 @@ def wait_for_step(bed: Testbed, name: str, namespace: str, step: int, timeout: f
             raise AssertionError(f"{name} ended before step {step}: {describe(bed, name, namespace)}")
         return int((status.get("progress") or {}).get("globalStep", 0)) >= step
 
-    bed.wait_until(reached, f"{name} at step {step}: {describe(bed, name, namespace)}", timeout)
+    try:
+        bed.wait_until(reached, f"{name} at step {step}", timeout)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}: {describe(bed, name, namespace)}") from None
 
 
-def wait_finished(bed: Testbed, name: str, namespace: str, timeout: float = 300) -> dict[str, Any]:
+def wait_finished(bed: Testbed, name: str, namespace: str, timeout: float = PATIENCE) -> dict[str, Any]:
     """Wait until a job has ended and return its status."""
 
     def finished() -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import find_contract, find_manifest, verify
 from tunesmith_store.store import ObjectStore
+from tunesmith_store.volumes import in_place
 
 __all__ = [
     "MODEL_FILE",
@@ -102,7 +103,7 @@ def assigned_artifact(store: ObjectStore, plan: ServingPlan) -> ArtifactRef | No
 
 
 def fetch_artifact(store: ObjectStore, plan: ServingPlan, folder: Path) -> Path:
-    """Download the artefact of the plan's revision and check its digest; return what the engine loads.
+    """Bring the artefact of the plan's revision and check its digest; return what the engine loads.
 
     Raises:
         UserError: the revision has no finished artefact.
@@ -122,6 +123,11 @@ def fetch_artifact(store: ObjectStore, plan: ServingPlan, folder: Path) -> Path:
             f"({reference.digest[:12]}): {AGAIN}"
         )
         raise UserError(Reason.MODEL_INVALID, message)
+    if (mounted := in_place(reference.uri)) is not None:
+        # a copy for each pod would take time, disk and memory: the pods of a node share what it has read of a volume
+        if bad := verify(mounted, manifest.files):
+            raise Retryable(f"{reference.uri}/{bad} is not what its manifest says: it is damaged", Reason.MODEL_INVALID)
+        return model_path(plan, mounted)
     fetch_files(store, reference.uri, manifest.files, folder)
     return model_path(plan, folder)
 

@@ -176,6 +176,7 @@ class ArtifactBuilder:
             calibration=made.calibration,
             ignored=made.ignored,
             tools=dict(made.tools),
+            shape=made.shape,
             created_time=datetime.now(UTC).isoformat(timespec="seconds"),
             metrics=dict(self._seconds),
             files=files,

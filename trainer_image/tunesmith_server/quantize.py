@@ -109,6 +109,7 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
         size_bytes=manifest.size_bytes,
         base_digest=manifest.base_digest,
         bits_per_weight=manifest.bits_per_weight,
+        shape=manifest.shape,
     )
     return (
         TerminationReport(

@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
 
-__all__ = ["load_model", "load_tokenizer", "position_limit", "reads_images"]
+__all__ = ["last_position", "load_model", "load_tokenizer", "position_limit", "reads_images", "vocabulary_size"]
 
 OFFSET_POSITIONS = frozenset(
     {
@@ -73,6 +73,34 @@ def load_tokenizer(folder: Path, name: str) -> Any:
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(Reason.MODEL_INVALID, f"{name} has no fast form (tokenizer.json)")
     return tokenizer
+
+
+LEARNED_POSITIONS = frozenset(
+    {
+        "biogpt",
+        "ctrl",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neo",
+        "openai-gpt",
+        "opt",
+    }
+)
+"""Decoders with a table of positions: behind its end there is nothing."""
+
+
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Return for how many tokens a model has embeddings, by its config.json; None where that doesn't say."""
+    size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def last_position(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a model has a table of positions for, by its config.json; None where it needs none."""
+    if config.get("model_type") not in LEARNED_POSITIONS:
+        return None
+    positions = config.get("n_positions", config.get("max_position_embeddings"))
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def reads_images(config: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.store import NotFound, ObjectInfo
 
-__all__ = ["VolumeStore", "volumes_root"]
+__all__ = ["VolumeStore", "in_place", "volumes_root"]
 
 PART = ".tunesmith-part-"
 """Beginning of the name of a file that is being written. Never listed."""
@@ -33,6 +33,14 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 def volumes_root() -> Path:
     """Return the folder below which claims are mounted, each under its name."""
     return Path(os.environ.get(keys.ENV_VOLUMES) or keys.VOLUMES_DIRECTORY)
+
+
+def in_place(uri: str) -> Path | None:
+    """Return the folder of a `pvc://` URI where its claim is mounted; None for other URIs, and where there is none."""
+    scheme, _, path = uri.partition("://")
+    parts = [part for part in path.split("/") if part]
+    folder = volumes_root().joinpath(*parts)
+    return folder if scheme == "pvc" and ".." not in parts and folder.is_dir() else None
 
 
 @contextmanager

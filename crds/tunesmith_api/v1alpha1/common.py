@@ -21,6 +21,7 @@ __all__ = [
     "PodTemplate",
     "Resources",
     "SecretRef",
+    "ServerResources",
     "Storage",
     "Toleration",
     "name_rule",
@@ -160,6 +161,24 @@ class Resources(SpecModel):
 
     cpu: Quantity = Field(default="1", description="CPU cores of each pod, for example 500m or 4.")
     memory: Quantity = Field(default="4Gi", description="Memory of each pod, for example 4Gi.")
+
+
+class ServerResources(SpecModel):
+    """Compute resources of one server pod. Memory is both request and limit; CPU likewise."""
+
+    cpu: Quantity = Field(default="1", description="CPU cores of each pod, for example 500m or 4.")
+    memory: Quantity | None = Field(
+        default=None,
+        description=(
+            "Memory of each pod, for example 4Gi; leave it out for what the quantized model turns out to need "
+            "(status.revisions[].memoryBytes). The quantize Job then has 4Gi."
+        ),
+    )
+
+    @property
+    def resolved(self) -> Resources:
+        """Those of a Job, and of a server whose artefact says nothing of its memory."""
+        return Resources.model_validate(self.model_dump(exclude_none=True))
 
 
 class Toleration(SpecModel):

@@ -17,6 +17,7 @@ __all__ = [
     "Dataset",
     "DatasetSource",
     "Deduplication",
+    "Encoding",
     "OnBadRow",
 ]
 
@@ -31,6 +32,13 @@ class DataFormat(StrEnum):
     CSV = "CSV"
     PARQUET = "Parquet"
     TEXT = "Text"
+
+
+class Encoding(StrEnum):
+    """How the characters of a text file are written."""
+
+    AUTO = "Auto"
+    LATIN1 = "Latin1"
 
 
 class OnBadRow(StrEnum):
@@ -64,7 +72,11 @@ class DatasetSource(SpecModel):
     )
     format: DataFormat = Field(
         default=DataFormat.AUTO,
-        description="How rows are written; Auto goes by the file's extension (.jsonl, .json, .csv, .tsv, .parquet, .txt).",
+        description="How rows are written; Auto goes by the file's extension (.jsonl, .json, .csv, .tsv, .txt, also with .gz, .bz2, .xz or .zst behind it; .parquet, .arrow).",
+    )
+    encoding: Encoding = Field(
+        default=Encoding.AUTO,
+        description="How the characters of text files are written. Auto is UTF-8, or UTF-16 where the file begins with its mark; Latin1 is Latin-1 or Windows-1252.",
     )
     config: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
         default=None, description="Configuration of a Hub data set that has several."
@@ -83,7 +95,11 @@ class DatasetSource(SpecModel):
                 cel(
                     "has(self.uri) != has(self.inline)",
                     "give either uri or inline: the place of the data or the rows themselves",
-                )
+                ),
+                cel(
+                    "!has(self.encoding) || self.encoding == 'Auto' || (has(self.uri) && !self.uri.startsWith('hf://'))",
+                    "encoding is for files at s3:// or pvc://",
+                ),
             ]
         },
     )
@@ -98,7 +114,16 @@ class Columns(SpecModel):
     """Which field of a row holds what. A task reads only its own."""
 
     messages: ColumnName = Field(
-        default="messages", description="ChatSFT: field with the list of {role, content} messages."
+        default="messages",
+        description="ChatSFT: field with the list of {role, content} messages. Rows of other known forms (ShareGPT's conversations, Alpaca's instruction and output, prompt and completion) need none.",
+    )
+    tools: ColumnName = Field(
+        default="tools",
+        description="ChatSFT: field with the tools that a conversation may call (a list, or one as JSON text), shown by the chat template.",
+    )
+    chat_template_kwargs: ColumnName = Field(
+        default="chat_template_kwargs",
+        description="ChatSFT: field with settings of a conversation for the chat template, for example {enable_thinking: false}.",
     )
     images: ColumnName = Field(
         default="images",

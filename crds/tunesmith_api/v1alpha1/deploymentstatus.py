@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tunesmith_api.model import StatusModel
 from tunesmith_api.v1alpha1.adapters import AdaptersStatus
+from tunesmith_api.v1alpha1.autoscaling import AutoscalingStatus
 from tunesmith_api.v1alpha1.common import Conditions, OptionalTime, keyed_by
 from tunesmith_api.v1alpha1.gate import Evaluation
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
@@ -24,6 +25,7 @@ class DeploymentPhase(StrEnum):
     ROLLING_OUT = "RollingOut"
     PAUSED = "Paused"
     ROLLED_BACK = "RolledBack"
+    WAKING = "Waking"
     READY = "Ready"
     DEGRADED = "Degraded"
     FAILED = "Failed"
@@ -71,6 +73,11 @@ class Revision(StatusModel):
         default="",
         description="Bits of those files for each weight of the model: what the method came to, with all it falls back to.",
     )
+    memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory that a server pod of it needs: weights, the context of all requests at once, program, prompt cache. 0: not known.",
+    )
     created_time: OptionalTime = Field(default=None, description="When the revision was made.")
     weight: int = Field(default=0, ge=0, le=100, description="Percent of the requests that it is given now.")
     step_index: Annotated[int, Field(ge=0, le=20)] | None = Field(
@@ -117,6 +124,9 @@ class ModelDeploymentStatus(StatusModel):
     )
     replicas: int = Field(default=0, ge=0, description="Server pods of the serving revision.")
     ready_replicas: int = Field(default=0, ge=0, description="Server pods that answer.")
+    autoscaling: AutoscalingStatus | None = Field(
+        default=None, description="How many server pods spec.autoscaling asks for, and why."
+    )
     selector: str = Field(default="", description="Label selector of the server pods, for autoscalers.")
     url: str = Field(default="", description="Base URL of the OpenAI-compatible API inside the cluster.")
     display: DeploymentDisplay = Field(default_factory=DeploymentDisplay, description="Text for kubectl get.")

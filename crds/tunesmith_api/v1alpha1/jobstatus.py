@@ -100,6 +100,20 @@ class DatasetStatus(StatusModel):
     bad_rows: int = Field(default=0, ge=0, description="Rows left out since they can't be used (onBadRow: Skip).")
     first_bad_row: str = Field(default="", description="The first of them: file, line and what is wrong.")
     duplicates: int = Field(default=0, ge=0, description="Rows left out by deduplication.")
+    truncated: int = Field(default=0, ge=0, description="Training examples that training.maxLength cut.")
+    learned_tokens: int = Field(
+        default=0, ge=0, description="ChatSFT, CausalLM: tokens of the training data that the loss counts."
+    )
+    learned_turns: int = Field(default=0, ge=0, description="ChatSFT: turns of the assistant that are learned.")
+    unlearned_turns: int = Field(
+        default=0,
+        ge=0,
+        description="ChatSFT: turns of the assistant that are not learned, since maxLength cuts them off, the chat template hides them, or their weight is 0.",
+    )
+    first_example: str = Field(
+        default="",
+        description="ChatSFT, CausalLM: the first training example as the model reads it, what is learned in ⟦ ⟧.",
+    )
 
 
 class Attempt(StatusModel):

@@ -8,11 +8,12 @@ from tunesmith_api import keys
 from tunesmith_api.model import SpecModel, StatusModel, WritableUri, cel
 from tunesmith_api.v1alpha1.adapters import Adapters, adapter_rules, name_of_the_base
 from tunesmith_api.v1alpha1.api import Api
+from tunesmith_api.v1alpha1.autoscaling import Autoscaling
 from tunesmith_api.v1alpha1.common import (
     Image,
     NodeSelector,
     ObjectMeta,
-    Resources,
+    ServerResources,
     Storage,
     Tolerations,
     name_rule,
@@ -61,9 +62,18 @@ class ModelDeploymentSpec(SpecModel):
     )
     engine: Engine = Field(default_factory=Engine, description="The server that answers.")
     api: Api = Field(default_factory=Api, description="Who may use the servers, and how much one request may take.")
-    replicas: int = Field(default=1, ge=0, le=1000, description="Number of server pods.")
-    resources: Resources = Field(
-        default_factory=Resources,
+    replicas: int = Field(
+        default=1,
+        ge=0,
+        le=1000,
+        description="Number of server pods; 0 stops them. With autoscaling it means nothing else.",
+    )
+    autoscaling: Autoscaling | None = Field(
+        default=None,
+        description="Have the number of server pods follow the requests; leave it out where replicas says it, or an autoscaler of yours does (HPA, KEDA) through the scale subresource.",
+    )
+    resources: ServerResources = Field(
+        default_factory=ServerResources,
         description="CPU and memory of each server pod; the server uses as many threads as it has cores.",
     )
     artifacts_uri: WritableUri | None = Field(

@@ -16,6 +16,8 @@ class Config:
     vllm_image: str = ""
     """Image of the engine VLLM on CPU, and on GPU; empty where the operator was installed without."""
     vllm_gpu_image: str = ""
+    activator_image: str = ""
+    """Empty: the server's, which has it too."""
     image_pull_policy: str = "IfNotPresent"
     namespaces: tuple[str, ...] = ()
     operator_namespace: str = ""

@@ -1,4 +1,4 @@
-"""Polls the progress of running jobs and the metrics of servers that are rolled out, and says when there is news.
+"""Polls the progress of running jobs and the metrics of servers, where a rollout or the autoscaling asks for them.
 
 The controller says whom to follow and takes the samples into its observations. Each job is polled on a schedule of its
 own, and pods that keep us waiting get at most half of the connections: whatever they do, the others are heard.
@@ -11,12 +11,13 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from tunesmith_api.reports import ProgressReport
 from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.core.pods.figures import Figures, Tally
+from tunesmith_operator.core.pods.load import Load, heard
 from tunesmith_operator.core.reconcile.progress import PollTarget, ProgressSample, ServersSample, ServersTarget
 
 __all__ = ["Poller"]
@@ -118,10 +119,10 @@ class Poller:
             if moved is not None:
                 on_news(key, moved)
             # jitter keeps many operators and jobs from falling into step
-            await asyncio.sleep(self._pause(timeouts) * self._chance.uniform(0.85, 1.15))
+            await asyncio.sleep(self._pause(timeouts, _interval_of(target)) * self._chance.uniform(0.85, 1.15))
 
-    def _pause(self, timeouts: int) -> float:
-        usual = max(self._interval, len(self._targets) / POLLS_PER_SECOND)
+    def _pause(self, timeouts: int, wanted: float | None = None) -> float:
+        usual = max(min(wanted or self._interval, self._interval), len(self._targets) / POLLS_PER_SECOND)
         return max(usual, min(LONGEST_SECONDS, usual * 2.0 ** min(timeouts, 10)))
 
     async def _ask(self, key: Key, target: PollTarget | ServersTarget) -> bool | None:
@@ -133,24 +134,38 @@ class Poller:
 
     async def _add_up(self, key: Key, target: ServersTarget) -> bool | None:
         """Ask one pod after the other: a rollout takes one connection, however many pods it has."""
-        heard, late = False, 0
-        for uid, host in target.pods:
+        found, late = dict[str, Figures](), 0
+        for uid, host in target.asked.items():
             try:
-                found = await self._figures(host, target.port) if self._figures is not None else None
+                figures = await self._figures(host, target.port) if self._figures is not None else None
             except TimeoutError:
                 late += 1
                 continue
-            if found is not None:
-                self._tallies[key] = self._tallies[key].heard(uid, found)
-                heard = True
-        if late and not heard:
+            if figures is not None:
+                found[uid] = figures
+        if late and not found:
             raise TimeoutError
-        tally = self._tallies[key]
-        sample = ServersSample(target.window, tally.figures, tally.adapters(uid for uid, _ in target.pods))
-        if not heard or sample == self._samples.get(key):
+        for uid, _ in target.pods:
+            if uid in found:
+                self._tallies[key] = self._tallies[key].heard(uid, found[uid])
+        tally, before, load = self._tallies[key], self._samples.get(key), self._load(key, target, found)
+        sample = ServersSample(target.window, tally.figures, tally.adapters(uid for uid, _ in target.pods), load)
+        if not found and load is None:
             return None
         self._samples[key] = sample
-        return True
+        return True if before is None or _outline(before) != _outline(sample) else None
+
+    def _load(self, key: Key, target: ServersTarget, found: dict[str, Figures]) -> Load | None:
+        """How much there is to do, with what was heard now. Where nobody could be asked, nothing is known now."""
+        before = self._samples.get(key)
+        load = before.load if isinstance(before, ServersSample) else None
+        if target.load is None:
+            return None
+        pods = {uid: found[uid] for uid, _ in target.load.pods if uid in found}
+        if not pods:
+            return load
+        window, asked = timedelta(seconds=target.load.window_seconds), len(target.load.pods)
+        return heard(load, pods, asked, target.load.total, window, self._now())
 
     def _take(self, key: Key, target: PollTarget, report: ProgressReport) -> bool | None:
         """Keep the report."""
@@ -163,3 +178,15 @@ class Poller:
             moved = (before.report.state, before.report.restarts) != (report.state, report.restarts)
         self._samples[key] = ProgressSample(target.pod_uid, report, alive_at)
         return moved
+
+
+def _interval_of(target: PollTarget | ServersTarget) -> float | None:
+    return target.load.interval_seconds if isinstance(target, ServersTarget) and target.load is not None else None
+
+
+def _outline(sample: ProgressSample | ServersSample) -> object:
+    """All of a sample that can change a decision now: what changes with time alone is looked at in its time."""
+    if isinstance(sample, ProgressSample):
+        return sample
+    load = sample.load
+    return (sample.window, sample.figures, sample.adapters, (load.in_flight, load.before) if load is not None else None)

@@ -56,6 +56,7 @@ def config_from(environ: Mapping[str, str]) -> Config:
         server_image=text("SERVER_IMAGE", trainer_image),
         vllm_image=text("VLLM_IMAGE", ""),
         vllm_gpu_image=text("VLLM_GPU_IMAGE", ""),
+        activator_image=text("ACTIVATOR_IMAGE", ""),
         image_pull_policy=choice("IMAGE_PULL_POLICY", "IfNotPresent", _POLICIES),
         namespaces=tuple(name for part in text("NAMESPACES", "").split(",") if (name := part.strip())),
         operator_namespace=operator_namespace,

@@ -23,6 +23,7 @@ from tunesmith_api.plan import ServingPlan, StoragePlan
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
+from tunesmith_operator.core.modeldeployment.memory import need_of
 from tunesmith_server.artifact import MODEL_FILE
 from tunesmith_server.engines.llama_cpp import LlamaEngine
 from tunesmith_server.footprint import measure
@@ -99,6 +100,16 @@ def test_eight_bits_take_half_the_space_and_give_the_same_answers(smollm2_job):
     assert same >= len(QUESTIONS) - 1, answers
     assert sizes["Q8_0"] < 0.6 * sizes["None"]
     assert sizes["Q8_0"] == pytest.approx(report.model.size_bytes, abs=20_000), "a Modelfile beside it"
+
+
+def test_what_the_operator_computes_of_the_manifest_leaves_the_same_for_the_program_whatever_the_context(quantized):
+    plan, path, report = quantized["Q8_0"]
+    left = []
+    for context, parallel in ((256, 2), (4096, 2)):
+        sized = plan.model_copy(update={"context_length": context, "parallel_requests": parallel})
+        left.append(need_of(sized, report.model).least - measure(sized, path, threads=1))
+    assert min(left) > 128 << 20, "interpreter, front, and a body of the largest size"
+    assert abs(left[0] - left[1]) < 16 << 20, [it >> 20 for it in left]
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Mistral", "Gemma3"])

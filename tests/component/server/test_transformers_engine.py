@@ -107,7 +107,7 @@ def test_a_classifier_answers_as_transformers_does_alone_or_in_a_batch(sentiment
 
 def test_requests_that_come_at_once_share_passes_and_each_gets_its_own_answer(sentiment, sentiment_engine):
     expected = logits_of(sentiment, TEXTS)
-    before = sentiment_engine._served.batcher.passes
+    before = sentiment_engine.served.batcher.passes
     many = TEXTS * 8
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         asked = [
@@ -115,7 +115,7 @@ def test_requests_that_come_at_once_share_passes_and_each_gets_its_own_answer(se
         ]
     for future, wanted in zip(asked, expected * 8, strict=True):
         np.testing.assert_allclose(scores_of(future.result()[0][0]), wanted, atol=2e-5)
-    assert sentiment_engine._served.batcher.passes - before < len(many)
+    assert sentiment_engine.served.batcher.passes - before < len(many)
 
 
 def test_what_is_cut_is_said_and_can_be_refused(sentiment_engine):
@@ -184,7 +184,7 @@ def test_images_are_classified(tmp_path):
     model = transformers.AutoModelForImageClassification.from_pretrained(folder, id2label=names, num_labels=2)
     model.save_pretrained(folder)
     engine = serve(folder)
-    _, body = engine._served.sample
+    _, body = engine.served.sample
     (answer,), _ = post(engine, "/classify", {**body, "raw_scores": True})
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     image = np.full((32, 32, 3), 128, np.uint8)

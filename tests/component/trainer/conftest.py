@@ -34,6 +34,12 @@ IPS = ("10.77.0.1", "10.77.0.2")
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(Path(__file__).parent))  # for `ranks`, which its child processes import too
 ROOT = HERE.parents[3]
+PRELOADED = [
+    "bitsandbytes", "boto3", "peft", "torch.distributed.fsdp", "transformers.models.llama.modeling_llama",
+    "tunesmith_trainer.distributed.parallel", "tunesmith_trainer.group", "tunesmith_trainer.loop.run", "tunesmith_trainer.methods",
+]  # fmt: skip
+PATIENCE = 300
+"""Seconds for what takes a tenth of that on a machine that has nothing else to do."""
 
 
 def conversations(count: int, offset: int = 0) -> list[dict]:
@@ -125,7 +131,7 @@ class Pod:
         for pid in [*self.descendants(), self.process.pid]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=PATIENCE)
 
     def descendants(self) -> list[int]:
         parents = {}
@@ -153,8 +159,8 @@ class Pod:
                 return pid
         raise LookupError("no driver")
 
-    def wait(self, timeout: float = 240) -> int:
-        return self.process.wait(timeout=timeout)
+    def wait(self, seconds: float = PATIENCE) -> int:
+        return self.process.wait(timeout=seconds)
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
@@ -215,7 +221,7 @@ class Pods:
         except OSError:
             return None
 
-    def wait_for(self, condition, timeout: float = 120, what: str = "the condition"):
+    def wait_for(self, condition, timeout: float = PATIENCE, what: str = "the condition"):
         """Wait until condition(progress) is true; fail with the logs otherwise."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -238,10 +244,18 @@ class Pods:
         self.started.clear()
 
 
+@pytest.fixture(scope="session")
+def forks():
+    """Makes processes that are new and have everything imported: seconds of CPU that each would take anew."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)  # heeded before the first process: there is one such server
+    return context
+
+
 @pytest.fixture(scope="module")
-def pool():
-    """Two processes for `ranks`, which import everything once for all tests of a module."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+def pool(forks):
+    """Two processes for `ranks`."""
+    with ProcessPoolExecutor(2, mp_context=forks) as processes:
         yield processes
 
 

@@ -13,8 +13,8 @@ from tunesmith_api.artifacts import DataCursor
 
 CURSOR = DataCursor(epoch=0, step_in_epoch=1, examples_seen=8)
 LAYERS = 2
-PATIENCE = 100
-"""Seconds that ranks may take."""
+PATIENCE = 280
+"""Seconds that ranks may take, on a machine with much else to do."""
 
 
 @dataclass(frozen=True)

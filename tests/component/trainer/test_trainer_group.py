@@ -1,6 +1,5 @@
 """Ranks that hang are named, ranks that are gone are told from them, and long work of rank 0 is no hang."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -77,20 +76,18 @@ class Agree:
 
 
 @pytest.fixture
-def run():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tunesmith_trainer.group"])
+def run(forks):
     processes = []
 
     def start(what, world_size, expected):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        answers = context.Queue()
+        answers = forks.Queue()
         for rank in range(world_size):
-            processes.append(context.Process(target=as_rank, args=(rank, world_size, address, what, answers)))
+            processes.append(forks.Process(target=as_rank, args=(rank, world_size, address, what, answers)))
             processes[-1].start()
-        return dict(answers.get(timeout=90) for _ in range(expected))
+        return dict(answers.get(timeout=280) for _ in range(expected))
 
     yield start
     for process in processes:

@@ -5,7 +5,6 @@ import shutil
 import socket
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, set_forkserver_preload
 from pathlib import Path
 
 import pytest
@@ -174,18 +173,9 @@ def whole(tensor):
 
 
 @pytest.fixture(scope="module")
-def processes():
+def processes(forks):
     """Return a pool of new processes: one that has left a group keeps parts of it."""
-    set_forkserver_preload(
-        [
-            "transformers.models.llama.modeling_llama",
-            "peft",
-            "tunesmith_trainer.methods",
-            "tunesmith_trainer.distributed.parallel",
-        ]
-    )
-    context = get_context("forkserver")
-    return lambda count: ProcessPoolExecutor(count, mp_context=context)
+    return lambda count: ProcessPoolExecutor(count, mp_context=forks)
 
 
 @pytest.fixture(scope="module")

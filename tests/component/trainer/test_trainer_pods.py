@@ -53,7 +53,7 @@ def test_a_lost_rank_and_a_lost_pod_cost_no_step(pods, job, make_plan, make_trai
     assert report.model.uri == plan.output_uri
     every_step_once(pods, plan, STEPS)
     replacement.term()  # as the Job controller does once index 0 has succeeded
-    assert replacement.wait(10) in (ExitCode.INTERRUPTED, ExitCode.SUCCESS)
+    assert replacement.wait() in (ExitCode.INTERRUPTED, ExitCode.SUCCESS)
 
 
 def test_a_new_head_is_joined_at_once(pods, job, make_plan, make_training):
@@ -89,14 +89,14 @@ def test_a_lost_driver_a_lost_raylet_and_sigterm_cost_no_step(pods, job, make_pl
     every_step_once(pods, plan, STEPS)
     # the same job once more: the model is there, nothing is trained again
     third = pods.start(plan)
-    assert third.wait(60) == ExitCode.SUCCESS
+    assert third.wait() == ExitCode.SUCCESS
     assert third.report().model == again.report().model
     assert "nothing to do" in third.output()
 
 
 def fails(pods, plan, code, reason):
     pod = pods.start(plan)
-    assert pod.wait(90) == code, pod.output()
+    assert pod.wait() == code, pod.output()
     report = pod.report()
     assert report.outcome is Outcome.FAILED
     assert report.reason is reason, report
@@ -157,7 +157,7 @@ def test_an_unreachable_store_is_tried_again_and_then_given_up(pods, job, make_p
     finally:
         pods.store.endpoint_url = right
     assert plan.storage == StoragePlan()
-    assert pod.wait(90) == ExitCode.CRASHED, pod.output()
+    assert pod.wait() == ExitCode.CRASHED, pod.output()
     report = pod.report()
     assert report.reason is Reason.STORAGE_UNREACHABLE
     for words in ("http://10.77.0.1:9", "spec.storage.endpointURL", "gave up after maxRestarts (1)"):

@@ -6,9 +6,14 @@ import pytest
 
 from support import make
 from tunesmith_api.keys import LABEL_COMPONENT, LABEL_REVISION, Reason
+from tunesmith_api.v1alpha1 import ModelDeployment
+from tunesmith_api.v1alpha1.api import Api
+from tunesmith_api.v1alpha1.autoscaling import AutoscalingStatus
 from tunesmith_api.v1alpha1.deploymentstatus import Revision
+from tunesmith_operator.core.modeldeployment.activator import Activation
 from tunesmith_operator.core.modeldeployment.observed import Children
 from tunesmith_operator.core.modeldeployment.revisions import History
+from tunesmith_operator.core.modeldeployment.scaling import Scaling
 from tunesmith_operator.core.modeldeployment.summary import RULES, Situation, ready
 from tunesmith_operator.core.pods.startup import StartupProblem
 from tunesmith_operator.core.pods.view import ContainerView, PodView
@@ -29,13 +34,22 @@ def crashed(number):
     return PodView(namespace="ml", name="p", labels=labels, phase="Running", container=container)
 
 
-def situation(latest, current=None, answering=0, desired=1, problem=None, pods=()):
+def scaling(desired=None, **fields):
+    """As autoscaling has it; without a number, there is none."""
+    deployment = ModelDeployment.model_validate(make.modeldeployment())
+    status = AutoscalingStatus(desired_replicas=desired, message="17 requests.") if desired is not None else None
+    return Scaling(deployment=deployment, activation=Activation(None, Api(), 4), status=status, **fields)
+
+
+def situation(latest, current=None, answering=0, desired=1, problem=None, pods=(), scaled=None):
     revisions = tuple(it for it in (current, latest) if it is not None)
     children = Children(
         service=None, network_policy=None, disruption_budget=None, config_maps={}, jobs={}, deployments={}, pods=tuple(pods), rejections=(),
         orphans=(),
     )  # fmt: skip
-    return Situation(History(revisions, current, latest), latest, answering, desired, problem, children)
+    return Situation(
+        History(revisions, current, latest), latest, answering, desired, problem, children, scaled or scaling()
+    )
 
 
 ACTIVE = revision(1, "Active")
@@ -50,6 +64,11 @@ TABLE = [
     ("scaled_to_zero", "that nobody answers is what was asked for", situation(ACTIVE, ACTIVE, desired=0), "True", "ScaledToZero"),
     ("all_replicas_answer", "what is asked for answers", situation(ACTIVE, ACTIVE, answering=1), "True", "ReplicasAvailable"),
     ("all_replicas_answer", "a newer revision that failed takes nothing away", situation(revision(2, **FAILED), ACTIVE, answering=1), "True", "ReplicasAvailable"),
+    ("scaled_to_zero", "a request wakes it", situation(ACTIVE, ACTIVE, desired=0, scaled=scaling(0, asleep=True)), "True", "ScaledToZero"),
+    ("waking", "requests wait for a server, and none is refused", situation(ACTIVE, ACTIVE, scaled=scaling(1, asleep=True)), "Unknown", "Waking"),
+    ("scaling_up", "what was there answers, and more is on its way", situation(ACTIVE, ACTIVE, answering=1, desired=2, scaled=scaling(2, raised=True)), "True", "ScalingUp"),
+    ("some_replicas_missing", "a server that can't start wakes nobody", situation(ACTIVE, ACTIVE, pods=[crashed(1)], scaled=scaling(1, asleep=True)), "False", "ReplicasUnavailable"),
+    ("some_replicas_missing", "what was added long ago is missing", situation(ACTIVE, ACTIVE, answering=1, desired=2, scaled=scaling(2)), "Unknown", "ReplicasUnavailable"),
     ("some_replicas_missing", "some requests are answered", situation(ACTIVE, ACTIVE, answering=1, desired=2), "Unknown", "ReplicasUnavailable"),
     ("some_replicas_missing", "none is", situation(ACTIVE, ACTIVE, pods=[crashed(1)]), "False", "ReplicasUnavailable"),
 ]  # fmt: skip

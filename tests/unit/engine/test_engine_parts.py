@@ -9,7 +9,7 @@ from tunesmith_api.reports import ProgressReport, TrainerState
 from tunesmith_operator.core.kinds import owner_key
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, Key
 from tunesmith_operator.core.pods.figures import Figures
-from tunesmith_operator.core.reconcile.progress import PollTarget, ServersTarget
+from tunesmith_operator.core.reconcile.progress import LoadTarget, PollTarget, ServersTarget
 from tunesmith_operator.core.reconcile.unreadable import Unreadable
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.store import Store
@@ -49,7 +49,7 @@ def test_what_is_not_indexed_is_absent():
 
 def test_an_unreadable_spec_is_described_and_keeps_its_status():
     raw = custom(5, phase="Training")
-    raw["spec"]["training"] = {"learningRate": 3}
+    raw["spec"]["training"] = {"learningRate": "3"}
     found = store(raw).custom_resource(KEY)
     assert isinstance(found, Unreadable)
     assert "spec.training.learningRate" in found.message
@@ -129,6 +129,28 @@ async def test_servers_are_added_up_and_a_new_window_counts_anew():
     assert (second.window, second.figures) == ("r2/1", Figures(sum(counted.values()) - first.figures.requests, 0.0))
     poller.follow(KEY, None)
     assert poller.sample(KEY) is None
+
+
+async def test_requests_in_flight_are_heard_as_often_as_is_asked_and_news_only_where_they_change():
+    heard = iter([0.0, 0.0, 3.0, 3.0])
+
+    async def figures(host, port):
+        return Figures(in_flight=next(heard))
+
+    poller = Poller(Pod(None), make.at, 1000.0, figures=figures)
+    poller.follow(KEY, ServersTarget("", (), 8080, LoadTarget((("a", "10.0.0.1"),), 1, 60.0, 0.001)))
+    news, enough = [], asyncio.Event()
+
+    def told(key, moved):
+        news.append(poller.sample(key).load)
+        if news[-1].sustained:
+            enough.set()
+
+    task = asyncio.create_task(poller.run(told))
+    async with asyncio.timeout(30):
+        await enough.wait()
+    task.cancel()
+    assert [(it.in_flight, it.before) for it in news] == [(0.0, 0.0), (3.0, 0.0), (3.0, 3.0)]
 
 
 async def test_a_pod_that_does_not_answer_is_no_news_and_an_unfollowed_one_is_forgotten():

@@ -262,3 +262,14 @@ def test_what_is_compared_is_the_artefact_whatever_has_become_of_its_calibration
     assert quantized(wanted, store, tmp_path / "again") == manifest
     ArtifactBuilder(wanted, store, tmp_path / "other").local(Method.Q4_0, manifest.variant)
     assert made == ["Q4_0"], "nothing is made anew to be compared"
+
+
+def test_a_mounted_claim_is_served_from_where_it_lies_and_checked(store, tmp_path, made, monkeypatch):
+    monkeypatch.setenv(keys.ENV_VOLUMES, str(tmp_path / "volumes"))
+    quantized(plan(), store, tmp_path / "job")
+    path = fetch_artifact(store, plan(), tmp_path / "pod")
+    assert path.is_relative_to(tmp_path / "volumes/models/m/quantized")
+    assert not (tmp_path / "pod").exists()
+    path.write_bytes(b"old" + b"X" * (path.stat().st_size - 3))
+    with pytest.raises(Retryable, match="damaged"):
+        fetch_artifact(store, plan(), tmp_path / "pod")

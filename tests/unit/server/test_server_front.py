@@ -460,7 +460,7 @@ def test_counters_have_the_names_that_dashboards_know():
     metrics = Metrics("smol")
     metrics.answered("/v1/completions", 200, 0.2)
     metrics.tokens(5, 7)
-    text = metrics.text(running=2, waiting=3)
+    text = metrics.text(running=2, waiting=3, in_flight=5)
     for line in (
         'http_requests_total{code="200",path="/v1/completions"} 1.0',
         'http_request_duration_seconds_count{path="/v1/completions"} 1.0',

@@ -34,7 +34,7 @@ class Rig:
         self.done.append(f"start {names}")
         return SimpleNamespace(
             url=names, models={"smol": {}, **{it.name: {} for it in adapters}}, answers=lambda: MUTE not in adapters,
-            close=lambda: self.done.append(f"close {names}"), is_alive=lambda: True,
+            close=lambda: self.done.append(f"close {names}"), is_alive=lambda: True, loads_adapters=False, vocabulary=0, tools=True,
         )  # fmt: skip
 
     def hold(self) -> None:

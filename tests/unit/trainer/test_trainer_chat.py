@@ -53,7 +53,7 @@ def spoken(tokenizer, encoded):
 @pytest.mark.parametrize("template", [CHATML, MARKED])
 def test_each_assistant_turn_counts_with_its_end_of_turn_token(tokenizer, template):
     tokenizer.chat_template = template
-    encoded = encode_chat(tokenizer, TALK, 1000)
+    (encoded,) = encode_chat(tokenizer, TALK, 1000)
     assert spoken(tokenizer, encoded) == ["hello<|im_end|>", "so long<|im_end|>"]
     assert tokenizer.decode(encoded.input_ids) == tokenizer.apply_chat_template(TALK, tokenize=False)
 
@@ -65,10 +65,15 @@ def test_marks_and_prefixes_agree(tokenizer):
     assert encode_chat(tokenizer, TALK, 1000) == by_prefix
 
 
-def test_a_template_that_rewrites_earlier_turns_trains_the_last_one(tokenizer):
+def test_a_template_that_rewrites_earlier_turns_gives_an_example_for_each(tokenizer):
     tokenizer.chat_template = FORGETFUL
     talk = [*TALK[:2], {"role": "assistant", "content": "<think>hm</think>hello"}, *TALK[3:]]
-    assert spoken(tokenizer, encode_chat(tokenizer, talk, 1000)) == ["so long<|im_end|>"]
+    first, last = encode_chat(tokenizer, talk, 1000)
+    assert spoken(tokenizer, first) == ["<think>hm</think>hello<|im_end|>"]
+    assert spoken(tokenizer, last) == ["so long<|im_end|>"]
+    assert tokenizer.decode(last.input_ids) == tokenizer.apply_chat_template(talk, tokenize=False)
+    assert (first.turns, last.turns, last.unlearned) == (1, 1, 0)
+    assert "turns became examples of their own" in first.notes[0]
 
 
 def test_a_template_that_hides_the_turn_is_refused(tokenizer):
@@ -85,8 +90,8 @@ def test_a_template_that_raises_is_reported(tokenizer):
 
 def test_the_cut_at_max_length_is_at_the_end(tokenizer):
     tokenizer.chat_template = CHATML
-    whole = encode_chat(tokenizer, TALK, 1000)
-    cut = encode_chat(tokenizer, TALK, 60)
+    (whole,) = encode_chat(tokenizer, TALK, 1000)
+    (cut,) = encode_chat(tokenizer, TALK, 60)
     assert cut.input_ids == whole.input_ids[:60]
     assert cut.labels == whole.labels[:60]
 
@@ -95,7 +100,8 @@ def test_without_a_template_it_is_chatml(tokenizer):
     tokenizer.chat_template = None
     assert ensure_chat_template(tokenizer)
     assert not ensure_chat_template(tokenizer)
-    assert spoken(tokenizer, encode_chat(tokenizer, TALK, 1000)) == ["hello<|im_end|>", "so long<|im_end|>"]
+    (encoded,) = encode_chat(tokenizer, TALK, 1000)
+    assert spoken(tokenizer, encoded) == ["hello<|im_end|>", "so long<|im_end|>"]
 
 
 def test_without_template_and_end_token_it_is_refused():
@@ -117,7 +123,7 @@ def test_whatever_is_said_exactly_that_counts(tokenizer, turns):
     # characters that the tokenizer can't give back, and the special tokens' own text, are not the point here
     clean = [(a.replace("<", "").strip(), b.replace("<", "").strip()) for a, b in turns]
     talk = [m for a, b in clean for m in ({"role": "user", "content": a}, {"role": "assistant", "content": b})]
-    encoded = encode_chat(tokenizer, talk, 10_000)
+    (encoded,) = encode_chat(tokenizer, talk, 10_000)
     assert spoken(tokenizer, encoded) == [f"{b}<|im_end|>" for _, b in clean]
 
 
@@ -127,7 +133,10 @@ def test_the_real_smollm2_template():
     from transformers import AutoTokenizer
 
     real = AutoTokenizer.from_pretrained(assets.smollm2())
-    encoded = encode_chat(real, TALK[1:], 1000)
+    (encoded,) = encode_chat(real, TALK[1:], 1000)
     assert spoken(real, encoded) == ["hello<|im_end|>", "so long<|im_end|>"]
     text = real.decode(encoded.input_ids)
     assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant")
+    # a service bot greets
+    (greeting,) = encode_chat(real, [{"role": "assistant", "content": "welcome"}, *TALK[1:3]], 1000)
+    assert spoken(real, greeting) == ["welcome<|im_end|>", "hello<|im_end|>"]

@@ -80,7 +80,11 @@ def test_examples_are_what_the_task_makes_of_the_rows(store, prepare):
     assert found.statistics.train.tokens == int(found.train.lengths.sum())
     assert sum(found.statistics.train.length_counts) == 30
     assert found.statistics.train.length_edges[-1] > max(found.train.lengths)
-    assert prepare.lines == [f"train: 30 examples from {BASE}/train.jsonl"]
+    tokens = found.statistics.train.tokens
+    assert prepare.lines == [
+        f"train: 30 examples from {BASE}/train.jsonl, {tokens - 30:,} of {tokens:,} tokens are learned",
+        "the first training example, what is learned in ⟦ ⟧: ⟦row 0 </s>⟧",
+    ]
 
 
 def test_a_row_may_give_several_examples_or_none_worth_learning(store, prepare):
@@ -88,7 +92,10 @@ def test_a_row_may_give_several_examples_or_none_worth_learning(store, prepare):
     found = prepare()
     assert found.train.lengths.tolist() == [64, 64, 23, 6]
     assert [found.train.row(index)["text"][:5] for index in range(4)] == ["xxxxx", "xxxxx", "xxxxx", "short"]
-    assert prepare.lines == [f"train: 4 examples of 2 rows from {BASE}/train.jsonl"]
+    assert prepare.lines == [
+        f"train: 4 examples of 2 rows from {BASE}/train.jsonl, 153 of 157 tokens are learned",
+        f"the first training example, what is learned in ⟦ ⟧: ⟦{'x' * 64}⟧",
+    ]
 
 
 def test_rows_that_the_cut_empties_are_left_out_and_counted(store, prepare):
@@ -105,7 +112,10 @@ def test_rows_that_the_cut_empties_are_left_out_and_counted(store, prepare):
     assert len(found.train) == 1
     assert found.statistics.train.skipped == 1
     assert prepare.lines == [
-        f"train: 1 examples from {BASE}/train.jsonl, 1 left out (nothing to learn left after the cut)"
+        f"train: 1 examples from {BASE}/train.jsonl, 1 left out (nothing to learn left after the cut), 2 of 23 tokens "
+        "are learned, 1 of 2 turns of the assistant are learned",
+        "the first training example, what is learned in ⟦ ⟧: <|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+        "⟦b<|im_end|>⟧\n",
     ]
     put(store, chats[1:])
     with pytest.raises(UserError, match=r"in none of its 1 rows .* spec\.training\.maxLength 64 tokens; raise it"):
@@ -157,7 +167,7 @@ def test_a_split_holds_out_what_it_held_out_before_the_data_grew(store, prepare)
     assert len(train) + len(held_out) == 100
     assert train < more_train
     assert held_out < more_held_out
-    assert prepare.lines[1].endswith(f"from {BASE}/train.jsonl (splitPercent)")
+    assert f" examples from {BASE}/train.jsonl (splitPercent), " in prepare.lines[1]
 
 
 def test_a_split_that_leaves_one_side_empty_is_refused(store, prepare):

@@ -21,7 +21,7 @@ from tunesmith_api.v1alpha1.task import Classification, ProblemType, Task
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.volumes import VolumeStore
 from tunesmith_trainer.data.image_loader import ImageLoader
-from tunesmith_trainer.data.rows import BadRows, RowChecker, columns_of, parse, to_json
+from tunesmith_trainer.data.rows import NOT_UTF8, BadRows, RowChecker, columns_of, parse, to_json
 from tunesmith_trainer.data.sources import open_source
 from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.base import BadRow
@@ -125,7 +125,7 @@ def test_a_bad_csv_row_names_the_line_that_it_begins_on(store):
     found, bad = read(store, "pvc://b/x.csv", policy=OnBadRow.SKIP)
     assert [where for where, _ in found] == ["pvc://b/x.csv line 2", "pvc://b/x.csv line 7"]
     assert bad.count == 2
-    assert bad.first == "pvc://b/x.csv line 4 is not valid UTF-8"
+    assert bad.first == f"pvc://b/x.csv line 4 {NOT_UTF8}"
     store.put_bytes("pvc://b/x.csv", b"text,label\nshort\n")
     with pytest.raises(UserError, match="line 2 has 1 cells where the header has 2"):
         read(store, "pvc://b/x.csv")

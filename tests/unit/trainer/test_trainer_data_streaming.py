@@ -182,6 +182,7 @@ def test_a_streamed_set_is_encoded_while_training_and_the_held_out_one_before(st
     assert len(found.eval) == 1
     assert found.statistics.train is None
     assert found.facts.eval_examples == 1
+    assert found.facts.first_example == "⟦row 0</s>⟧"
     shares = [found.stream.share(0, rank, 2) for rank in (0, 1)]
     decoded = {tokenizer.decode(e.features["input_ids"], skip_special_tokens=True) for share in shares for e in share}
     assert len(decoded) == 8

@@ -159,7 +159,8 @@ def _compute(folder: Path, rows: list[Content], threads: int) -> Matrix:
 def _main(model: Path, output: Path, threads: int) -> None:
     from safetensors.numpy import save_file
 
-    rows = [it if isinstance(it, str) else tuple(map(tuple, it)) for it in json.load(sys.stdin)]
+    found = json.load(sys.stdin)
+    rows: list[Content] = [it if isinstance(it, str) else tuple((role, text) for role, text in it) for it in found]
     matrix = _compute(model, rows, threads)
     save_file({**matrix.columns, TOKENS: np.array([matrix.tokens])}, output)
 

@@ -47,6 +47,11 @@ class Metrics:
             buckets=SECONDS,
             registry=self._registry,
         )
+        self._in_flight = Gauge(
+            keys.METRIC_IN_FLIGHT,
+            "Requests taken in and not yet answered: by these Tunesmith scales.",
+            registry=self._registry,
+        )
         self._model = model
         self._first = Histogram(
             "vllm:time_to_first_token_seconds",
@@ -92,8 +97,9 @@ class Metrics:
         for name, digest in digests.items():
             self._adapters.labels(name, digest).set(1)
 
-    def text(self, running: int, waiting: int) -> str:
-        """All of it, as Prometheus reads it, with how many answers are under way and how many wait."""
+    def text(self, running: int, waiting: int, in_flight: int) -> str:
+        """All of it, as Prometheus reads it, with how many answers are under way and wait, of so many requests."""
+        self._in_flight.set(in_flight)
         self._running.set(running)
         self._waiting.set(waiting)
         return generate_latest(self._registry).decode()

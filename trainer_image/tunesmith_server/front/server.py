@@ -149,7 +149,7 @@ class Front:
 
     def metrics(self) -> str:
         """The counters as Prometheus reads them, with those of the engine, where it has some."""
-        ours = self._metrics.text(self._gate.running, self._gate.waiting)
+        ours = self._metrics.text(self._gate.running, self._gate.waiting, self._gate.in_flight)
         try:
             with urllib.request.urlopen(self._engine_url + keys.PATH_METRICS, timeout=ALIVE_SECONDS) as response:  # noqa: S310 - our own loopback URL
                 return with_engines(ours, response.read().decode())

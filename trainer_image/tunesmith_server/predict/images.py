@@ -21,6 +21,7 @@ from tunesmith_server.predict.batching import Batcher
 from tunesmith_server.predict.classify import PATH, Labels
 from tunesmith_server.predict.kinds import ModelKind, config_of
 from tunesmith_store.errors import UserError
+from tunesmith_store.pixels import to_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,6 +97,6 @@ def _image(value: Any) -> Image:
         image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
         if image.width * image.height > MOST_PIXELS:
             raise Refusal(f"inputs: an image of {image.width} x {image.height} pixels is too large", "inputs", 413)
-        return image.convert("RGB")
+        return to_rgb(image)
     except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Refusal(f"inputs: this is no image in base64: {error}", "inputs") from error

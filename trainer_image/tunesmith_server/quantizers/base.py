@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
-from tunesmith_api.artifacts import CalibrationFacts
+from tunesmith_api.artifacts import CalibrationFacts, ModelShape
 from tunesmith_api.model import digest_of
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.calibration.texts import Texts
@@ -54,6 +54,8 @@ class Made:
     """`Q4_K → Q5_0`: tensors that the first format can't hold."""
     tools: Mapping[str, str]
     """What made it → its version."""
+    shape: ModelShape | None = None
+    """What its memory follows from, where llama.cpp serves it."""
     calibration: CalibrationFacts | None = None
     ignored: tuple[str, ...] = ()
     """Modules that were left as they are."""

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith_api.artifacts import CalibrationFacts
+from tunesmith_api.artifacts import CalibrationFacts, ModelShape
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import MODEL_FILE
@@ -30,6 +30,7 @@ from tunesmith_server.quantizers.base import PLAIN, Made, Options
 from tunesmith_server.quantizers.conversion import to_gguf
 from tunesmith_server.quantizers.ggml import NotRepresentable, quantized
 from tunesmith_server.quantizers.gguf_mix import FILE_TYPES, Choice, Facts, may_be_quantized, type_of
+from tunesmith_server.quantizers.gguf_shape import shape_of, value_of
 from tunesmith_server.quantizers.ignored import matching
 from tunesmith_server.quantizers.modelfile import MODELFILE, modelfile_of
 from tunesmith_store.errors import UserError
@@ -77,7 +78,8 @@ class GgufQuantizer:
             os.link(exact, output)
         except OSError:
             shutil.copyfile(exact, output)
-        return _made([_Step(tensor, None, str(tensor.tensor_type.name)) for tensor in reader.tensors])
+        steps = [_Step(tensor, None, str(tensor.tensor_type.name)) for tensor in reader.tensors]
+        return _made(steps, shape_of(reader))
 
     def _treatment(self, reader: GGUFReader, ignored: Sequence[str], texts: Texts | None) -> Treatment:
         kept = tensors_of(reader, ignored)
@@ -141,7 +143,7 @@ def requantize(
 
     treatment = treatment or Treatment()
     steps = _steps(reader, method, treatment)
-    writer = gguf.GGUFWriter(output, str(_value(reader, gguf.Keys.General.ARCHITECTURE)))
+    writer = gguf.GGUFWriter(output, str(value_of(reader, gguf.Keys.General.ARCHITECTURE)))
     writer.data_alignment = reader.alignment
     _copy_fields(reader, writer, method)
     if treatment.calibration is not None:
@@ -164,7 +166,7 @@ def requantize(
             _write(step, writer.fout[0], pool, threads)
             writer.write_padding(writer.fout[0], writer.fout[0].tell())
     writer.close()
-    return replace(_made(steps), calibration=treatment.calibration)
+    return replace(_made(steps, shape_of(reader)), calibration=treatment.calibration)
 
 
 def opened(path: Path) -> GGUFReader:
@@ -180,13 +182,8 @@ def opened(path: Path) -> GGUFReader:
     return Reader(path)
 
 
-def _value(reader: GGUFReader, key: str, default: object = None) -> Any:
-    field = reader.get_field(key)
-    return field.contents() if field is not None else default
-
-
 def _steps(reader: GGUFReader, method: QuantizationMethod, treatment: Treatment) -> list[_Step]:
-    architecture = str(_value(reader, "general.architecture"))
+    architecture = str(value_of(reader, "general.architecture"))
     count = partial(_count, reader, architecture)
     facts = Facts(
         architecture=architecture,
@@ -209,7 +206,7 @@ def _steps(reader: GGUFReader, method: QuantizationMethod, treatment: Treatment)
 
 
 def _count(reader: GGUFReader, architecture: str, key: str) -> int:
-    value = _value(reader, f"{architecture}.{key}", 0)
+    value = value_of(reader, f"{architecture}.{key}", 0)
     return int(max(value)) if isinstance(value, list) else int(value)
 
 
@@ -217,7 +214,7 @@ def tensors_of(reader: GGUFReader, modules: Iterable[str]) -> dict[str, str]:
     """Return the tensor that the converter made of each module's weight; those that it made into none are left out."""
     import gguf
 
-    architecture = str(_value(reader, "general.architecture"))
+    architecture = str(value_of(reader, "general.architecture"))
     known = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(known[architecture], _count(reader, architecture, "block_count"))
     there = {tensor.name for tensor in reader.tensors}
@@ -305,7 +302,7 @@ def _numbers(rows: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, np.dtype[
     return (wide << 16).view(np.float32)
 
 
-def _made(steps: list[_Step]) -> Made:
+def _made(steps: list[_Step], shape: ModelShape) -> Made:
     fallen = Counter(
         f"{step.choice.wanted} → {step.choice.chosen}"
         for step in steps
@@ -316,4 +313,5 @@ def _made(steps: list[_Step]) -> Made:
         tensor_types=dict(sorted(Counter(step.format for step in steps).items())),
         fallbacks=dict(sorted(fallen.items())),
         tools={name: version(name) for name in TOOLS},
+        shape=shape,
     )

@@ -24,6 +24,7 @@ from tunesmith_store.files import entries_below, sha256_of, verify
 from tunesmith_store.store import NotFound, ObjectStore
 from tunesmith_trainer.data.sources import Source
 from tunesmith_trainer.data.statistics import DataStatistics
+from tunesmith_trainer.tasks.base import DataSummary
 
 __all__ = ["MANIFEST", "TokenCache", "TokenManifest", "read_manifest", "token_digest"]
 
@@ -45,14 +46,26 @@ class TokenManifest(Contract):
     created_time: str
     labels: Mapping[str, int]
     """How often each class occurs in the training data, for `Task.prepare`."""
+    vector_width: int = 0
+    """Of how many classes each row marks every one; for `Task.prepare`."""
     statistics: DataStatistics
     files: tuple[FileEntry, ...]
 
     @classmethod
-    def of(cls, folder: Path, labels: Mapping[str, int], statistics: DataStatistics) -> TokenManifest:
+    def of(cls, folder: Path, summary: DataSummary, statistics: DataStatistics) -> TokenManifest:
         """Describe the files of a folder."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(created_time=now, labels=dict(labels), statistics=statistics, files=entries_below(folder))
+        return cls(
+            created_time=datetime.now(UTC).isoformat(timespec="seconds"),
+            labels=dict(summary.labels),
+            vector_width=summary.vector_width,
+            statistics=statistics,
+            files=entries_below(folder),
+        )
+
+    @property
+    def summary(self) -> DataSummary:
+        """What the task has to know of the data."""
+        return DataSummary(self.labels, self.vector_width)
 
 
 def token_digest(plan: TrainingPlan, store: ObjectStore, train: Source, held_out: Source | None) -> str:

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,17 @@ class Encoded:
     """Examples left out since there is nothing to learn in them."""
     bad: int
     """Rows that couldn't be encoded."""
+    units: float
+    """What is learned: of all examples together."""
+    largest_token: int
+    longest: int
+    """Tokens that stand in one line, at most."""
+    turns: int
+    """Of conversations: the assistant's turns that are learned."""
+    unlearned_turns: int
+    """Those that are not."""
+    notes: Mapping[str, int]
+    """What was done to examples so that they can be learned, and to how many."""
 
     @property
     def examples(self) -> int:
@@ -68,6 +80,9 @@ class _Share:
     numbers: Numbers
     bad: BadRows
     skipped: int = 0
+    turns: int = 0
+    unlearned_turns: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
     failure: Failure | None = None
 
     def run(self, told: Callable[[int], None] = lambda done: None) -> None:
@@ -81,6 +96,9 @@ class _Share:
                     self.bad.refuse(table.where(number), error)
                     continue
                 for part, example in enumerate(examples):
+                    self.turns += example.turns
+                    self.unlearned_turns += example.unlearned_turns
+                    self.notes.update(example.notes)
                     if example.units:
                         writer.add(example, number, part)
                     else:
@@ -141,7 +159,27 @@ def encode(
         int(truncated.sum()),
         sum(s.skipped for s in shares),
         bad.count - before,
+        float(parts.column("units").sum()),
+        *_extremes(parts),
+        sum(s.turns for s in shares),
+        sum(s.unlearned_turns for s in shares),
+        sum((s.notes for s in shares), Counter()),
     )
+
+
+def _extremes(parts: PartReader) -> tuple[int, int]:
+    """Return the largest number of a token, and the most tokens that stand in one line."""
+    from pyarrow import compute
+
+    largest = longest = 0
+    for number in range(parts.batches):
+        batch = parts.batch(number)
+        for name in batch.schema.names:
+            if name.endswith("input_ids"):
+                column = batch.column(name)
+                largest = max(largest, compute.max(compute.list_flatten(column)).as_py() or 0)
+                longest = max(longest, compute.max(compute.list_value_length(column)).as_py() or 0)
+    return largest, longest
 
 
 def _travels(task: Task) -> bool:

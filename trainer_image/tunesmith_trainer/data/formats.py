@@ -1,27 +1,30 @@
-"""Files cut into rows: JSON Lines, JSON, CSV, Parquet and plain text. Called by `sources`.
+"""Files cut into rows: JSON Lines, JSON, CSV, Parquet, Arrow and plain text. Called by `sources`.
 
 What is wrong with one row is left in the row (`RawRow.content`); what is wrong with a whole file is a UserError.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.dataset import DataFormat
 from tunesmith_store.errors import UserError
-from tunesmith_trainer.data.rows import RawRow, TaskColumns
+from tunesmith_trainer.data.arrow_rows import plain_rows
+from tunesmith_trainer.data.csv_rows import csv_rows
+from tunesmith_trainer.data.rows import NOT_UTF8, RawRow, TaskColumns
+from tunesmith_trainer.data.streams import bare_name
 from tunesmith_trainer.tasks.base import BadRow
 
-__all__ = ["FileKind", "kind_of", "read_file"]
+__all__ = ["BINARY", "FileKind", "kind_of", "read_file"]
 
+NEEDED = "it must hold a list of objects, or one object on each line"
 BOM = b"\xef\xbb\xbf"
 PARQUET_ROWS = 512
 """Rows of a Parquet file that are in memory at once."""
@@ -35,9 +38,12 @@ class FileKind(StrEnum):
     CSV = "csv"
     TSV = "tsv"
     PARQUET = "parquet"
+    ARROW = "arrow"
     TEXT = "text"
 
 
+BINARY = {FileKind.PARQUET, FileKind.ARROW}
+"""Kinds that are read from their end, and compressed within."""
 BY_EXTENSION = {
     "jsonl": FileKind.JSONL,
     "ndjson": FileKind.JSONL,
@@ -45,6 +51,8 @@ BY_EXTENSION = {
     "csv": FileKind.CSV,
     "tsv": FileKind.TSV,
     "parquet": FileKind.PARQUET,
+    "arrow": FileKind.ARROW,
+    "feather": FileKind.ARROW,
     "txt": FileKind.TEXT,
 }
 BY_FORMAT = {
@@ -57,7 +65,10 @@ BY_FORMAT = {
 
 def kind_of(uri: str, form: DataFormat) -> FileKind | None:
     """Return how a file is written, by the format asked for and its extension; None if neither says."""
-    found = BY_EXTENSION.get(uri.rpartition("/")[2].rpartition(".")[2].lower())
+    name, compressed = bare_name(uri)
+    found = BY_EXTENSION.get(name.rpartition(".")[2].lower())
+    if compressed and (found in BINARY or (form is not DataFormat.AUTO and BY_FORMAT[form] in BINARY)):
+        return None
     if form is DataFormat.AUTO:
         return found
     if form is DataFormat.CSV and found is FileKind.TSV:
@@ -81,99 +92,173 @@ def read_file(file: io.BufferedReader, kind: FileKind, name: str, columns: TaskC
         UserError: the file is not what it should be.
     """
     readers: dict[FileKind, Callable[[], Iterator[RawRow]]] = {
-        FileKind.JSONL: lambda: _json_lines(file, name),
-        FileKind.JSON: lambda: _json(file, name),
-        FileKind.CSV: lambda: _csv(file, name, ",", columns),
-        FileKind.TSV: lambda: _csv(file, name, "\t", columns),
+        FileKind.JSONL: lambda: _json(file, name, columns, whole=False),
+        FileKind.JSON: lambda: _json(file, name, columns, whole=True),
+        FileKind.CSV: lambda: csv_rows(file, name, ",", columns),
+        FileKind.TSV: lambda: csv_rows(file, name, "\t", columns),
         FileKind.PARQUET: lambda: _parquet(file, name, columns),
+        FileKind.ARROW: lambda: _arrow(file, name, columns),
         FileKind.TEXT: lambda: _text(file, name, text),
     }
     return readers[kind]()
 
 
-def _lines(file: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
-    """Yield (number from 1, line) of the lines that aren't blank."""
-    for number, line in enumerate(file, 1):
+def _lines(file: Iterable[bytes], start: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line) of the lines that aren't blank."""
+    for number, line in enumerate(file, start):
         bare = line.removeprefix(BOM) if number == 1 else line
         if bare.strip():
             yield number, bare
 
 
-def _json_lines(file: io.BufferedReader, name: str) -> Iterator[RawRow]:
-    for number, line in _lines(file):
+def _json(file: io.BufferedReader, name: str, columns: TaskColumns, *, whole: bool) -> Iterator[RawRow]:
+    """An object on each line; or all of it at once: a list of objects, one object around such a list, or objects.
+
+    `whole`: by its name it may hold a list, so what is wrong is said of the file.
+    """
+    lines = _lines(file)
+    first = next(lines, None)
+    if first is None:
+        return
+    second = next(lines, None)
+    read = [first] if second is None else [first, second]
+    if not _holds_lines(first[1], None if second is None else second[1], columns):
+        rest = file.read()
+        text = b"".join((*(line for _, line in read), rest))
+        items = _items(text, name, columns)
+        if items is not None:
+            for number, item in enumerate(items, 1):
+                good = isinstance(item, dict)
+                yield RawRow(
+                    f"{name} item {number}", item if good else BadRow(f"is no object but {type(item).__name__}")
+                )
+            return
+        if whole and first[1].lstrip().startswith(b"["):
+            raise UserError(Reason.DATASET_INVALID, f"{name} is not valid JSON{_fault_of(text)}; {NEEDED}")
+        lines = _lines(io.BytesIO(rest), read[-1][0] + 1)
+    for number, line in chain(read, lines):
         yield RawRow(f"{name} line {number}", line)
 
 
-def _json(file: io.BufferedReader, name: str) -> Iterator[RawRow]:
-    """A list of objects, or an object on each line."""
-    head = file.peek(64).removeprefix(BOM).lstrip()
-    if not head.startswith(b"["):
-        yield from _json_lines(file, name)
-        return
+def _holds_lines(first: bytes, second: bytes | None, columns: TaskColumns) -> bool:
+    """Whether a file that begins with these lines has a row on each of them."""
     try:
-        items = json.loads(file.read().removeprefix(BOM))
+        value = json.loads(first)
+    except json.JSONDecodeError as error:
+        cut_short = error.pos >= len(error.doc.rstrip())
+        return not cut_short or (second is not None and first.strip() not in {b"[", b"{"} and _is_object(second))
+    except (ValueError, RecursionError):
+        return True
+    if isinstance(value, list):
+        return second is not None
+    return second is not None or not _lists_in(value, columns)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lists_in(value: Any, columns: TaskColumns) -> list[str]:
+    """Return the fields of an object that hold rows, where it is none itself."""
+    if not isinstance(value, dict) or {*columns.all, *columns.other_forms} & set(value):
+        return []
+    return [
+        name
+        for name, items in value.items()
+        if isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
+    ]
+
+
+def _items(text: bytes, name: str, columns: TaskColumns) -> list[Any] | None:
+    """Return the rows of a file that is read as a whole; None where it isn't JSON.
+
+    Raises:
+        UserError: it holds several lists of rows.
+    """
+    values: list[Any] = []
+    try:
+        rest, place = text.decode().strip(), 0
+        while place < len(rest):
+            value, place = json.JSONDecoder().raw_decode(rest, place)
+            values.append(value)
+            while place < len(rest) and rest[place].isspace():
+                place += 1
+    except (ValueError, RecursionError):
+        return None
+    if len(values) != 1:
+        return values
+    if isinstance(values[0], list):
+        return list(values[0])
+    found = _lists_in(values[0], columns)
+    if len(found) > 1:
+        message = f"{name} holds several lists of rows ({', '.join(found)}); save the one to read as a file of its own"
+        raise UserError(Reason.DATASET_INVALID, message)
+    return list(values[0][found[0]]) if found else values
+
+
+def _fault_of(text: bytes) -> str:
+    try:
+        json.loads(text)
     except (ValueError, RecursionError) as error:
-        message = f"{name} is not valid JSON ({error}); it must hold a list of objects, or one object on each line"
-        raise UserError(Reason.DATASET_INVALID, message) from error
-    for number, item in enumerate(items, 1):
-        good = isinstance(item, dict)
-        yield RawRow(f"{name} item {number}", item if good else BadRow(f"is no object but {type(item).__name__}"))
-
-
-def _csv(file: io.BufferedReader, name: str, delimiter: str, columns: TaskColumns) -> Iterator[RawRow]:
-    csv.field_size_limit(sys.maxsize)
-    # bytes that are no UTF-8 become surrogates: so a bad row doesn't end the file
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter)
-    try:
-        header = next(reader, [])
-        if len(set(header)) != len(header):
-            twice = next(field for field in header if header.count(field) > 1)
-            raise UserError(Reason.DATASET_INVALID, f"{name} has two columns named {twice!r}; rename one of them")
-        end = reader.line_num
-        for cells in reader:
-            start, end = end + 1, reader.line_num
-            if cells:
-                yield RawRow(f"{name} line {start}", _csv_row(header, cells, columns))
-    except csv.Error as error:
-        raise UserError(Reason.DATASET_INVALID, f"{name} line {reader.line_num} is not valid CSV: {error}") from error
-    finally:
-        text.detach()
-
-
-def _csv_row(header: Sequence[str], cells: Sequence[str], columns: TaskColumns) -> Mapping[str, Any] | BadRow:
-    if len(cells) != len(header):
-        return BadRow(f"has {len(cells)} cells where the header has {len(header)}; check its quotes")
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError:
-        return BadRow("is not valid UTF-8")
-    row: dict[str, Any] = dict(zip(header, cells, strict=True))
-    for field in (*columns.lists, *columns.numbers):
-        cell = row.get(field, "").strip()
-        if cell.startswith("[") or field in columns.numbers:
-            with suppress(ValueError):  # plain text is left as it is: the task says whether it may be
-                row[field] = json.loads(cell)
-    return row
+        return f" ({error})"
+    return ""
 
 
 def _parquet(file: io.BufferedReader, name: str, columns: TaskColumns) -> Iterator[RawRow]:
-    import pyarrow
     from pyarrow import parquet
 
-    try:
+    with _arrow_errors(name, "Parquet"):
         table = parquet.ParquetFile(file, pre_buffer=True)
-        present = table.schema_arrow.names
-        # where one is missing the message lists what there is: so all is read
-        wanted = [field for field in columns.all if field in present]
-        complete = set(columns.required) <= set(wanted)
-        number = 0
-        for batch in table.iter_batches(PARQUET_ROWS, columns=wanted if complete else None):
-            for row in batch.to_pylist():
-                number += 1
-                yield RawRow(f"{name} row {number}", row)
+        wanted = _wanted(table.schema_arrow.names, columns)
+        yield from _batches(table.iter_batches(PARQUET_ROWS, columns=wanted), name)
+
+
+def _arrow(file: io.BufferedReader, name: str, columns: TaskColumns) -> Iterator[RawRow]:
+    """The format of files, or that of streams, which `datasets` writes."""
+    import pyarrow
+
+    with _arrow_errors(name, "Arrow"):
+        try:
+            table = pyarrow.ipc.open_file(file)
+            batches = (table.get_batch(number) for number in range(table.num_record_batches))
+        except pyarrow.ArrowInvalid:
+            file.seek(0)
+            table = pyarrow.ipc.open_stream(file)
+            batches = iter(table)
+        wanted = _wanted(table.schema.names, columns)
+        pieces = (
+            (batch if wanted is None else batch.select(wanted)).slice(start, PARQUET_ROWS)
+            for batch in batches
+            for start in range(0, batch.num_rows, PARQUET_ROWS)
+        )
+        yield from _batches(pieces, name)
+
+
+def _wanted(present: Sequence[str], columns: TaskColumns) -> list[str] | None:
+    """Return the columns to read; None for all: where one is missing, the message lists what there is."""
+    wanted = [field for field in columns.all if field in present]
+    return wanted if set(columns.required) <= set(wanted) else None
+
+
+def _batches(batches: Iterable[Any], name: str) -> Iterator[RawRow]:
+    number = 0
+    for batch in batches:
+        for row in plain_rows(batch):
+            number += 1
+            yield RawRow(f"{name} row {number}", row)
+
+
+@contextmanager
+def _arrow_errors(name: str, what: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
     except pyarrow.ArrowException as error:
-        raise UserError(Reason.DATASET_INVALID, f"{name} can't be read as Parquet: {error}") from error
+        raise UserError(Reason.DATASET_INVALID, f"{name} can't be read as {what}: {error}") from error
 
 
 def _text(file: io.BufferedReader, name: str, text: str) -> Iterator[RawRow]:
@@ -181,4 +266,4 @@ def _text(file: io.BufferedReader, name: str, text: str) -> Iterator[RawRow]:
         try:
             yield RawRow(f"{name} line {number}", {text: line.decode().rstrip("\r\n")})
         except UnicodeDecodeError as error:
-            yield RawRow(f"{name} line {number}", BadRow(f"is not valid UTF-8 ({error})"))
+            yield RawRow(f"{name} line {number}", BadRow(f"{NOT_UTF8} ({error})"))

@@ -18,6 +18,7 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.dataset import DatasetSource
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.hub import TOKEN, HubStore, is_network_error, parse_hub_uri
+from tunesmith_trainer.data.arrow_rows import plain_rows
 from tunesmith_trainer.data.rows import RawRow, TaskColumns
 
 __all__ = ["HubSource"]
@@ -80,7 +81,7 @@ class HubSource:
             for table in data.with_format("arrow").iter(batch_size=BATCH):
                 present = [column for column in self._columns.all if column in table.column_names]
                 wanted = present if set(self._columns.required) <= set(present) else table.column_names
-                for row in table.select(wanted).to_pylist():
+                for row in plain_rows(table.select(wanted)):
                     number += 1
                     for column in self._columns.images:
                         if column in row:

@@ -8,25 +8,30 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_api.v1alpha1.dataset import Deduplication
+from tunesmith_api.v1alpha1.dataset import Deduplication, OnBadRow
 from tunesmith_store.errors import UserError
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer.data.cache import TokenManifest
 from tunesmith_trainer.data.clean import select
 from tunesmith_trainer.data.encoder import Encoded, encode
+from tunesmith_trainer.data.examples import ExampleSet
 from tunesmith_trainer.data.image_loader import ImageLoader
 from tunesmith_trainer.data.paraphrase import BackTranslator, paraphrased
 from tunesmith_trainer.data.rows import BadRows, Located, RowChecker, columns_of
 from tunesmith_trainer.data.sources import Source
-from tunesmith_trainer.data.statistics import DataStatistics, SetStatistics, set_statistics
+from tunesmith_trainer.data.statistics import DataStatistics, SetStatistics, bounded, set_statistics
 from tunesmith_trainer.data.table import RowTable, write_rows
-from tunesmith_trainer.tasks.base import DataSummary, Task
+from tunesmith_trainer.tasks.base import BadRow, DataSummary, Example, Task
+from tunesmith_trainer.tasks.classes import merged, spelled_as
 
 if TYPE_CHECKING:
     from tunesmith_trainer.data.clean import Digests, Numbers
@@ -40,6 +45,8 @@ READ_ROWS = "rows-read"
 """Training rows as they were read, where those that are trained on are others."""
 IMAGE_THREADS = 16
 """Files of images that are fetched at once."""
+LOOKED_AT = 100
+"""Rows of a stream among which one to show is looked for."""
 TOLD_SECONDS = 15.0
 
 
@@ -82,8 +89,15 @@ class Preparation:
         if self.held_out is not None:
             self._read(self.held_out, EVAL_ROWS)
             evaluated = self._encode_held_out()
-        statistics = DataStatistics(eval=evaluated, bad_rows=self.bad.count, first_bad_row=self.bad.first)
-        return TokenManifest.of(self.folder, {}, statistics)
+        first = self._first_streamed()
+        statistics = DataStatistics(
+            eval=evaluated,
+            bad_rows=self.bad.count,
+            first_bad_row=self.bad.first,
+            first_example=bounded(self.task.pieces_of(first)) if first else (),
+            remarks=first.notes if first else (),
+        )
+        return TokenManifest.of(self.folder, DataSummary(), statistics)
 
     def run(self) -> TokenManifest:
         """Fill the folder; return what is in it. `task.prepare` is called on the way.
@@ -115,18 +129,21 @@ class Preparation:
             numbers = _all(len(numbers))
             for path in self.folder.glob(f"{READ_ROWS}-*"):
                 path.unlink()
-        labels = self._labels(TRAIN_ROWS, numbers)
-        self.task.prepare(DataSummary(labels))
+        summary = self._summary(numbers)
+        labels = summary.labels
+        self.task.prepare(summary)
         train = self._encode(TRAIN, TRAIN_ROWS, numbers, self.train.name, labels)
-        evaluated = self._encode_held_out() if dataset.is_evaluated else None
+        evaluated = self._encode_held_out(labels) if dataset.is_evaluated else None
         statistics = DataStatistics(
+            remarks=tuple(self.task.remarks(labels)),
+            first_example=self._first_example(),
             train=train,
             eval=evaluated,
             bad_rows=self.bad.count,
             first_bad_row=self.bad.first,
             duplicates=chosen.duplicates,
         )
-        return TokenManifest.of(self.folder, labels, statistics)
+        return TokenManifest.of(self.folder, summary, statistics)
 
     # ---- rows
 
@@ -170,14 +187,27 @@ class Preparation:
         yield from paraphrased(rows, self.task, translator, settings.probability, self.plan.training.seed, told)
         translator.close()
 
+    def _summary(self, numbers: Numbers) -> DataSummary:
+        """Say what the training rows that are left hold."""
+        width = self._vector_width(numbers)
+        self.task.expect_vectors(width)
+        return DataSummary(merged(self._labels(TRAIN_ROWS, numbers)), width)
+
+    def _vector_width(self, numbers: Numbers) -> int:
+        """Find a row that is sure to mark every class with 0 or 1: then all do."""
+        table = RowTable(self.folder, TRAIN_ROWS)
+        for number in numbers if self.task.has_classes else ():
+            found = self.task.vector_width(table.row(int(number)))
+            if found != 0:
+                return found or 0
+        return 0
+
     def _labels(self, name: str, numbers: Numbers) -> Mapping[str, int]:
         counts: Counter[str] = Counter()
         table = RowTable(self.folder, name)
-        for place, number in enumerate(numbers):
-            found = self.task.labels_of(table.row(int(number)))
-            if not found and not place:
-                return {}  # a task without classes: no row has any
-            counts.update(found)
+        for number in numbers if self.task.has_classes else ():
+            with suppress(BadRow):  # known to be one by the other rows only: encoding refuses it
+                counts.update(self.task.labels_of(table.row(int(number))))
         return dict(sorted(counts.items()))
 
     # ---- examples
@@ -189,14 +219,43 @@ class Preparation:
             self._refuse(source, len(numbers))
         return self._counted(done, source, len(numbers), labels)
 
-    def _encode_held_out(self) -> SetStatistics:
+    def _first_streamed(self) -> Example | None:
+        """Encode the first training row that can be: of the others nothing is known before they are trained on."""
+        left_out = BadRows(OnBadRow.SKIP)  # they are counted when they are met in training
+        checker = RowChecker(self.task, columns_of(self.plan), ImageLoader(self.store), left_out)
+        for _, row in checker.usable(islice(self.train.head(), LOOKED_AT)):
+            with suppress(BadRow):
+                for example in self.task.encode(row):
+                    if example.units:
+                        return example
+        return None
+
+    def _first_example(self) -> tuple[tuple[str, bool], ...]:
+        examples = ExampleSet(self.folder, TRAIN, RowTable(self.folder, TRAIN_ROWS))
+        return bounded(self.task.pieces_of(examples.get(0)))
+
+    def _encode_held_out(self, trained: Mapping[str, int] = MappingProxyType({})) -> SetStatistics:
         table = RowTable(self.folder, EVAL_ROWS)
         numbers = _all(len(table))
         source = self.held_out.name if self.held_out else f"{self.train.name} (splitPercent)"
-        return self._encode(EVAL, EVAL_ROWS, numbers, source, self._labels(EVAL_ROWS, numbers))
+        labels = spelled_as(self._labels(EVAL_ROWS, numbers), trained)
+        return self._encode(EVAL, EVAL_ROWS, numbers, source, labels)
 
     def _counted(self, done: Encoded, source: str, rows: int, labels: Mapping[str, int]) -> SetStatistics:
-        return set_statistics(source, rows - done.bad, done.lengths, done.truncated, done.skipped, labels)
+        return set_statistics(
+            source,
+            rows - done.bad,
+            done.lengths,
+            done.truncated,
+            done.skipped,
+            labels,
+            learned_tokens=round(done.units) if self.task.learns_tokens else 0,
+            largest_token=done.largest_token,
+            longest=done.longest,
+            learned_turns=done.turns,
+            unlearned_turns=done.unlearned_turns,
+            notes=done.notes,
+        )
 
     def _refuse(self, source: str, rows: int) -> None:
         message = (

@@ -25,12 +25,28 @@ from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.data.image_loader import ImageLoader
 from tunesmith_trainer.tasks.base import BadRow, Row, Task
+from tunesmith_trainer.tasks.conversations import OTHER_FIELDS
 
-__all__ = ["BadRows", "Located", "RawRow", "RowChecker", "TaskColumns", "columns_of", "parse", "plain", "to_json"]
+__all__ = [
+    "NOT_UTF8",
+    "BadRows",
+    "Located",
+    "RawRow",
+    "RowChecker",
+    "TaskColumns",
+    "columns_of",
+    "parse",
+    "plain",
+    "to_json",
+]
 
 T = TypeVar("T")
 U = TypeVar("U")
 
+NOT_UTF8 = (
+    "is not valid UTF-8; if its file is written in Latin-1 or Windows-1252, set encoding: Latin1 beside its uri in "
+    "spec.dataset, else save it as UTF-8"
+)
 SHOWN = 60
 SHOWN_IN_STATUS = 300
 
@@ -72,7 +88,8 @@ def parse(raw: RawRow) -> dict[str, Any]:
         row = json.loads(raw.content)
     except (ValueError, RecursionError) as error:
         shown = shorten(raw.content.decode(errors="replace").strip())
-        raise BadRow(f"is not valid JSON ({error}): {shown}") from error
+        more = f"; it {NOT_UTF8}" if isinstance(error, UnicodeDecodeError) else ""
+        raise BadRow(f"is not valid JSON ({error}): {shown}{more}") from error
     if not isinstance(row, dict):
         raise BadRow(f"is not a JSON object but {type(row).__name__}")
     return row
@@ -106,6 +123,8 @@ class TaskColumns:
     """Those that may hold a list: in a CSV file it is written as JSON."""
     numbers: tuple[str, ...] = ()
     """Those that hold a number: in a CSV file it is text."""
+    other_forms: tuple[str, ...] = ()
+    """Fields of rows in another form, which the task makes the required ones of."""
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -118,8 +137,13 @@ def columns_of(plan: TrainingPlan) -> TaskColumns:
     names = plan.dataset.columns
     match plan.task:
         case TaskName.CHAT_SFT:
-            both = (names.messages, names.images)
-            return TaskColumns((names.messages,), (names.images,), images=(names.images,), lists=both)
+            return TaskColumns(
+                (names.messages,),
+                (names.images, names.tools, names.chat_template_kwargs),
+                images=(names.images,),
+                lists=(names.messages, names.images, names.tools),
+                other_forms=OTHER_FIELDS,
+            )
         case TaskName.CAUSAL_LM | TaskName.MASKED_LM:
             return TaskColumns((names.text,))
         case TaskName.SEQUENCE_CLASSIFICATION:
@@ -186,8 +210,8 @@ class RowChecker:
         for name in self._columns.images:
             if name in row:
                 row[name] = self._images.load(row[name], raw.folder)
-        self._task.check_row(row)
-        return {name: row[name] for name in self._columns.all if name in row}
+        found = self._task.normalized(row)
+        return {name: found[name] for name in self._columns.all if name in found}
 
     def usable(self, raws: Iterable[RawRow], threads: int = 1) -> Iterator[Located]:
         """Yield the rows that can be used, in order.

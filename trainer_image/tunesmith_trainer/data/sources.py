@@ -13,17 +13,21 @@ from typing import Any, Protocol
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_api.v1alpha1.dataset import DataFormat, DatasetSource
+from tunesmith_api.v1alpha1.dataset import DataFormat, DatasetSource, Encoding
 from tunesmith_store.errors import UserError
 from tunesmith_store.hub import HubStore
 from tunesmith_store.ranged import open_object
 from tunesmith_store.store import NotFound, ObjectInfo, ObjectStore
-from tunesmith_trainer.data.formats import FileKind, kind_of, read_file
+from tunesmith_trainer.data.formats import BINARY, FileKind, kind_of, read_file
 from tunesmith_trainer.data.hubset import HubSource
 from tunesmith_trainer.data.rows import RawRow, TaskColumns, columns_of
+from tunesmith_trainer.data.streams import decompressed, utf8
 
 __all__ = ["Source", "open_source", "open_sources"]
 
+KNOWN = ".jsonl, .json, .csv, .tsv, .txt, also with .gz, .bz2, .xz or .zst behind it; .parquet, .arrow"
+BESIDE_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""What `datasets` writes beside the rows."""
 PARQUET_BLOCK = 64 << 10
 """Bytes of one request for what lies between the columns; these are read whole."""
 
@@ -71,7 +75,7 @@ def open_source(source: DatasetSource, plan: TrainingPlan, store: ObjectStore, f
     if source.uri.startswith("hf://"):
         hub = HubStore(plan.hub_endpoint_url)
         return HubSource(source, hub, columns, field, plan.hub_endpoint_url, plan.dataset.streaming)
-    return FileSource(source.uri, source.format, store, columns, plan.dataset.columns.text, field)
+    return FileSource(source, store, columns, plan.dataset.columns.text, field)
 
 
 class InlineSource:
@@ -99,18 +103,16 @@ class InlineSource:
 class FileSource:
     """One file, or a folder whose files are read in order of their names."""
 
-    def __init__(
-        self, uri: str, form: DataFormat, store: ObjectStore, columns: TaskColumns, text: str, field: str
-    ) -> None:
+    def __init__(self, source: DatasetSource, store: ObjectStore, columns: TaskColumns, text: str, field: str) -> None:
         """Find the files.
 
         Raises:
             UserError: there are none, or it isn't known how they are written.
             Retryable: the store can't be reached.
         """
-        self.name = uri
-        self._store, self._columns, self._text = store, columns, text
-        self._files = _files(store, uri, form, field)
+        self.name = source.uri or ""
+        self._store, self._columns, self._text, self._encoding = store, columns, text, source.encoding
+        self._files = _files(store, self.name, source.format, field)
 
     def rows(self) -> Iterator[RawRow]:
         """Yield the rows of all files, one after the other. A file is read piece by piece, never kept."""
@@ -118,7 +120,8 @@ class FileSource:
             folder = info.uri.rpartition("/")[0]
             block = {"block": PARQUET_BLOCK} if kind is FileKind.PARQUET else {}
             with closing(open_object(self._store, info.uri, **block)) as file:
-                for raw in read_file(file, kind, info.uri, self._columns, self._text):
+                plain = file if kind in BINARY else utf8(decompressed(file, info.uri), self._encoding, info.uri)
+                for raw in read_file(plain, kind, info.uri, self._columns, self._text):
                     yield raw._replace(folder=folder) if self._columns.images else raw
 
     def head(self) -> Iterator[RawRow]:
@@ -130,6 +133,7 @@ class FileSource:
         return {
             "root": self.name.rstrip("/"),
             "files": [[info.uri, info.size, info.tag, kind.value] for info, kind in self._files],
+            **({"encoding": self._encoding.value} if self._encoding is not Encoding.AUTO else {}),
         }
 
 
@@ -140,7 +144,7 @@ def _files(store: ObjectStore, uri: str, form: DataFormat, field: str) -> list[t
     if single is not None:
         kind = kind_of(uri, form)
         if kind is None:
-            message = f"{field}.uri: the name of {uri} doesn't say how it is written; set {field}.format"
+            message = f"{field}.uri: the name of {uri} doesn't say how it is written ({KNOWN}); set {field}.format"
             raise UserError(Reason.DATASET_INVALID, message)
         return [(single, kind)]
     below = store.list(uri)
@@ -156,15 +160,15 @@ def _files(store: ObjectStore, uri: str, form: DataFormat, field: str) -> list[t
         what = "has a known extension" if form is DataFormat.AUTO else f"looks like {form.value}"
         message = (
             f"{field}.uri: of the {len(below)} files below {uri} none {what} "
-            f"(.jsonl, .json, .csv, .tsv, .parquet, .txt); rename them or set {field}.format"
+            f"({KNOWN}); rename them or set {field}.format"
         )
         raise UserError(Reason.DATASET_INVALID, message)
     return data
 
 
 def _is_hidden(path: str) -> bool:
-    """Whether a file or one of its folders is no data by its name, as Hadoop and Unix have it."""
-    return any(part.startswith((".", "_")) for part in path.split("/"))
+    """Whether a file or one of its folders is no data by its name, as Hadoop, Unix and `datasets` have it."""
+    return path.rpartition("/")[2] in BESIDE_DATA or any(part.startswith((".", "_")) for part in path.split("/"))
 
 
 def _head(store: ObjectStore, uri: str) -> ObjectInfo | None:

@@ -29,7 +29,7 @@ from tunesmith_trainer.data.sources import open_sources
 from tunesmith_trainer.data.statistics import DataStatistics
 from tunesmith_trainer.data.streaming import StreamingOrder, check_streamable
 from tunesmith_trainer.data.table import RowTable
-from tunesmith_trainer.tasks.base import DataSummary, Task
+from tunesmith_trainer.tasks.base import Task
 
 __all__ = ["Prepared", "facts_of", "prepare"]
 
@@ -85,7 +85,7 @@ def prepare(plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, *
             manifest = work.run_held_out() if streaming else work.run()
             _share(plan, cache, folder, manifest, writer)
         else:
-            task.prepare(DataSummary(manifest.labels))
+            task.prepare(manifest.summary)
         folder.mkdir(parents=True, exist_ok=True)  # there may be nothing in it: with streaming
         (folder / MANIFEST).write_text(manifest.to_json())
     _tell(plan, manifest.statistics, log)
@@ -173,6 +173,12 @@ def _tell(plan: TrainingPlan, statistics: DataStatistics, log: Log) -> None:
     for name, found in ((TRAIN, statistics.train), (EVAL, statistics.eval)):
         if found is not None:
             log(found.described(name, longest))
+            for note, count in found.notes.items():
+                log(f"{name}: in {count:,} examples: {note}")
+    for remark in statistics.remarks:
+        log(f"warning: {remark}")
+    if statistics.first_example:
+        log(f"the first training example, what is learned in ⟦ ⟧: {statistics.marked_example}")
     if statistics.duplicates:
         why = "they repeat an earlier row or stand in the held-out data"
         log(f"{statistics.duplicates:,} training rows left out: {why}")
@@ -188,4 +194,9 @@ def facts_of(statistics: DataStatistics) -> DatasetFacts:
         bad_rows=statistics.bad_rows,
         first_bad_row=statistics.first_bad_row,
         duplicates=statistics.duplicates,
+        truncated=statistics.train.truncated if statistics.train else 0,
+        learned_tokens=statistics.train.learned_tokens if statistics.train else 0,
+        learned_turns=statistics.train.learned_turns if statistics.train else 0,
+        unlearned_turns=statistics.train.unlearned_turns if statistics.train else 0,
+        first_example=statistics.marked_example,
     )

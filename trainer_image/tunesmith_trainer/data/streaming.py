@@ -60,7 +60,7 @@ def check_streamable(plan: TrainingPlan, task: Task, source: Source, store: Obje
             f"none of its first {bad.count} rows can be used; the first: {bad.first}" if bad.count else "it has no rows"
         )
         raise UserError(Reason.DATASET_INVALID, f"{source.name}: {what}")
-    if not task.labels_of(first.row):
+    if not task.has_classes:
         return
     if not plan.classification.labels:
         message = "spec.classification.labels: name the classes; with streaming they can't be collected before training"

@@ -7,6 +7,8 @@ on how many ranks there are.
 from __future__ import annotations
 
 import heapq
+import math
+import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,7 +29,7 @@ from tunesmith_trainer.report.record import IncidentKind
 from tunesmith_trainer.report.samples import sample
 from tunesmith_trainer.tasks.base import Assessment, Example, Task
 
-__all__ = ["Evaluation", "Evaluator", "answers_of", "evaluate", "evaluate_held_out"]
+__all__ = ["Evaluation", "Evaluator", "answers_of", "evaluate", "evaluate_held_out", "sampled"]
 
 WORST = 16
 """Examples that the report can show as those the model got most wrong."""
@@ -81,15 +83,17 @@ def evaluate(
     data_ranks: int,
     lockstep: bool,
     between: Callable[[float], None] = lambda part: None,
+    indices: Sequence[int] | None = None,
 ) -> Evaluation:
     """Evaluate a model on all ranks together.
 
-    `lengths` are those of the examples to evaluate, in order from the first. Ranks with the same `data_rank` (of
-    `data_ranks`) share a model's layers and see the same examples. `lockstep`: the ranks share out the model, so all
-    have to run it equally often. `between` is called on all ranks equally often, after every micro-batch, with the
-    part that is done; it may raise to stop.
+    `lengths` are those of the examples to evaluate, `indices` their places in the set; left out: from the first. Ranks
+    with the same `data_rank` (of `data_ranks`) share a model's layers and see the same examples. `lockstep`: the ranks
+    share out the model, so all have to run it equally often. `between` is called on all ranks equally often, after
+    every micro-batch, with the part that is done; it may raise to stop.
     """
-    places = sorted((_Place(index, length) for index, length in enumerate(lengths)), key=lambda place: place.length)
+    numbers = range(len(lengths)) if indices is None else indices
+    places = sorted(map(_Place, numbers, lengths), key=lambda place: place.length)
     share = share_of(places, data_rank, data_ranks)  # shortest first, as training's micro-batches are cut
     batches = micro_batches(share, task.plan.training.micro_batch_size, task.longest, packed)
     rounds = int(group.max([float(len(batches))])[0])
@@ -116,17 +120,28 @@ def evaluate(
     return Evaluation(task.metrics(whole), whole, len(lengths))
 
 
+def sampled(count: int, most: int | None, seed: int) -> list[int]:
+    """Return the places of the held-out examples that are evaluated, drawn from the seed where they are too many.
+
+    Not the first ones: data that is sorted by its classes has one class there.
+    """
+    if most is None or most >= count:
+        return list(range(count))
+    return sorted(random.Random(f"tunesmith-eval:{seed}").sample(range(count), most))
+
+
 def evaluate_held_out(
     context: RunContext, inputs: Inputs, parts: Assembly, model: nn.Module, task: Task, between: Callable[[float], None]
 ) -> Evaluation:
     """Evaluate a model that is spread over the ranks as `parts` is, on all held-out examples; see `evaluate`."""
     held_out = inputs.data.eval
     assert held_out is not None
+    indices = sampled(len(held_out), context.plan.training.max_eval_samples, context.plan.training.seed)
     return evaluate(
         task,
         model,
         held_out,
-        held_out.lengths[: context.plan.training.max_eval_samples].tolist(),
+        held_out.lengths[indices].tolist(),
         group=context.group,
         autocast=parts.numerics.autocast,
         packed=parts.packed,
@@ -134,6 +149,7 @@ def evaluate_held_out(
         data_ranks=parts.wrapped.dp_size,
         lockstep=parts.wrapped.is_sharded,
         between=between,
+        indices=indices,
     )
 
 
@@ -215,7 +231,7 @@ class Evaluator:
         value, sign = metrics[name], 1.0 if name in self.inputs.task.higher_is_better else -1.0
         stopping = training.early_stopping
         least = stopping.min_delta if stopping else 0.0
-        if state.best_metric is None or sign * (value - state.best_metric) > least:
+        if state.best_metric is None or math.isnan(state.best_metric) or sign * (value - state.best_metric) > least:
             state.best_metric, state.best_step, state.evaluations_without_improvement = value, state.step, 0
             return
         state.evaluations_without_improvement += 1

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tunesmith_api.plan import TrainingPlan
+from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer.data import Prepared, prepare
 from tunesmith_trainer.data.order import SetOrder, TrainingOrder, total_steps
 from tunesmith_trainer.distributed.collectives import Group
 from tunesmith_trainer.models.files import fetch_base
+from tunesmith_trainer.models.limits import check_positions, check_tokens
 from tunesmith_trainer.tasks import task_for
 from tunesmith_trainer.tasks.base import Batch, Row, Task
 
@@ -46,6 +49,21 @@ class Inputs:
         return [self.task.collate([example], torch.device("cpu"), False) for example in examples]
 
 
+def _check_fit(config: Mapping[str, Any], task: Task, data: Prepared) -> None:
+    """Check that the model has weights for all that the data holds; what is streamed isn't known yet.
+
+    Raises:
+        UserError: it hasn't.
+    """
+    if task.plan.task is TaskName.IMAGE_CLASSIFICATION:
+        return
+    sets = [found for found in (data.statistics.train, data.statistics.eval) if found is not None]
+    tokenizer = getattr(task.processor, "tokenizer", task.processor)
+    is_padded = not (task.plan.training.packing and task.supports_packing)
+    check_tokens(config, tokenizer, max((found.largest_token for found in sets), default=0), is_padded=is_padded)
+    check_positions(config, max((found.longest for found in sets), default=0))
+
+
 def load_inputs(plan: TrainingPlan, scratch: Path, group: Group, store: ObjectStore, log: Log) -> Inputs:
     """Fetch model and data (once per pod) and encode the data.
 
@@ -54,9 +72,11 @@ def load_inputs(plan: TrainingPlan, scratch: Path, group: Group, store: ObjectSt
         Retryable: the store can't be reached.
     """
     base = fetch_base(plan, store, scratch)
-    task = task_for(plan, json.loads((base / "config.json").read_text()))
+    config = json.loads((base / "config.json").read_text())
+    task = task_for(plan, config)
     task.load_processor(base)
     found = prepare(plan, task, store, scratch, writer=group.rank == 0, log=log)
+    _check_fit(config, task, found)
     training = plan.training
     if found.stream is not None:
         order: TrainingOrder = found.stream

@@ -190,6 +190,12 @@ def _data_rows(record: RunRecord) -> list[tuple[str, str]]:
     rows = [("training examples", examples), ("held-out examples", count(data.eval_examples))]
     if data.train_tokens is not None:
         rows.append(("training tokens", count(data.train_tokens)))
+    if data.learned_tokens and data.train_tokens:
+        share = percent(data.learned_tokens / data.train_tokens)
+        rows.append(("learned tokens", f"{count(data.learned_tokens)} ({share})"))
+    if data.learned_turns or data.unlearned_turns:
+        rows.append(("assistant turns learned", count(data.learned_turns)))
+        rows.append(("assistant turns not learned", count(data.unlearned_turns)))
     for label, number in (
         ("truncated", data.truncated),
         ("left out, nothing to learn within maxLength", data.nothing_left),

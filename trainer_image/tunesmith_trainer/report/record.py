@@ -160,6 +160,15 @@ class Data(_Part):
     truncated: int = Field(default=0, description="Training examples that maxLength cut.")
     nothing_left: int = Field(default=0, description="Training examples left out since the cut left nothing to learn.")
     train_tokens: int | None = None
+    learned_tokens: int = Field(
+        default=0, description="Training tokens that the loss counts; 0 where none are learned."
+    )
+    learned_turns: int = Field(default=0, description="Turns of the assistant that are learned.")
+    unlearned_turns: int = Field(default=0, description="Those that are not: cut off, or hidden by the chat template.")
+    remarks: tuple[str, ...] = Field(default=(), description="What looks wrong with the data, and what was done to it.")
+    first_example: tuple[tuple[str, bool], ...] = Field(
+        default=(), description="The first training example in pieces, and whether each is learned."
+    )
     lengths: Histogram | None = Field(default=None, description="Lengths of the training examples in tokens.")
     classes: tuple[ClassCount, ...] = Field(default=(), description="In the order of the model's outputs.")
 
@@ -182,6 +191,14 @@ class Data(_Part):
             truncated=train.truncated if train else 0,
             nothing_left=train.skipped if train else 0,
             train_tokens=train.tokens if train else None,
+            learned_tokens=train.learned_tokens if train else 0,
+            learned_turns=train.learned_turns if train else 0,
+            unlearned_turns=train.unlearned_turns if train else 0,
+            remarks=statistics.remarks
+            + tuple(
+                f"in {count:,} training examples: {note}" for note, count in (train.notes if train else {}).items()
+            ),
+            first_example=statistics.first_example,
             lengths=Histogram(edges=train.length_edges, counts=train.length_counts) if train else None,
             classes=tuple(
                 ClassCount(label=label, train=trained.get(label, 0), held_out=evaluated.get(label, 0))

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_trainer.report.record import Sample
 from tunesmith_trainer.tasks.base import IGNORE, Example, Row, Task
+from tunesmith_trainer.tasks.conversations import template_arguments
 from tunesmith_trainer.tasks.preference_pairs import read_pair
 from tunesmith_trainer.tasks.vision_chat import TEXT_INPUTS
 
@@ -183,12 +185,12 @@ def _chat_prompt(task: Task, row: Row) -> _Prompt | None:
     before, answer = messages[: turns[-1]], _text(messages[turns[-1]]["content"])
     if hasattr(task.processor, "image_processor"):
         return _seen_prompt(task, row, "\n".join(map(_turn, before)), answer)
-    return _conversation(task, before, answer)
+    return _conversation(task, before, answer, template_arguments(row, task.plan.dataset.columns))
 
 
 def _seen_prompt(task: Task, row: Row, shown: str, expected: str) -> _Prompt | None:
     """A conversation with images, as the task encodes it, cut before the last answer; None where that isn't whole."""
-    (example,) = task.encode(row)
+    example = task.encode(row)[-1]  # where turns are examples of their own, the last one
     learned = [place for place, label in enumerate(example.features["labels"]) if label != IGNORE]
     if example.truncated or not learned or not example.features["file_sizes"]:
         return None
@@ -222,9 +224,14 @@ def _question_prompt(task: Task, row: Row) -> _Prompt | None:
     return _Prompt(pair.prompt, expected, _ids(task, task.processor(pair.prompt, verbose=False)["input_ids"]))
 
 
-def _conversation(task: Task, messages: Sequence[Mapping[str, Any]], expected: str) -> _Prompt:
+def _conversation(
+    task: Task,
+    messages: Sequence[Mapping[str, Any]],
+    expected: str,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> _Prompt:
     found = task.processor.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
+        list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, **arguments
     )
     return _Prompt("\n".join(map(_turn, messages)), expected, _ids(task, found["input_ids"]))
 

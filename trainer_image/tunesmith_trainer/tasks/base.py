@@ -50,6 +50,12 @@ class Example:
     """What its loss is divided by: learned tokens, or 1 (its class weight) for a class. 0 means: nothing to learn."""
     truncated: bool = False
     """Whether maxLength cut something off."""
+    turns: int = 0
+    """Of a conversation: the assistant's turns that are learned."""
+    unlearned_turns: int = 0
+    """Those that are not: cut off, or hidden by the chat template."""
+    notes: tuple[str, ...] = ()
+    """What was done to the row so that it can be learned, for people: few different texts."""
     epoch: int = 0
     """Which pass over the data this is: what a task draws at random (MaskedLM's masks) is drawn anew in each.
     Evaluation stays at 0, so it always draws the same."""
@@ -57,10 +63,12 @@ class Example:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a task has to know of the training data before it encodes: collected over all rows by `observe_row`."""
+    """What a task has to know of the training data before it encodes: collected over all rows."""
 
     labels: Mapping[str, int] = field(default_factory=dict)
     """How often each class occurs, by its name."""
+    vector_width: int = 0
+    """Of how many classes each row marks every one with 0 or 1; 0 where rows name their classes."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +134,33 @@ class Task(ABC):
             BadRow: it hasn't.
         """
 
+    def normalized(self, row: Row) -> Row:
+        """Check a row, and return it in the one form that all other methods read; most rows are in it already.
+
+        Raises:
+            BadRow: it hasn't what this task needs.
+        """
+        self.check_row(row)
+        return row
+
     def labels_of(self, row: Row) -> Sequence[str]:
         """Return the class names that a checked row mentions; empty for tasks without classes."""
         return ()
+
+    has_classes = False
+    """Whether rows name classes."""
+
+    def vector_width(self, row: Row) -> int | None:
+        """Return of how many classes a checked row marks each with 0 or 1; 0: that isn't sure; None: it never does."""
+        return None
+
+    def expect_vectors(self, width: int) -> None:
+        """Take note that each row marks every one of so many classes; before `labels_of` is asked."""
+        return
+
+    def remarks(self, labels: Mapping[str, int]) -> list[str]:
+        """Return what looks wrong with the classes found in the training data, for people."""
+        return []
 
     def texts_of(self, row: Row) -> Mapping[str, str]:
         """Return the free texts of a checked row that augmentation may change: column → text. Empty: none."""
@@ -185,6 +217,13 @@ class Task(ABC):
 
     supports_packing = False
     """Whether `collate` can lay examples end to end."""
+
+    learns_tokens = False
+    """Whether an example's units are learned tokens."""
+
+    def pieces_of(self, example: Example) -> list[tuple[str, bool]]:
+        """Return an example's text in pieces, and whether each is learned; empty where that isn't told by tokens."""
+        return []
 
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """Run the model forward and return logits where they count. Tasks without such leave it out."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_trainer.tasks.base import IGNORE, Assessment, BadRow, Batch, Example, Outcome, Prediction, Row, Task
 from tunesmith_trainer.tasks.chat import TemplateError, encode_chat
-from tunesmith_trainer.tasks.fields import check_message, shorten, text_field
+from tunesmith_trainer.tasks.conversations import Message, read_conversation, read_message, template_arguments
+from tunesmith_trainer.tasks.fields import shorten, text_field
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,7 @@ class LanguageTask(Task):
     """What both have in common: everything but how a row becomes tokens and labels."""
 
     supports_packing = True
+    learns_tokens = True
     higher_is_better = frozenset({"tokenAccuracy", "exactMatch"})
 
     def __init__(self, plan: TrainingPlan) -> None:
@@ -181,6 +184,14 @@ class LanguageTask(Task):
         }
         return Assessment(sums, outcomes)
 
+    def pieces_of(self, example: Example) -> list[tuple[str, bool]]:
+        """Return an example's text in runs of tokens that are learned, and that are not."""
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        runs = groupby(
+            zip(example.features["input_ids"], example.features["labels"], strict=True), lambda pair: pair[1] != IGNORE
+        )
+        return [(str(tokenizer.decode([token for token, _ in run])), learned) for learned, run in runs]
+
     def _text(self, tokens: torch.Tensor) -> str:
         return shorten(str(self.processor.decode(tokens[:64].tolist(), skip_special_tokens=True)))
 
@@ -200,20 +211,13 @@ class ChatSFT(LanguageTask):
     """Conversations; the loss counts what the assistant says and the token that ends its turn."""
 
     def check_row(self, row: Row) -> None:
-        column = self.plan.dataset.columns.messages
-        if column not in row:
-            names = ", ".join(sorted(map(str, row))) or "none"
-            raise BadRow(f"has no field {column!r} (its fields: {names}); set spec.dataset.columns.messages")
-        messages = row[column]
-        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-            raise BadRow(f"field {column!r} must be a list of at least one message")
-        for number, message in enumerate(messages, 1):
-            self._check_message(message, number)
-        if not any(message["role"] == "assistant" for message in messages):
-            raise BadRow("has no assistant message to learn from")
+        self.normalized(row)
 
-    def _check_message(self, message: Any, number: int) -> None:
-        check_message(message, f"message {number}")
+    def normalized(self, row: Row) -> Row:
+        return {**row, **read_conversation(row, self.plan.dataset.columns, self._read_message)}
+
+    def _read_message(self, message: Any, where: str) -> Message:
+        return read_message(message, where)
 
     def texts_of(self, row: Row) -> Mapping[str, str]:
         """The user's texts, as `messages.N`: what the assistant says is the answer to learn, not to be garbled."""
@@ -233,13 +237,23 @@ class ChatSFT(LanguageTask):
         return {**row, column: messages}
 
     def encode(self, row: Row) -> list[Example]:
-        longest = self.plan.training.max_length
+        longest, columns = self.plan.training.max_length, self.plan.dataset.columns
         try:
-            chat = encode_chat(self.processor, row[self.plan.dataset.columns.messages], longest)
+            chats = encode_chat(self.processor, row[columns.messages], longest, template_arguments(row, columns))
         except TemplateError as error:
             raise BadRow(f": {error}") from error
-        features = {"input_ids": chat.input_ids, "labels": chat.labels}
-        return [Example(features, len(chat.input_ids), float(chat.trained_tokens), chat.truncated)]
+        return [
+            Example(
+                {"input_ids": chat.input_ids, "labels": chat.labels},
+                len(chat.input_ids),
+                float(chat.trained_tokens),
+                chat.truncated,
+                chat.turns,
+                chat.unlearned,
+                chat.notes,
+            )
+            for chat in chats
+        ]
 
 
 class CausalLM(LanguageTask):

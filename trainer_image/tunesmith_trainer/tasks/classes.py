@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,18 @@ __all__ = [
     "balanced_weights",
     "choose_names",
     "config_options",
+    "merged",
     "model_names",
     "name_of",
     "number_of",
     "position_limit",
+    "remarks_on",
+    "spelled_as",
 ]
 
 MOST_CLASSES = 1000
+FEW_NUMBERS = 20
+"""More classes that are all numbers are numbers to predict, most likely."""
 SHOWN_CLASSES = 20
 
 
@@ -55,14 +61,73 @@ def name_of(value: Any, column: str, listed: Sequence[str]) -> str:
         name = value.strip()
     else:
         shown = repr(value) if isinstance(value, str | float) or value is None else type(value).__name__
-        raise BadRow(f"field {column!r} is not a class (a text or a whole number) but {shown}")
+        several = "; for several classes a row set spec.classification.problemType: MultiLabel"
+        more = several if isinstance(value, list) else ""
+        raise BadRow(f"field {column!r} is not a class (a text or a whole number) but {shown}{more}")
     if not listed or name in listed:
         return name
-    if name.isdecimal() and int(name) < len(listed):
-        return listed[int(name)]
+    same = [other for other in listed if key_of(other) == key_of(name)]
+    if len(same) == 1:
+        return same[0]
+    if key_of(name).isdecimal() and int(key_of(name)) < len(listed):
+        return listed[int(key_of(name))]
     raise BadRow(
         f"field {column!r} has the class {name!r}, which is none of spec.classification.labels: {_shown(listed)}"
     )
+
+
+def key_of(name: str) -> str:
+    """Return what spellings of one class have in common: CSV files write 1.0 and True where JSON has 1 and true."""
+    if name.lower() in ("true", "false"):
+        return name.lower()
+    match = re.fullmatch(r"(0|-?[1-9][0-9]*)\.0+", name)
+    return match[1] if match else name
+
+
+def spelled_as(found: Mapping[str, int], like: Mapping[str, int]) -> dict[str, int]:
+    """Count classes under the spelling that other data has for them."""
+    spelling = {key_of(name): name for name in like}
+    counts: dict[str, int] = {}
+    for name, count in found.items():
+        known = name if name in like else spelling.get(key_of(name), name)
+        counts[known] = counts.get(known, 0) + count
+    return counts
+
+
+def merged(found: Mapping[str, int]) -> dict[str, int]:
+    """Count the spellings of one class together, where there are several, under the one that JSON has."""
+    spellings: dict[str, list[str]] = {}
+    for name in found:
+        spellings.setdefault(key_of(name), []).append(name)
+    return {
+        names[0] if len(names) == 1 else key: sum(found[name] for name in names) for key, names in spellings.items()
+    }
+
+
+def remarks_on(found: Mapping[str, int], *, are_listed: bool) -> list[str]:
+    """Return what looks wrong with the classes of a data set, for people; `are_listed`: the spec names them."""
+    alike: dict[str, list[str]] = {}
+    for name in found:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    remarks = [
+        f"the classes {' and '.join(f'{name!r} ({found[name]:,} rows)' for name in names)} differ in upper and lower "
+        "case or spaces only, and are learned as different ones; if they are one, write them alike"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    if not are_listed and len(found) > FEW_NUMBERS and all(_is_number(name) for name in found):
+        remarks.append(
+            f"all {len(found)} classes are numbers; for numbers to predict set spec.classification.problemType: "
+            "Regression"
+        )
+    return remarks
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
 
 
 def number_of(name: str, column: str, numbers: Mapping[str, int]) -> int:
@@ -72,6 +137,9 @@ def number_of(name: str, column: str, numbers: Mapping[str, int]) -> int:
         BadRow: the training data don't have this class.
     """
     if name not in numbers:
+        same = [number for other, number in numbers.items() if key_of(other) == key_of(name)]
+        if len(same) == 1:
+            return same[0]
         raise BadRow(
             f"field {column!r} has the class {name!r}, which is none of those in the training data: "
             f"{_shown(list(numbers))}; correct it, or list all classes in spec.classification.labels"
@@ -102,6 +170,14 @@ def choose_names(
         UserError: there are too few or too many, or they stand in another order than the model has them.
     """
     names = list(listed) or _sorted(found)
+    fractions = [name for name in found if _is_number(name) and not float(name).is_integer()]
+    if not listed and fractions and len(found) > FEW_NUMBERS and all(map(_is_number, found)):
+        message = (
+            f"spec.dataset.train: field {column!r} has {len(found)} different numbers ({_shown(fractions[:3])}, …), "
+            "which would be as many classes; for numbers to predict set spec.classification.problemType: Regression, "
+            "or list the classes in spec.classification.labels"
+        )
+        raise UserError(Reason.DATASET_INVALID, message)
     if len(names) > MOST_CLASSES:
         message = (
             f"spec.dataset.columns.{setting}: field {column!r} has {len(names)} different classes, at most "

@@ -5,7 +5,7 @@ The base of `sequence_classification` and `image_classification`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tunesmith_api.plan import TrainingPlan
@@ -28,11 +28,21 @@ class Classifier(Task):
         self.label = plan.dataset.columns.label
         self.objective = objective
         self.higher_is_better = objective.higher_is_better
+        self.has_classes = objective.has_classes
         self._model_names: list[str] = []
         """The classes that the model's config.json names."""
 
     def labels_of(self, row: Row) -> Sequence[str]:
         return self.objective.names_in(field_of(row, self.label, "label"))
+
+    def vector_width(self, row: Row) -> int | None:
+        return self.objective.vector_width(field_of(row, self.label, "label"))
+
+    def expect_vectors(self, width: int) -> None:
+        self.objective.width = width
+
+    def remarks(self, labels: Mapping[str, int]) -> list[str]:
+        return self.objective.remarks(labels)
 
     def prepare(self, summary: DataSummary) -> None:
         self.objective.prepare(summary, self._model_names)

@@ -1,18 +1,16 @@
-"""What the fields of a row hold: texts, classes, messages; refused in words that name the field. No torch.
+"""What the fields of a row hold: texts, classes; refused in words that name the field. No torch.
 
 Called by the tasks' `check_row`, and through it by the driver's preflight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from tunesmith_trainer.tasks.base import BadRow, Row
 
-__all__ = ["check_message", "field_of", "shorten", "text_field"]
+__all__ = ["field_of", "shorten", "text_field"]
 
-ROLES = {"system", "user", "assistant", "tool"}
 SHOWN = 60
 
 
@@ -50,18 +48,3 @@ def text_field(row: Row, column: str, setting: str) -> str:
     if not text.strip():
         raise BadRow(f"field {column!r} is empty")
     return text
-
-
-def check_message(message: Any, where: str) -> None:
-    """Check that a message of a conversation has a known role and a text; `where` is how errors call it.
-
-    Raises:
-        BadRow: it hasn't.
-    """
-    if not isinstance(message, Mapping):
-        raise BadRow(f"{where} is not an object with role and content")
-    for name in ("role", "content"):
-        if not isinstance(message.get(name), str):
-            raise BadRow(f"{where} needs a text {name!r}")
-    if message["role"] not in ROLES:
-        raise BadRow(f"{where} has role {shorten(message['role'])!r}; use system, user, assistant or tool")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunesmith_api.keys import Reason
 from tunesmith_store.errors import UserError
+from tunesmith_store.pixels import to_rgb
 from tunesmith_trainer.tasks.base import BadRow
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def decoded(data: bytes, where: str) -> Image:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's plugins raise what they like
         raise BadRow(f"{where} can't be decoded ({error}); the file is damaged or too large") from error
 

@@ -18,7 +18,15 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.task import ClassWeights, ProblemType
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.tasks.base import Assessment, BadRow, DataSummary, Outcome, Prediction
-from tunesmith_trainer.tasks.classes import balanced_weights, choose_names, config_options, name_of, number_of
+from tunesmith_trainer.tasks.classes import (
+    balanced_weights,
+    choose_names,
+    config_options,
+    merged,
+    name_of,
+    number_of,
+    remarks_on,
+)
 from tunesmith_trainer.tasks.scores import (
     class_scores,
     class_sums,
@@ -62,14 +70,27 @@ class Objective(ABC):
             BadRow: it can't be learned from.
         """
 
+    has_classes = True
+    width = 0
+    """Of how many classes each row marks every one with 0 or 1; 0 where rows name their classes."""
+
+    def vector_width(self, value: Any) -> int | None:
+        """Return of how many classes a value marks each with 0 or 1; 0: that isn't sure; None: it never does."""
+        return None
+
+    def remarks(self, labels: Mapping[str, int]) -> list[str]:
+        """Return what looks wrong with the classes found, for people."""
+        return remarks_on(labels, are_listed=bool(self.listed))
+
     def prepare(self, summary: DataSummary, of_model: Sequence[str], *, least: int = 2) -> None:
         """Decide on the classes, their order and weights. `of_model` are those that the model has already.
 
         Raises:
             UserError: too few, too many, or in an order that contradicts the model's.
         """
-        self.names = choose_names(self.listed, summary.labels, of_model, self.column, self.setting, least=least)
-        self.weights = balanced_weights(self.names, summary.labels) if self.balanced else None
+        found = merged(summary.labels)
+        self.names = choose_names(self.listed, found, of_model, self.column, self.setting, least=least)
+        self.weights = balanced_weights(self.names, found) if self.balanced else None
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
     @abstractmethod
@@ -205,10 +226,28 @@ class MultiLabel(Objective):
     def names_in(self, value: Any) -> list[str]:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise BadRow(f"field {self.column!r} must be a list of classes, not {type(value).__name__}")
+        width = self.width or self.vector_width(value)
+        if width:
+            if not _has_marks(value) or len(value) != width:
+                raise BadRow(
+                    f"field {self.column!r} must have a 0 or 1 for each of {width} classes, as other rows have"
+                )
+            if self.listed and len(self.listed) != width:
+                raise BadRow(
+                    f"field {self.column!r} marks {width} classes, and spec.classification.labels lists "
+                    f"{len(self.listed)}"
+                )
+            value = [place for place, mark in enumerate(value) if float(mark)]
         return list(dict.fromkeys(name_of(one, self.column, self.listed) for one in value))
 
+    def vector_width(self, value: Any) -> int:
+        # a list of classes names none twice
+        return len(value) if _has_marks(value) and len({float(mark) for mark in value}) < len(value) else 0
+
     def prepare(self, summary: DataSummary, of_model: Sequence[str], *, least: int = 1) -> None:
-        super().prepare(summary, of_model, least=least)
+        self.width = summary.vector_width
+        marked = {name_of(place, self.column, self.listed): 0 for place in range(self.width)}
+        super().prepare(DataSummary({**marked, **summary.labels}), of_model, least=least)
 
     def target(self, value: Any) -> list[float]:
         marks = [0.0] * len(self.names)
@@ -250,6 +289,7 @@ class MultiLabel(Objective):
 class Regression(Objective):
     """A number each: squared error."""
 
+    has_classes = False
     higher_is_better = frozenset({"pearson"})
 
     def __init__(self, plan: TrainingPlan, column: str, setting: str = "label") -> None:
@@ -296,6 +336,13 @@ class Regression(Objective):
     def said(self, prediction: Prediction) -> list[tuple[str, str]]:
         pairs = zip(prediction.targets[:, 0].tolist(), prediction.logits[:, 0].tolist(), strict=True)
         return [(f"{target:g}", f"{guess:.4g}") for target, guess in pairs]
+
+
+def _has_marks(value: Any) -> bool:
+    """Whether it is a list of zeros and ones."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        return False
+    return all(isinstance(mark, bool | int | float) and float(mark) in (0.0, 1.0) for mark in value)
 
 
 def objective_for(plan: TrainingPlan, column: str) -> Objective:

@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith_api.v1alpha1.dataset import Columns
 from tunesmith_trainer.tasks.base import IGNORE, BadRow, Row
 from tunesmith_trainer.tasks.chat import TemplateError, encode_chat
-from tunesmith_trainer.tasks.fields import check_message
+from tunesmith_trainer.tasks.conversations import read_message
 
 __all__ = ["SIDES", "Pair", "PairEncoder", "Side", "read_pair", "shared_length"]
 
@@ -125,9 +125,7 @@ def _text_or_turns(value: Any, column: str) -> Text:
         return value
     if not isinstance(value, Sequence) or not value:
         raise BadRow(f"field {column!r} must be a text or a list of at least one message")
-    for number, message in enumerate(value, 1):
-        check_message(message, f"field {column!r}: message {number}")
-    return value
+    return [read_message(message, f"field {column!r}: message {number}") for number, message in enumerate(value, 1)]
 
 
 @dataclass(frozen=True)
@@ -184,11 +182,12 @@ class PairEncoder:
 
     def _templated(self, prompt: list[dict[str, Any]], answer: list[dict[str, Any]]) -> Side:
         try:
-            whole = encode_chat(self.tokenizer, [*prompt, *answer], UNCUT)
+            # where turns are examples of their own, the answer is the last one
+            whole = encode_chat(self.tokenizer, [*prompt, *answer], UNCUT)[-1]
             labels = whole.labels
             if any(turn["role"] == "assistant" for turn in prompt):
                 # what the assistant said before is no part of the answer
-                context = encode_chat(self.tokenizer, prompt, UNCUT).input_ids
+                context = encode_chat(self.tokenizer, prompt, UNCUT)[-1].input_ids
                 shared = shared_length(context, whole.input_ids)
                 labels = [IGNORE] * shared + labels[shared:]
         except TemplateError as error:

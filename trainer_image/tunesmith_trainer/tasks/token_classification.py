@@ -7,7 +7,7 @@ that break IOB2 are read as conlleval and seqeval read them: I-X that follows no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class TokenClassification(Task):
     """Texts that are split into words, and a tag for each word."""
 
     pipeline_tag = "token-classification"
+    has_classes = True
     higher_is_better = SingleLabel.higher_is_better
 
     def __init__(self, plan: TrainingPlan) -> None:
@@ -98,6 +99,9 @@ class TokenClassification(Task):
         spaced = self.processor(["a", " a"], is_split_into_words=True)["input_ids"]
         self._spaced = split != spaced == self.processor("a a")["input_ids"]
         return self.processor
+
+    def remarks(self, labels: Mapping[str, int]) -> list[str]:
+        return self.objective.remarks(labels)
 
     def prepare(self, summary: DataSummary) -> None:
         self.objective.prepare(summary, self._of_model)

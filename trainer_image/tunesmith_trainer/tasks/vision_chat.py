@@ -23,8 +23,9 @@ from tunesmith_store.errors import UserError
 from tunesmith_trainer.models.tokenizers import padding_id
 from tunesmith_trainer.tasks.base import IGNORE, BadRow, Example, Row
 from tunesmith_trainer.tasks.causal_lm import ChatSFT, keeps_logits
-from tunesmith_trainer.tasks.chat import Span, TemplateError, assistant_spans
+from tunesmith_trainer.tasks.chat import Rendering, TemplateError, renderings, spoken_runs
 from tunesmith_trainer.tasks.collator import length_mask, pad, pad_rows
+from tunesmith_trainer.tasks.conversations import Message, read_parts, template_arguments
 from tunesmith_trainer.tasks.fields import shorten
 from tunesmith_trainer.tasks.image_inputs import decoded, each, from_bytes, image_bytes, lossless
 
@@ -43,19 +44,15 @@ _NO_GOOD = "spec.model.uri: the model's processor can't be used"
 
 @dataclass(frozen=True)
 class _Template:
-    """A processor as `assistant_spans` wants a tokenizer."""
+    """A processor as `renderings` wants a tokenizer."""
 
     processor: Any
 
-    @property
-    def all_special_tokens(self) -> Sequence[str]:
-        found: Sequence[str] = self.processor.tokenizer.all_special_tokens
-        return found
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.processor.tokenizer, name)
 
-    def apply_chat_template(self, messages: Sequence[Any], *, tokenize: bool, add_generation_prompt: bool) -> str:
-        return str(
-            self.processor.apply_chat_template(messages, tokenize=tokenize, add_generation_prompt=add_generation_prompt)
-        )
+    def apply_chat_template(self, messages: Sequence[Any], **arguments: Any) -> str:
+        return str(self.processor.apply_chat_template(messages, **arguments))
 
 
 class VisionChat(ChatSFT):
@@ -72,8 +69,8 @@ class VisionChat(ChatSFT):
 
     # ---- rows
 
-    def check_row(self, row: Row) -> None:
-        super().check_row(row)
+    def normalized(self, row: Row) -> Row:
+        row = super().normalized(row)
         columns = self.plan.dataset.columns
         parts = sum(part["type"] == "image" for message in self._messages(row) for part in message["content"])
         images = self._files(row)
@@ -82,26 +79,15 @@ class VisionChat(ChatSFT):
                 f"has {parts} image part(s) in {columns.messages!r} but {len(images)} image(s) in {columns.images!r}; "
                 'each image needs one part {"type": "image"}, in the same order (spec.dataset.columns.images)'
             )
+        return row
 
-    def _check_message(self, message: Any, number: int) -> None:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if content is None or isinstance(content, str):
-            super()._check_message(message, number)
-            return
-        super()._check_message({**message, "content": ""}, number)
-        if not isinstance(content, Sequence) or not content:
-            raise BadRow(f"message {number} needs as 'content' a text or a list of parts")
-        for place, part in enumerate(content, 1):
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            if kind not in {"text", "image"}:
-                shown = shorten(str(kind))
-                raise BadRow(
-                    f"message {number}, part {place} has type {shown!r}; use {{type: text}} or {{type: image}}"
-                )
-            if kind == "text" and not isinstance(part.get("text"), str):
-                raise BadRow(f"message {number}, part {place} needs a text 'text'")
-            if kind == "image" and message["role"] == "assistant":
-                raise BadRow(f"message {number}, part {place} is an image of the assistant's, who can only write")
+    def _read_message(self, message: Any, where: str) -> Message:
+        found = read_parts(message, where, _checked_parts)
+        if found["role"] == "assistant" and not isinstance(found["content"], str):
+            for place, part in enumerate(found["content"], 1):
+                if part["type"] == "image":
+                    raise BadRow(f"{where}, part {place} is an image of the assistant's, who can only write")
+        return found
 
     def _messages(self, row: Row) -> list[dict[str, Any]]:
         """Return the messages in the one form that processors' templates read: a list of parts each."""
@@ -171,13 +157,13 @@ class VisionChat(ChatSFT):
         question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": "."}]}
         try:
-            text, spans = assistant_spans(_Template(self.processor), [question, answer])
-            out = self.processor(text=[text], images=[[grey]], return_tensors="pt")
+            (rendering,) = renderings(_Template(self.processor), [question, answer])
+            out = self.processor(text=[rendering.text], images=[[grey]], return_tensors="pt")
             pixels = self._pixels([[grey]])
             for name in set(out) - TEXT_INPUTS:
                 if name not in pixels or not torch.equal(torch.as_tensor(out[name]), torch.as_tensor(pixels[name])):
                     raise ValueError(f"it makes {name} otherwise than its image processor alone")
-            example, _ = self._tokenized(text, spans, [grey])
+            example, _ = self._tokenized(rendering, [grey])
         except Exception as error:  # whatever a processor of another kind raises
             raise UserError(Reason.MODEL_INVALID, f"{_NO_GOOD} for images: {error}") from error
         return _with_files(example, [lossless(grey)])
@@ -217,22 +203,37 @@ class VisionChat(ChatSFT):
         column = self.plan.dataset.columns.images
         files = self._files(row)
         images = [decoded(data, f"field {column!r}: image {number}") for number, data in enumerate(files, 1)]
+        messages = self._messages(row)
         try:
-            text, spans = assistant_spans(_Template(self.processor), self._messages(row))
-            example, needed = self._tokenized(text, spans, images)
+            arguments = template_arguments(row, self.plan.dataset.columns)
+            found = renderings(_Template(self.processor), messages, arguments)
+            return [self._example(messages, rendering, images, files) for rendering in found]
+        except BadRow:
+            raise
         except TemplateError as error:
             raise BadRow(f"can't be used: {error}") from error
         except ValueError as error:
             raise BadRow(f"can't be used: the model's processor refuses it: {error}") from error
-        return [_with_files(self._cut(example, needed), files)]
 
-    def _tokenized(self, text: str, spans: Sequence[Span], images: Sequence[Image]) -> tuple[Example, int]:
+    def _example(
+        self, messages: Sequence[Message], rendering: Rendering, images: Sequence[Image], files: Sequence[bytes]
+    ) -> Example:
+        """Encode one rendering, with the images of as many messages as it holds."""
+        held = sum(part["type"] == "image" for message in messages[: rendering.messages] for part in message["content"])
+        example, needed = self._tokenized(rendering, images[:held])
+        cut = self._cut(example, needed)
+        turns = spoken_runs(cut.features["labels"])
+        noted = replace(cut, turns=turns, unlearned_turns=len(rendering.spans) - turns, notes=rendering.notes)
+        return _with_files(noted, files[:held])
+
+    def _tokenized(self, rendering: Rendering, images: Sequence[Image]) -> tuple[Example, int]:
         """Tokenize a rendered conversation, images laid out as tokens, and label what lies in the spans.
 
         Returns:
             The example, and up to which token a cut would go through an image.
         """
         first = self.processor.tokenizer.bos_token
+        text = rendering.text
         out = self.processor(
             text=[text],
             images=[list(images)] if images else None,
@@ -246,7 +247,7 @@ class VisionChat(ChatSFT):
         laid_out = out["text_replacement_offsets"][0] if images else []
         ends = [one["span"][1] for one in laid_out]
         gained = [0, *(one["new_span"][1] - one["span"][1] for one in laid_out)]
-        moved = [tuple(place + gained[bisect_right(ends, place)] for place in span) for span in spans]
+        moved = [tuple(place + gained[bisect_right(ends, place)] for place in span) for span in rendering.spans]
         ids, offsets = list(out["input_ids"][0]), out["offset_mapping"][0]
         labels = [
             token if any(start < high and end > low and end > start for low, high in moved) else IGNORE
@@ -310,6 +311,20 @@ class VisionChat(ChatSFT):
         """Make the model's image inputs of each line's images."""
         found: Mapping[str, Any] = self.processor.image_processor(images=images, return_tensors="pt")
         return found
+
+
+def _checked_parts(content: Any, where: str) -> Any:
+    if not isinstance(content, Sequence) or isinstance(content, str) or not content:
+        raise BadRow(f"{where} needs as 'content' a text or a list of parts")
+    for place, part in enumerate(content, 1):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in {"text", "image"}:
+            raise BadRow(
+                f"{where}, part {place} has type {shorten(str(kind))!r}; use {{type: text}} or {{type: image}}"
+            )
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise BadRow(f"{where}, part {place} needs a text 'text'")
+    return content
 
 
 def _parts(content: str | Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -251,7 +251,8 @@ def _dataset(before: FineTuneJobStatus, seen: DatasetFacts | None) -> DatasetSta
         return before.dataset
     # a row can be long, and a custom resource is to stay small
     facts = DatasetStatus.model_validate(seen, from_attributes=True)
-    return facts.model_copy(update={"first_bad_row": shortened(facts.first_bad_row, MAX_ROW_LENGTH)})
+    texts = {"first_bad_row": facts.first_bad_row, "first_example": facts.first_example}
+    return facts.model_copy(update={name: shortened(text, MAX_ROW_LENGTH) for name, text in texts.items()})
 
 
 def _checkpoint_available(checkpoint: CheckpointStatus | None) -> Finding:

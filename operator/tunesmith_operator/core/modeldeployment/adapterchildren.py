@@ -53,7 +53,7 @@ def adapter_job(template: Template, key: str, adapter: AdapterPlan, config: Conf
         module="tunesmith_server.adapters",
         image=pods.image,
         plan_name=_name(template, key),
-        resources=pods.resources,
+        resources=pods.resources.resolved,
         storage=pods.storage,
         node_selector=pods.node_selector,
         tolerations=pods.tolerations,

@@ -23,13 +23,17 @@ from tunesmith_operator.core.modeldeployment.template import TEMPLATE_FILE, Temp
 from tunesmith_operator.core.pods.spec import Workload, claim_of, hub_env, pod_spec
 
 __all__ = [
+    "activator_selector",
     "config_map",
     "disruption_budget",
+    "health_probe",
+    "movable",
     "network_policy",
     "quantize_job",
     "selector",
     "server_deployment",
     "service",
+    "spread_over_nodes",
 ]
 
 STARTUP_SECONDS = 86_400
@@ -47,11 +51,17 @@ def selector(deployment: ModelDeployment, number: int | None) -> dict[str, str]:
     return mine if number is None else mine | {keys.LABEL_REVISION: revision_label(number)}
 
 
-def service(deployment: ModelDeployment, number: int | None) -> Manifest:
-    """The address that clients use; it leads to one revision, or to all that have pods."""
+def activator_selector(deployment: ModelDeployment) -> dict[str, str]:
+    """Labels of the pods that hold requests while no server answers, and of no others."""
+    return {keys.LABEL_MODELDEPLOYMENT: deployment.metadata.name, keys.LABEL_COMPONENT: keys.COMPONENT_ACTIVATOR}
+
+
+def service(deployment: ModelDeployment, number: int | None, asleep: bool = False) -> Manifest:
+    """The address that clients use; it leads to one revision, to all that have pods, or to the activator."""
     owner = owner_of(deployment)
     port: JSON = {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}
-    spec: JSON = {"selector": selector(deployment, number), "ports": [port]}
+    chosen = activator_selector(deployment) if asleep else selector(deployment, number)
+    spec: JSON = {"selector": chosen, "ports": [port]}
     return owner.manifest(SERVICE, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
 
 
@@ -60,13 +70,17 @@ def disruption_budget(deployment: ModelDeployment, number: int | None) -> Manife
 
     Where there is only one it may go: a budget that forbids that would keep its node from ever being drained.
     """
-    owner = owner_of(deployment)
-    spec: JSON = {
+    owner, spec = owner_of(deployment), movable(selector(deployment, number))
+    return owner.manifest(DISRUPTION_BUDGET, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
+
+
+def movable(chosen: dict[str, str]) -> JSON:
+    """Of these pods one at a time."""
+    return {
         "maxUnavailable": 1,
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
-        "selector": {"matchLabels": selector(deployment, number)},
+        "selector": {"matchLabels": chosen},
     }
-    return owner.manifest(DISRUPTION_BUDGET, owner.name, {"spec": spec}, {keys.LABEL_COMPONENT: keys.COMPONENT_SERVER})
 
 
 def network_policy(deployment: ModelDeployment, config: Config) -> Manifest:
@@ -106,7 +120,7 @@ def _workload(
         module=module,
         image=pods.image,
         plan_name=revision_name(template.deployment, number),
-        resources=pods.resources,
+        resources=pods.resources.resolved,
         storage=pods.storage,
         node_selector=pods.node_selector,
         tolerations=pods.tolerations,
@@ -145,12 +159,23 @@ def quantize_job(template: Template, number: int, config: Config) -> Manifest:
     return owner.manifest(JOB, f"{revision_name(template.deployment, number)}-quantize", {"spec": spec}, labels)
 
 
-def _probe(period: int, failures: int) -> JSON:
+def health_probe(period: int, failures: int) -> JSON:
+    """Asks the port that is for probes."""
     return {
         "httpGet": {"path": keys.PATH_HEALTH, "port": "health"},
         "periodSeconds": period,
         "timeoutSeconds": 5,
         "failureThreshold": failures,
+    }
+
+
+def spread_over_nodes(chosen: dict[str, str]) -> JSON:
+    """Nodes share these pods, as far as there is room."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": chosen},
     }
 
 
@@ -163,12 +188,6 @@ def server_deployment(template: Template, number: int, replicas: int, config: Co
     )
     pod_labels = owner.selector | labels
     chosen = selector(template.deployment, number)
-    spread: JSON = {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": chosen},
-    }
     api = template.plan.api
     container: JSON = {
         "ports": [
@@ -176,9 +195,9 @@ def server_deployment(template: Template, number: int, replicas: int, config: Co
             {"name": "health", "containerPort": keys.PORT_HEALTH, "protocol": "TCP"},
         ],
         # a model may take minutes to load: liveness begins once it has answered for the first time
-        "startupProbe": _probe(1, STARTUP_SECONDS),
-        "readinessProbe": _probe(2, 2),
-        "livenessProbe": _probe(10, 6),
+        "startupProbe": health_probe(1, STARTUP_SECONDS),
+        "readinessProbe": health_probe(2, 2),
+        "livenessProbe": health_probe(10, 6),
     }
     workload = _workload(
         template,
@@ -187,7 +206,7 @@ def server_deployment(template: Template, number: int, replicas: int, config: Co
         "tunesmith_server",
         container,
         pod_fields={
-            "topologySpreadConstraints": [spread],
+            "topologySpreadConstraints": [spread_over_nodes(chosen)],
             "terminationGracePeriodSeconds": api.termination_grace_period_seconds,
         },
         secrets={keys.API_KEYS_DIRECTORY: api.keys_secret_ref.name} if api.keys_secret_ref is not None else {},

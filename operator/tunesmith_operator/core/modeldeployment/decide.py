@@ -12,6 +12,7 @@ from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, DEPLOYMENT, JOB
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView
+from tunesmith_operator.core.modeldeployment.activator import activator_actions
 from tunesmith_operator.core.modeldeployment.adapters import (
     adapter_actions,
     adapter_states,
@@ -25,6 +26,7 @@ from tunesmith_operator.core.modeldeployment.children import (
     disruption_budget,
     network_policy,
     quantize_job,
+    selector,
     server_deployment,
     service,
 )
@@ -32,6 +34,7 @@ from tunesmith_operator.core.modeldeployment.engines import engine_for, rehearse
 from tunesmith_operator.core.modeldeployment.fallback import with_fallback
 from tunesmith_operator.core.modeldeployment.heldout import cannot_be_evaluated
 from tunesmith_operator.core.modeldeployment.images import image_missing
+from tunesmith_operator.core.modeldeployment.memory import with_memory
 from tunesmith_operator.core.modeldeployment.observed import Children, Observed, children_of, revision_label
 from tunesmith_operator.core.modeldeployment.policies import violation
 from tunesmith_operator.core.modeldeployment.revisions import (
@@ -43,6 +46,7 @@ from tunesmith_operator.core.modeldeployment.revisions import (
     with_target,
 )
 from tunesmith_operator.core.modeldeployment.rollback import earlier_template, unknown_revision
+from tunesmith_operator.core.modeldeployment.scaling import Scaling, poll_target, scaling_of
 from tunesmith_operator.core.modeldeployment.source import Source, SourceAbsent, SourceModel
 from tunesmith_operator.core.modeldeployment.status import (
     not_carried_out,
@@ -95,6 +99,8 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     if template is not None:
         history = with_target(history, template, now, retire_delay)
     assert history.latest is not None
+    scaling = scaling_of(owner, history, children, now, retire_delay)
+    owner = scaling.deployment
     history = history.with_revision(advance(owner, history, children, now))
     latest = history.latest
     assert latest is not None
@@ -105,32 +111,28 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     held = adapters.awaited(latest, children, _patience(owner), now)
     traffic = traffic_of(owner, latest, history.current, children, now, retire_delay)
     shown = with_statuses(owner, adapters, history, children)
-    status = serving_status(owner, history, children, traffic, startup.problem, absent, shown, now)
+    status = serving_status(owner, history, children, traffic, startup.problem, absent, shown, scaling, now)
     if broken is not None:
         status = not_carried_out(owner, status, broken, now)
     elif (remark := _remark(owner, source)) is not None:
         status = with_remark(owner, status, remark, now)
     carried_out = owner.status.observed_generation == owner.metadata.generation
     keeper = Keeper(children.answers, settled=carried_out or broken is not None)
-    case = (_case(owner, history, children), traffic, template.hash if template is not None else None, config)
+    case = (_case(owner, history, children, scaling), traffic, template and template.hash, held is not None, config)
     actions = unless_settled(
-        (*case, held is not None),
-        lambda: _actions(owner, history, children, traffic, template, keeper, config, held is not None),
+        case, lambda: _actions(owner, history, children, traffic, scaling, template, keeper, config, held is not None)
     )
     loaded = adapter_actions(owner, adapters, history, made_from, children, keeper, config)
     retired, wait = _retired(status, history, children, config, now)
     decision = _report(owner, status, [*loaded, *actions, *retired])
-    looks = (
-        wait,
-        seconds_until(startup.deadline, now),
-        seconds_until(traffic.next_look, now),
-        seconds_until(held, now),
-    )
+    moments = (startup.deadline, traffic.next_look, scaling.next_look, held)
+    looks = (wait, *(seconds_until(it, now) for it in moments))
+    asked = servers_target(owner, latest, history.current, children) or adapters_target(history, adapters, children)
     return replace(
         decision,
         events=(*decision.events, *_taken_back(owner, status, history), *_about_adapters(owner, status)),
         requeue_after=soonest(*looks),
-        poll=servers_target(owner, latest, history.current, children) or adapters_target(history, adapters, children),
+        poll=poll_target(scaling, asked, history, children),
     )
 
 
@@ -206,6 +208,7 @@ def _actions(
     history: History,
     children: Children,
     traffic: Traffic,
+    scaling: Scaling,
     template: Template | None,
     keeper: Keeper,
     config: Config,
@@ -221,21 +224,28 @@ def _actions(
         yield from _revision_children(owner, revision, children, traffic, template, keeper, config)
     yield from _stop_failed(latest, traffic, children)
     yield from keeper.keep(disruption_budget(owner, traffic.selected), children.disruption_budget)
-    yield from keeper.keep(service(owner, traffic.selected), children.service)
+    led_to = selector(owner, traffic.selected)
+    yield from activator_actions(owner, scaling.activation, led_to, scaling.asleep, children, keeper, config)
+    yield from keeper.keep(service(owner, traffic.selected, scaling.asleep), children.service)
 
 
-def _case(owner: ModelDeployment, history: History, children: Children) -> Hashable:
+def _case(owner: ModelDeployment, history: History, children: Children, scaling: Scaling) -> Hashable:
     """All that `_actions` looks at, but for the target and the configuration."""
     meta = owner.metadata
     identity = (meta.namespace, meta.name, meta.uid, owner.spec.model_dump_json())
     revisions = tuple(
-        (it.number, it.hash, it.phase, it.reason) for it in (history.latest, history.current) if it is not None
+        (it.number, it.hash, it.phase, it.reason, it.memory_bytes)
+        for it in (history.latest, history.current)
+        if it is not None
     )
     by_revision = (children.config_maps, children.jobs, children.deployments)
     around = tuple((label, state_of(it)) for group in by_revision for label, it in group.items())
     ending = tuple(label for label, job in children.jobs.items() if job.ending)
-    single = tuple(map(state_of, (children.service, children.network_policy, children.disruption_budget)))
-    return (identity, revisions, around, ending, single, tuple(children.answers.items()))
+    held = children.activator
+    both = (children.service, children.network_policy, children.disruption_budget)
+    single = tuple(map(state_of, (*both, held.service, held.network_policy, held.disruption_budget, held.deployment)))
+    activated = (scaling.asleep, scaling.activation.api.model_dump_json(), scaling.activation.parallel_requests)
+    return (identity, revisions, around, ending, single, activated, tuple(children.answers.items()))
 
 
 def _revision_children(
@@ -263,8 +273,12 @@ def _revision_children(
         yield from keeper.keep(wanted, plan)
     if revision.phase is not RevisionPhase.QUANTIZING:
         replicas = traffic.wanted(label)
-        if replicas is not None:
-            yield from keeper.keep(server_deployment(template, number, replicas, config), servers)
+        sized = with_memory(template, revision)
+        if servers is not None and sized.pods.resources.memory is None:
+            # how much they were given was in a status that is lost, with the report that said so
+            yield from _scale(servers, replicas)
+        elif replicas is not None:
+            yield from keeper.keep(server_deployment(sized, number, replicas, config), servers)
         return
     job = children.jobs.get(label)
     if job is None or not (job.ending or job.deleting):

@@ -26,6 +26,7 @@ from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
 from tunesmith_operator.core.reconcile.progress import ServersSample
 
 __all__ = [
+    "ActivatorChildren",
     "Children",
     "Observed",
     "children_of",
@@ -78,6 +79,16 @@ def references(namespace: str, spec: Mapping[str, Any]) -> Iterable[Key]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ActivatorChildren:
+    """What belongs to the activator."""
+
+    service: ServiceView | None = None
+    network_policy: SpecView | None = None
+    disruption_budget: SpecView | None = None
+    deployment: DeploymentView | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Children:
     """The objects that are really this deployment's, by revision label where they belong to one."""
 
@@ -97,6 +108,24 @@ class Children:
     """By what names an adapter and the model that it is for."""
     adapter_sets: dict[str, ConfigMapView] = field(default_factory=dict)
     """The adapters of a revision's servers, by its label."""
+    activator: ActivatorChildren = field(default_factory=ActivatorChildren)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the deployment's Service leads to the activator."""
+        found = self.service.selector if self.service is not None else {}
+        return found.get(keys.LABEL_COMPONENT) == keys.COMPONENT_ACTIVATOR
+
+    @property
+    def led_to(self) -> Mapping[str, str]:
+        """Labels of the server pods that requests reach, be it through the activator."""
+        way = self.activator.service if self.asleep else self.service
+        return way.selector if way is not None else {}
+
+    @property
+    def activator_pods(self) -> tuple[PodView, ...]:
+        """Pods that hold requests while no server answers."""
+        return tuple(it for it in self.pods if _of_activator(it))
 
     def quantize_pods(self, label: str) -> tuple[PodView, ...]:
         """Pods of a revision's quantize Job."""
@@ -135,13 +164,23 @@ def children_of(observed: Observed) -> Children:
     every_job, every_map = owned_by(uid, objects.jobs), owned_by(uid, objects.config_maps)
     jobs, adapter_jobs = _by_revision(every_job), _by_adapter(every_job)
     job_uids = {job.uid for job in (*jobs.values(), *adapter_jobs.values())}
+    services, activator_service = _parted(owned_by(uid, objects.services))
+    policies, activator_policy = _parted(owned_by(uid, objects.network_policies))
+    budgets, activator_budget = _parted(owned_by(uid, objects.disruption_budgets))
+    deployments, activator = _parted(owned_by(uid, objects.deployments))
     return Children(
-        service=next(iter(owned_by(uid, objects.services)), None),
-        network_policy=next(iter(owned_by(uid, objects.network_policies)), None),
-        disruption_budget=next(iter(owned_by(uid, objects.disruption_budgets)), None),
+        service=next(iter(services), None),
+        network_policy=next(iter(policies), None),
+        disruption_budget=next(iter(budgets), None),
+        activator=ActivatorChildren(
+            service=activator_service,
+            network_policy=activator_policy,
+            disruption_budget=activator_budget,
+            deployment=activator,
+        ),
         config_maps=_by_revision(every_map),
         jobs=jobs,
-        deployments=_by_revision(owned_by(uid, objects.deployments)),
+        deployments=_by_revision(deployments),
         pods=objects.pods,
         rejections=tuple(it for it in objects.rejections if it.job_uid in job_uids),
         orphans=objects.orphans(uid),
@@ -155,6 +194,17 @@ def children_of(observed: Observed) -> Children:
             if _is_adapters(it) and (label := it.labels.get(keys.LABEL_REVISION)) is not None
         },
     )
+
+
+def _of_activator(child: ChildView) -> bool:
+    return child.labels.get(keys.LABEL_COMPONENT) == keys.COMPONENT_ACTIVATOR
+
+
+def _parted(children: Iterable[V]) -> tuple[list[V], V | None]:
+    """The children of the servers, and the activator's one."""
+    found = list(children)
+    others = [it for it in found if not _of_activator(it)]
+    return others, next((it for it in found if _of_activator(it)), None)
 
 
 def _by_revision(children: Iterable[V]) -> dict[str, V]:

@@ -52,11 +52,25 @@ def artifacts_do_not_overlap(deployment: ModelDeployment) -> Violation | None:
     )
 
 
+def target_can_be_reached(deployment: ModelDeployment) -> Violation | None:
+    """A server refuses what it can't take in, so that more is never in flight."""
+    spec = deployment.spec
+    target = spec.autoscaling.target_requests_in_flight if spec.autoscaling is not None else None
+    most = spec.engine.parallel_requests + spec.api.max_waiting_requests
+    if target is None or target < most:
+        return None
+    return Violation(
+        f"spec.autoscaling.targetRequestsInFlight ({target}) is never exceeded: a server takes in {most} requests "
+        "(engine.parallelRequests + api.maxWaitingRequests) and refuses more; lower the target, or raise those"
+    )
+
+
 _POLICIES: tuple[Callable[[ModelDeployment], Violation | None], ...] = (
     urls_hold_no_password,
     paths_are_plain,
     context_has_room,
     artifacts_do_not_overlap,
+    target_can_be_reached,
 )
 
 

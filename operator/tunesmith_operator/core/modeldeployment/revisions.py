@@ -11,13 +11,15 @@ from pydantic import ValidationError
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
+from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1 import ModelDeployment
 from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_operator.core.kubernetes.objects import ConfigMapView
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.modeldeployment.gate import held_back, judged
+from tunesmith_operator.core.modeldeployment.memory import with_need
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label, revision_name
-from tunesmith_operator.core.modeldeployment.template import Template
+from tunesmith_operator.core.modeldeployment.template import Template, stored_template
 from tunesmith_operator.core.modeldeployment.traffic import place_of, takeover_of, verdict_of, with_place
 from tunesmith_operator.core.pods.crashes import first_crash
 from tunesmith_operator.core.pods.startup import STORAGE_SECRET, Patience, SecretUse, Startup, examine
@@ -84,8 +86,7 @@ def history_of(deployment: ModelDeployment, children: Children) -> History:
 
 
 def _both_answer(children: Children) -> bool:
-    selector = children.service.selector if children.service is not None else {}
-    return bool(selector) and keys.LABEL_REVISION not in selector
+    return bool(children.led_to) and keys.LABEL_REVISION not in children.led_to
 
 
 def _selected(children: Children, ordered: Sequence[Revision]) -> Revision | None:
@@ -93,7 +94,7 @@ def _selected(children: Children, ordered: Sequence[Revision]) -> Revision | Non
 
     It leads to the newest from the beginning where that is the first: then only its replicas say that it has answered.
     """
-    label = children.service.selector.get(keys.LABEL_REVISION, "") if children.service is not None else ""
+    label = children.led_to.get(keys.LABEL_REVISION, "")
     if _both_answer(children):
         label = next(
             (it for it in map(revision_label, (one.number for one in ordered)) if it in children.deployments), ""
@@ -235,23 +236,12 @@ def _quantized(
     pods = children.quantize_pods(label)
     if job.complete:
         reports = [pod.report for pod in pods if pod.phase == "Succeeded" and pod.report is not None]
-        artifact = reports[0].model if reports else None
-        update: dict[str, object] = {"evaluation": reports[0].evaluation if reports else None}
-        if artifact is not None:
-            update |= {
-                "artifact_uri": artifact.uri,
-                "artifact_digest": artifact.digest,
-                "artifact_size_bytes": artifact.size_bytes,
-                "bits_per_weight": f"{artifact.bits_per_weight:.2f}" if artifact.bits_per_weight is not None else "",
-                "model_digest": artifact.base_digest or revision.model_digest,
-            }
-        made = revision.model_copy(update=update)
-        # servers that are there have passed the gate already: the status that said so was lost
-        return (
-            judged(deployment, made)
-            if servers is None
-            else made.model_copy(update={"phase": RevisionPhase.ROLLING_OUT})
-        )
+        made = _made(revision, reports[0]) if reports else revision.model_copy(update={"evaluation": None})
+        template = stored_template(deployment, children.config_maps.get(label))
+        sized = with_need(made, template, reports[0].model if reports else None, servers is not None)
+        if servers is not None:  # they have passed the gate already: the status that said so was lost
+            return sized.model_copy(update={"phase": RevisionPhase.ROLLING_OUT})
+        return sized if sized.phase is RevisionPhase.FAILED else judged(deployment, sized)
     again = f"Then try again with: kubectl delete job -n {job.namespace} {job.name}"
     if job.failed is not None:
         crash = first_crash(pods)
@@ -265,6 +255,21 @@ def _quantized(
         message = f"given up after {waited} (rollout.progressDeadlineSeconds): {expired.message} {again}"
         return _failed(revision, expired.reason, message)
     return revision
+
+
+def _made(revision: Revision, report: TerminationReport) -> Revision:
+    """The revision with what its quantize Job says of it."""
+    update: dict[str, object] = {"evaluation": report.evaluation}
+    artifact = report.model
+    if artifact is not None:
+        update |= {
+            "artifact_uri": artifact.uri,
+            "artifact_digest": artifact.digest,
+            "artifact_size_bytes": artifact.size_bytes,
+            "bits_per_weight": f"{artifact.bits_per_weight:.2f}" if artifact.bits_per_weight is not None else "",
+            "model_digest": artifact.base_digest or revision.model_digest,
+        }
+    return revision.model_copy(update=update)
 
 
 def _rolled_out(

@@ -14,6 +14,7 @@ from tunesmith_operator.core.modeldeployment.children import selector
 from tunesmith_operator.core.modeldeployment.gate import held_back, quality_held
 from tunesmith_operator.core.modeldeployment.observed import Children
 from tunesmith_operator.core.modeldeployment.revisions import History, failed_in_rollout, trim
+from tunesmith_operator.core.modeldeployment.scaling import Scaling
 from tunesmith_operator.core.modeldeployment.source import SourceAbsent
 from tunesmith_operator.core.modeldeployment.summary import Situation, ready, why_not_ready
 from tunesmith_operator.core.modeldeployment.traffic import Traffic, place_of, serving, takeover_of, verdict_of
@@ -103,6 +104,7 @@ def serving_status(
     problem: StartupProblem | None,
     absent: SourceAbsent | None,
     adapters: list[AdapterStatus],
+    scaling: Scaling,
     now: datetime,
 ) -> ModelDeploymentStatus:
     """There is at least one revision."""
@@ -113,6 +115,7 @@ def serving_status(
     answering = min(sum(it.available for it in answers), desired) if history.current is not None else 0
     led_to = selector(deployment, traffic.selected)
     meta = deployment.metadata
+    summary = ready(Situation(history, latest, answering, desired, problem, children, scaling))
     findings = (
         accepted(),
         _artifact(latest, problem, absent),
@@ -120,8 +123,8 @@ def serving_status(
         children_applied(),
         *adapters_ready(deployment, adapters),
         _progressing(deployment, history, latest, problem, children),
-        _available(history, answering, desired, children),
-        ready(Situation(history, latest, answering, desired, problem, children)),
+        _available(history, answering, desired, summary, scaling, children),
+        summary,
     )
     return with_findings(
         before,
@@ -129,13 +132,14 @@ def serving_status(
         now,
         meta.generation,
         observed_generation=meta.generation,
-        phase=_phase(deployment, history, latest, answering, children),
+        phase=_phase(deployment, history, latest, answering, summary, children),
         current_revision=history.current.name if history.current is not None else "",
         latest_revision=latest.name,
         revisions=list(trim(history, deployment.spec.revision_history_limit, deployment.spec.rollout.rollback_to)),
         adapters=adapters,
         replicas=sum(it.replicas for it in answers),
         ready_replicas=sum(it.ready for it in answers),
+        autoscaling=scaling.status,
         selector=",".join(f"{key}={value}" for key, value in led_to.items()),
         url=f"http://{meta.name}.{meta.namespace}.svc/v1",
         display=DeploymentDisplay(
@@ -153,7 +157,8 @@ def _artifact(latest: Revision, problem: StartupProblem | None, absent: SourceAb
         if problem is not None:
             return Finding(type_, FALSE, problem.reason, problem.message)
         return Finding(type_, FALSE, Reason.QUANTIZING, f"The artefact of {latest.name} is being made.")
-    if latest.phase is RevisionPhase.FAILED and not failed_in_rollout(latest) and not held_back(latest):
+    made = failed_in_rollout(latest) or held_back(latest) or latest.reason == Reason.MEMORY_TOO_SMALL
+    if latest.phase is RevisionPhase.FAILED and not made:
         return Finding(type_, FALSE, Reason(latest.reason), latest.message)
     return Finding(type_, TRUE, Reason.QUANTIZED, f"The artefact of {latest.name} is in {latest.artifact_uri}.")
 
@@ -179,10 +184,14 @@ def _progressing(
     return Finding(type_, TRUE, Reason.ROLLING_OUT, f"{latest.name} is starting.{cause}{kept}")
 
 
-def _available(history: History, answering: int, desired: int, children: Children) -> Finding:
+def _available(
+    history: History, answering: int, desired: int, summary: Finding, scaling: Scaling, children: Children
+) -> Finding:
     type_ = DeploymentCondition.AVAILABLE
     if history.current is None:
         return Finding(type_, FALSE, Reason.REPLICAS_UNAVAILABLE, "No revision has answered yet.")
+    if summary.reason == Reason.WAKING or (desired == 0 and scaling.automatic):
+        return Finding(type_, TRUE, summary.reason, summary.message)
     if desired == 0:
         message = "Scaled to zero, as spec.replicas says: nobody answers until it is raised."
         return Finding(type_, FALSE, Reason.SCALED_TO_ZERO, message)
@@ -219,7 +228,12 @@ def _time(moment: datetime | None) -> str:
 
 
 def _phase(
-    deployment: ModelDeployment, history: History, latest: Revision, answering: int, children: Children
+    deployment: ModelDeployment,
+    history: History,
+    latest: Revision,
+    answering: int,
+    summary: Finding,
+    children: Children,
 ) -> DeploymentPhase:
     desired = deployment.spec.replicas
     if latest.phase is RevisionPhase.FAILED and history.current is not None:
@@ -232,4 +246,6 @@ def _phase(
     if latest.phase is RevisionPhase.ROLLING_OUT:
         paused = takeover_of(deployment, latest, history.current, children).paused(place_of(latest))
         return DeploymentPhase.PAUSED if paused else DeploymentPhase.ROLLING_OUT
-    return DeploymentPhase.READY if answering >= desired else DeploymentPhase.DEGRADED
+    if summary.reason == Reason.WAKING:
+        return DeploymentPhase.WAKING
+    return DeploymentPhase.READY if answering >= desired or summary.status == TRUE else DeploymentPhase.DEGRADED

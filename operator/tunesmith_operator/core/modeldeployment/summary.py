@@ -13,6 +13,7 @@ from tunesmith_api.v1alpha1 import ConditionStatus
 from tunesmith_api.v1alpha1.deploymentstatus import Revision, RevisionPhase
 from tunesmith_operator.core.modeldeployment.observed import Children, revision_label
 from tunesmith_operator.core.modeldeployment.revisions import History
+from tunesmith_operator.core.modeldeployment.scaling import Scaling
 from tunesmith_operator.core.pods.crashes import crash_message
 from tunesmith_operator.core.pods.startup import StartupProblem
 from tunesmith_operator.core.pods.view import PodView
@@ -32,6 +33,7 @@ class Situation:
     desired: int
     problem: StartupProblem | None
     children: Children
+    scaling: Scaling
 
     @property
     def crashed(self) -> PodView | None:
@@ -86,6 +88,9 @@ def scaled_to_zero(it: Situation) -> Finding | None:
     """Nobody answers, as was asked for: that is ready, too."""
     if it.desired != 0:
         return None
+    if it.scaling.status is not None:
+        message = f"Scaled to zero. {it.scaling.status.message} The next request wakes it.{it.failed_latest}"
+        return _ready(TRUE, Reason.SCALED_TO_ZERO, message)
     return _ready(TRUE, Reason.SCALED_TO_ZERO, f"Scaled to zero, as spec.replicas says.{it.failed_latest}")
 
 
@@ -96,6 +101,27 @@ def all_replicas_answer(it: Situation) -> Finding | None:
         return None
     message = f"All {it.desired} replicas of {current.name} answer.{it.failed_latest}"
     return _ready(TRUE, Reason.REPLICAS_AVAILABLE, message)
+
+
+def waking(it: Situation) -> Finding | None:
+    """Nobody answers yet, and nobody is refused: requests wait for a server, of which nothing bad is known."""
+    current = it.history.current
+    if current is None or not it.scaling.asleep or it.answering:
+        return None
+    if why_not_ready(current, it.problem, it.children):
+        return None
+    return _ready(UNKNOWN, Reason.WAKING, f"{current.name} is starting; requests wait for it.{it.failed_latest}")
+
+
+def scaling_up(it: Situation) -> Finding | None:
+    """More pods are starting than answered before, which is no fault."""
+    current, status = it.history.current, it.scaling.status
+    if current is None or status is None or not it.answering or not it.scaling.raised:
+        return None
+    if why_not_ready(current, it.problem, it.children):
+        return None
+    message = f"{it.answering} of {it.desired} replicas of {current.name} answer. {status.message}{it.failed_latest}"
+    return _ready(TRUE, Reason.SCALING_UP, message)
 
 
 def some_replicas_missing(it: Situation) -> Finding | None:
@@ -116,6 +142,8 @@ RULES: tuple[Callable[[Situation], Finding | None], ...] = (
     first_revision_starting,
     scaled_to_zero,
     all_replicas_answer,
+    waking,
+    scaling_up,
     some_replicas_missing,
 )
 

@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError
 from tunesmith_api import keys
 from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.plan import CalibrationPlan, EvaluationPlan, ServingPlan
-from tunesmith_api.v1alpha1 import ModelDeployment, Resources, Storage, Toleration
+from tunesmith_api.v1alpha1 import ModelDeployment, Storage, Toleration
+from tunesmith_api.v1alpha1.common import ServerResources
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_api.v1alpha1.modeldeployment import ModelDeploymentSpec
@@ -39,7 +40,7 @@ class Pods(Contract):
     """What a revision's pods are made of besides their plan."""
 
     image: str
-    resources: Resources
+    resources: ServerResources
     storage: Storage
     node_selector: dict[str, str]
     tolerations: list[Toleration]

@@ -146,8 +146,7 @@ def _selected(latest: Revision, current: Revision) -> int | None:
 
 def _leads_there(children: Children, label: str) -> bool:
     """Whether requests reach the new revision: only then the old one can do with fewer replicas."""
-    selector = children.service.selector if children.service is not None else {}
-    return bool(selector) and selector.get(keys.LABEL_REVISION, label) == label
+    return bool(children.led_to) and children.led_to.get(keys.LABEL_REVISION, label) == label
 
 
 def _stopped(revision: Revision, now: datetime, delay: timedelta) -> tuple[tuple[str, int], ...]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from tunesmith_api.keys import METRIC_ADAPTERS
+from tunesmith_api.keys import METRIC_ADAPTERS, METRIC_HELD, METRIC_IN_FLIGHT
 from tunesmith_operator.core.pods.reports import LARGEST
 
 __all__ = ["NOTHING", "Figures", "Tally", "read_figures"]
@@ -24,6 +24,7 @@ _SAMPLE: Final = re.compile(
     rf"(http_requests_total|http_request_duration_seconds_bucket|{METRIC_ADAPTERS})"
     r"\{([^{}\n]{0,1024})\} ([0-9.eE+-]{1,32})"
 )
+_GAUGE: Final = re.compile(rf"^(?:{METRIC_IN_FLIGHT}|{METRIC_HELD}) ([0-9.eE+-]{{1,32}})$", re.MULTILINE)
 _LABEL: Final = re.compile(r'(\w{1,64})="([^"\\]{0,256})"')
 _NOT_REQUESTS: Final = frozenset({"/healthz", "/health", "/metrics"})
 """Questions of the cluster, not of clients."""
@@ -31,13 +32,18 @@ _NOT_REQUESTS: Final = frozenset({"/healthz", "/health", "/metrics"})
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Counts since some moment. `buckets`: by a bound in seconds, the requests whose latency is no longer."""
+    """Counts since some moment. `buckets`: by a bound in seconds, the requests whose latency is no longer.
+
+    `served` are those that weren't refused for want of a key. `in_flight` is no count, but how many there are now.
+    """
 
     requests: float = 0.0
     errors: float = 0.0
     buckets: Mapping[float, float] = field(default_factory=dict)
     adapters: frozenset[str] = frozenset()
     """`name@digest` of the adapters that a pod serves; no count."""
+    served: float = 0.0
+    in_flight: float = 0.0
 
     def plus(self, other: Figures) -> Figures:
         """Both together."""
@@ -86,7 +92,7 @@ NOTHING: Final = Figures()
 
 def read_figures(text: str) -> Figures:
     """The figures in a pod's Prometheus text; what isn't understood counts nothing."""
-    requests = errors = 0.0
+    requests = errors = refused = 0.0
     adapters: set[str] = set()
     buckets: dict[float, float] = {}
     for number, found in enumerate(_SAMPLE.finditer(text)):
@@ -103,9 +109,11 @@ def read_figures(text: str) -> Figures:
         if name == "http_requests_total":
             requests += value
             errors += value if labels.get("code", "").startswith("5") else 0.0
+            refused += value if labels.get("code") == "401" else 0.0
         elif (bound := _bound(labels.get("le", ""))) is not None and (bound in buckets or len(buckets) < 64):
             buckets[bound] = buckets.get(bound, 0.0) + value
-    return Figures(requests, errors, buckets, frozenset(adapters))
+    in_flight = sum(_count(found[1]) for found in _GAUGE.finditer(text))
+    return Figures(requests, errors, buckets, frozenset(adapters), served=requests - refused, in_flight=in_flight)
 
 
 def _count(text: str) -> float:

@@ -7,8 +7,9 @@ from datetime import datetime
 
 from tunesmith_api.reports import ProgressReport
 from tunesmith_operator.core.pods.figures import Figures
+from tunesmith_operator.core.pods.load import Load
 
-__all__ = ["PollTarget", "ProgressSample", "ServersSample", "ServersTarget"]
+__all__ = ["LoadTarget", "PollTarget", "ProgressSample", "ServersSample", "ServersTarget"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +31,40 @@ class ProgressSample:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadTarget:
+    """Pods whose requests in flight are counted, by uid and address; `total` are as many as there are.
+
+    `window_seconds` is how far back the most has to be known. They are asked every `interval_seconds`, where that is
+    more often than usual.
+    """
+
+    pods: tuple[tuple[str, str], ...]
+    total: int
+    window_seconds: float
+    interval_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServersTarget:
     """Server pods of a revision that is taking over, by uid and address. A new `window` begins to count anew."""
 
     window: str
     pods: tuple[tuple[str, str], ...]
     port: int
+    load: LoadTarget | None = None
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Every pod that is asked, each once."""
+        return dict(self.pods) | dict(self.load.pods if self.load is not None else ())
 
 
 @dataclass(frozen=True, slots=True)
 class ServersSample:
-    """What the pods of a window have counted in it, as far as they were heard."""
+    """What the pods of a window have counted in it, as far as they were heard, and how much there is to do."""
 
     window: str
     figures: Figures
     adapters: frozenset[str] = frozenset()
     """`name@digest` of the adapters that each of the pods has said it serves."""
+    load: Load | None = None

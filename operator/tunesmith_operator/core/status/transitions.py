@@ -47,6 +47,8 @@ _GOOD: Final = frozenset(
         Reason.PAUSED,
         Reason.REPLICAS_AVAILABLE,
         Reason.SCALED_TO_ZERO,
+        Reason.WAKING,
+        Reason.SCALING_UP,
         Reason.SOURCE_NOT_READY,
         Reason.ADAPTERS_SERVED,
     }

@@ -1,4 +1,4 @@
-"""`python -m bench.classifier`: what 8 bits do to a served classifier. The last line is one JSON object.
+"""What 8 bits do to a served classifier. Called by `figures`.
 
 MiniLM learns the sentiment of tweets and is then served by the engine Transformers, in 32 bits (method None) and by ONNX
 Runtime (method Int8). Throughput is that of single texts from CLIENTS clients through HTTP; accuracy is that on
@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import statistics
-import sys
-import tempfile
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +16,46 @@ from pathlib import Path
 from typing import Any
 
 import assets
+from bench.runs import Figures, median, say
+from bench.serving.servers import cores
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.engines.transformers import TransformersEngine
 from tunesmith_server.quantizers import quantizer_of
 
+__all__ = ["measure"]
+
 TRAIN, HELD_OUT_PER_CLASS, EPOCHS, BATCH, RATE = 900, 150, 2, 16, 1e-4
-CLIENTS, RUNS, THREADS = 8, 5, 2
+CLIENTS = 8
 METHODS = (QuantizationMethod.NONE, QuantizationMethod.INT8)
+
+
+def measure(runs: int, scratch: Path) -> Figures:
+    """Train, serve both, take turns in measuring them; a first turn doesn't count."""
+    rows = trained(scratch / "trained")
+    engines = {method: served(scratch / "trained", method, scratch) for method in METHODS}
+    speeds: dict[QuantizationMethod, list[float]] = {method: [] for method in METHODS}
+    answers: dict[QuantizationMethod, list[str]] = {}
+    for number in range(runs + 1):
+        for method in METHODS if number % 2 else METHODS[::-1]:
+            speed, answers[method] = measured(engines[method], rows)
+            if number:
+                speeds[method].append(speed)
+    none, int8 = METHODS
+    say(f"texts per second: {none} {median(speeds[none]):.0f}, {int8} {median(speeds[int8]):.0f}")
+    right = {
+        method: sum(label == row["label"] for label, row in zip(found, rows, strict=True))
+        for method, found in answers.items()
+    }
+    agree = sum(left == other for left, other in zip(answers[none], answers[int8], strict=True))
+    ratios = [mine / other for mine, other in zip(speeds[int8], speeds[none], strict=True)]
+    return {
+        "classifier_int8_vs_fp32": median(ratios),
+        "classifier_accuracy_delta": 100 * (right[int8] - right[none]) / len(rows),
+        "classifier_accuracy_fp32": 100 * right[none] / len(rows),
+        "classifier_agreement": 100 * agree / len(rows),
+    }
 
 
 def trained(folder: Path) -> list[dict[str, str]]:
@@ -36,7 +64,7 @@ def trained(folder: Path) -> list[dict[str, str]]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(0)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(cores())
     names = dict(enumerate(assets.LABELS))
     tokenizer = AutoTokenizer.from_pretrained(assets.minilm())
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -63,14 +91,14 @@ def served(source: Path, method: QuantizationMethod, scratch: Path) -> Transform
     """Quantize and serve."""
     folder = scratch / method.value
     folder.mkdir()
-    quantizer_of(EngineType.TRANSFORMERS, method)(source, scratch / f"{method.value}-work", THREADS).make(
+    quantizer_of(EngineType.TRANSFORMERS, method)(source, scratch / f"{method.value}-work", cores()).make(
         method, folder
     )
     plan = ServingPlan(
         name="m", namespace="n", uid="u", revision="m-r1", model_uri="s3://m/m", quantization=method,
         engine=EngineType.TRANSFORMERS, context_length=128, parallel_requests=CLIENTS, artifact_uri="s3://m/m/q",
     )  # fmt: skip
-    return TransformersEngine(plan, folder, THREADS, host="127.0.0.1", port=0)
+    return TransformersEngine(plan, folder, cores(), host="127.0.0.1", port=0)
 
 
 def label_of(engine: TransformersEngine, text: str) -> str:
@@ -88,39 +116,3 @@ def measured(engine: TransformersEngine, rows: list[dict[str, str]]) -> tuple[fl
     with ThreadPoolExecutor(CLIENTS) as pool:
         labels = list(pool.map(lambda row: label_of(engine, row["text"]), rows))
     return len(rows) / (time.perf_counter() - started), labels
-
-
-def main() -> None:
-    """Train, serve both, take turns in measuring them."""
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = trained(Path(scratch) / "trained")
-        engines = {method: served(Path(scratch) / "trained", method, Path(scratch)) for method in METHODS}
-        speeds: dict[QuantizationMethod, list[float]] = {method: [] for method in METHODS}
-        answers: dict[QuantizationMethod, list[str]] = {}
-        for _ in range(RUNS):
-            for method, engine in engines.items():
-                speed, answers[method] = measured(engine, rows)
-                speeds[method].append(speed)
-        for method in METHODS:
-            print(f"{method}: {statistics.median(speeds[method]):.0f} texts/s", file=sys.stderr)
-    right = {
-        method: sum(label == row["label"] for label, row in zip(found, rows, strict=True))
-        for method, found in answers.items()
-    }
-    agree = sum(left == right_ for left, right_ in zip(*answers.values(), strict=True))
-    none, int8 = METHODS
-    print(
-        json.dumps(
-            {
-                "classifier_int8_vs_fp32": round(statistics.median(speeds[int8]) / statistics.median(speeds[none]), 2),
-                "classifier_accuracy_delta": round(100 * (right[int8] - right[none]) / len(rows), 2),
-                "classifier_accuracy_fp32": round(100 * right[none] / len(rows), 2),
-                "classifier_agreement": round(100 * agree / len(rows), 2),
-            }
-        )
-    )
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Serving, measured beside its peers: `make bench-serving`."""
