@@ -200,6 +200,8 @@ class ServingPlan(Contract):
     context_length: int
     parallel_requests: int
     gpus: int = 0
+    lora: bool = False
+    """Whether vLLM is started so that it can load adapters."""
     api: Api = Field(default_factory=Api)
     artifact_uri: str
     evaluation: EvaluationPlan | None = None

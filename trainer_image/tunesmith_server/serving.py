@@ -53,14 +53,14 @@ class Serving:
             UserError: the engine refuses the model.
         """
         try:
-            engine, self._adapters = self._launcher.start(adapters), tuple(adapters)
+            engine = self._launcher.start(adapters)
         except UserError as error:
             if not adapters:
                 raise
             log.error("the adapters can't be loaded, the model is served without them: %s", error.message)
             self._refused = tuple(adapters)
             engine = self._launcher.start(())
-        self._engine = engine
+        self._engine, self._adapters = engine, tuple(it for it in adapters if it.name in engine.models)
         return engine
 
     def limits_of(self, engine: Engine) -> Limits:
@@ -105,6 +105,9 @@ class Serving:
         before, started = self._engine, time.monotonic()
         if before is None or tuple(adapters) in (self._adapters, self._refused):
             return
+        if before.loads_adapters:
+            self._load(before, adapters, front)
+            return
         beside = spare_memory() - MARGIN >= self._launcher.needs
         if not beside:
             log.info("not enough memory for two engines: requests wait for the one with other adapters")
@@ -124,6 +127,16 @@ class Serving:
             before.close()
         names = ", ".join(self.digests) or "none"
         log.info("adapters served: %s (after %.1f s)", names, time.monotonic() - started)
+
+    def _load(self, engine: Engine, adapters: Sequence[LocalAdapter], front: Front) -> None:
+        """Have the engine that there is load those that it hasn't, and let go of others when nobody asks them."""
+        started, there = time.monotonic(), engine.load(adapters)
+        if there == self._adapters:
+            return
+        self._adapters = there
+        front.serve(engine.url, self.limits_of(engine), self.digests)
+        engine.unload_others()
+        log.info("adapters served: %s (after %.1f s)", ", ".join(self.digests) or "none", time.monotonic() - started)
 
     def _proven(self, adapters: Sequence[LocalAdapter]) -> Engine:
         engine = self._launcher.start(adapters)

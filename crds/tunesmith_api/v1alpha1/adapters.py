@@ -14,6 +14,7 @@ from tunesmith_api.v1alpha1.source import FineTuneJobRef
 
 __all__ = [
     "ADAPTER_ENGINES",
+    "MOST_ADAPTERS",
     "Adapter",
     "AdapterName",
     "AdapterPhase",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 MOST_ADAPTERS: Final = 32
-ADAPTER_ENGINES: Final = (EngineType.LLAMA_CPP,)
+ADAPTER_ENGINES: Final = (EngineType.LLAMA_CPP, EngineType.VLLM)
 """The engines that serve adapters."""
 
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", min_length=1, max_length=63)]

@@ -13,9 +13,13 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 import assets
 from support.openaicalls import ANSWERED, CONTEXT, PARALLEL, REFUSED, USER, WEATHER, called, chat, serving, text
@@ -25,7 +29,10 @@ from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import TerminationReport
 from tunesmith_api.v1alpha1.api import Api
 from tunesmith_api.v1alpha1.engine import EngineType
+from tunesmith_server.engines.base import LocalAdapter
 from tunesmith_server.engines.vllm import VllmEngine
+from tunesmith_server.front.server import Front
+from tunesmith_server.serving import Serving
 from tunesmith_store.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -224,6 +231,64 @@ def test_a_worker_that_dies_is_the_engines_failure(engine):
     until(lambda: engine.failure is not None)
     assert engine.failure.reason == Reason.SERVER_FAILED
     assert not engine.is_alive()
+
+
+def adapter(folder, seed):
+    """A LoRA adapter that changes every answer, as PEFT writes it."""
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(assets.smollm2())
+    tuned = get_peft_model(
+        base, LoraConfig(r=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    )
+    for name, weights in tuned.named_parameters():
+        if "lora_B" in name:
+            weights.data.normal_(0, 0.3)
+    place = folder / str(seed)
+    tuned.save_pretrained(place)
+    return place
+
+
+def test_adapters_come_and_go_and_each_answers_its_own_way(tmp_path):
+    one, two = (LocalAdapter(name, adapter(tmp_path, seed), name) for name, seed in (("one", 1), ("two", 2)))
+    broken = LocalAdapter("broken", tmp_path, "broken")
+    plan = ServingPlan(**PLAN, lora=True)
+    port = free_port()
+    started = VllmEngine(plan, assets.smollm2(), 1, port, PYTHON, adapters=(one, broken))
+    process = started._process.pid
+    serving = Serving(plan, SimpleNamespace(start=lambda adapters: started))
+    try:
+        serving.start((one, broken))
+        assert serving._engine.load((one, broken)) == (one,)
+        front = Front(started.url, serving.limits_of(started), plan.api, PARALLEL)
+        front.start(0)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{front.port}/v1", api_key="-", max_retries=0, timeout=300)
+
+        def said(model):
+            answer = client.completions.create(
+                model=model, prompt="The capital of France is", max_tokens=6, temperature=0
+            )
+            assert answer.model == model
+            return answer.choices[0].text
+
+        first = said("one")
+        assert "Paris" in said("smol") != first
+        with pytest.raises(openai.NotFoundError):
+            said("two")
+        serving.change((one, two), front)
+        assert len({said("smol"), said("one"), said("two")}) == 3
+        assert said("one") == first
+        assert serving.digests == {"one": "one", "two": "two"}
+        serving.change((two,), front)
+        with pytest.raises(openai.NotFoundError):
+            said("one")
+        assert [it.id for it in client.models.list().data] == ["smol", "two"]
+        # of vLLM itself, too: what was let go takes none of its places
+        with urllib.request.urlopen(f"{started.url}/v1/models", timeout=20) as response:
+            assert {it["id"] for it in json.load(response)["data"]} == {"smol", "two"}
+        assert (started._process.pid, started._process.poll()) == (process, None)
+        front.stop()
+    finally:
+        started.close()
 
 
 @pytest.fixture

@@ -76,6 +76,18 @@ def test_gpus_make_another_revision_and_their_absence_makes_none():
     assert plain.hash == spelled.hash != gpus.hash
 
 
+def test_the_first_adapter_makes_a_revision_and_others_come_and_go():
+    plain, one, two = (
+        template_of(deployment(adapters=[{"name": it, "uri": f"s3://a/{it}"} for it in names]), SOURCE, CONFIG)
+        for names in ("", "a", "ab")
+    )
+    assert plain.hash != one.hash == two.hash
+    assert (plain.plan.lora, one.plan.lora) == (False, True)
+    # llama.cpp loads them whenever they come
+    llama = ModelDeployment.model_validate(make.modeldeployment(adapters=[{"name": "a", "uri": "s3://a/a"}]))
+    assert not template_of(llama, SOURCE, make.CONFIG).plan.lora
+
+
 def test_it_serves_texts_and_is_never_chosen_unasked():
     assert EngineType.VLLM in engines_of(Task.CHAT_SFT)
     assert engines_of(Task.CHAT_SFT)[0] is EngineType.LLAMA_CPP

@@ -35,7 +35,7 @@ class Rig:
         return SimpleNamespace(
             url=names, models={"smol": {}, **{it.name: {} for it in adapters}}, answers=lambda: MUTE not in adapters,
             close=lambda: self.done.append(f"close {names}"), is_alive=lambda: True,
-            vocabulary=0, tools=True, failure=None,
+            vocabulary=0, tools=True, failure=None, loads_adapters=False,
         )  # fmt: skip
 
     def hold(self) -> None:

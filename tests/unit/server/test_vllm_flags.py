@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ from safetensors.numpy import save_file
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_server.engines.vllm import refusal
-from tunesmith_server.engines.vllm_flags import BLOCK, PROCESSES, ModelFacts, cache_bytes, environment, facts_of, flags
+from tunesmith_server.engines.vllm_flags import (
+    BLOCK,
+    MAX_LORA_RANK,
+    PROCESSES,
+    ModelFacts,
+    cache_bytes,
+    environment,
+    facts_of,
+    flags,
+)
 from tunesmith_server.front.errors import ApiError
 from tunesmith_server.front.metrics import with_engines
 from tunesmith_server.front.vllm_fields import for_vllm
@@ -67,6 +77,24 @@ def test_on_gpus_the_model_is_split_and_vllm_knows_the_memory_itself(tmp_path):
     assert "OMP_NUM_THREADS" not in environment(plan(gpus=4), 3)
     same = told(plan(), tmp_path, FACTS, 8001, 123)
     assert {it: found[it] for it in found if it in same} == {it: same[it] for it in same if it in found}
+
+
+def test_only_a_server_for_adapters_has_places_for_them(tmp_path):
+    assert "--enable-lora" not in told(plan(), tmp_path, FACTS, 8001, 1)
+    found = told(plan(lora=True), tmp_path, FACTS, 8001, 1)
+    assert found["--enable-lora"] is None
+    assert found["--max-lora-rank"] == str(MAX_LORA_RANK)
+    assert environment(plan(lora=True), 1)["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in environment(plan(), 1)
+    facts = replace(FACTS, lora_bytes=10 << 20)
+    scarce = FACTS.weight_bytes + PROCESSES + (100 << 20)
+    assert (
+        cache_bytes(plan(), facts, scarce)
+        - cache_bytes(plan(lora=True, parallel_requests=1), facts, scarce + (40 << 20))
+        > 0
+    )
+    with pytest.raises(UserError):
+        cache_bytes(plan(lora=True), facts, scarce)
 
 
 @pytest.mark.parametrize(

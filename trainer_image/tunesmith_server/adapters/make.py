@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,11 +24,12 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.model import digest_of
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.v1alpha1.engine import EngineType
-from tunesmith_server.adapters.config import CONFIG, WEIGHTS
+from tunesmith_server.adapters.config import CONFIG, WEIGHTS, pairs_of
 from tunesmith_server.adapters.converter import REFUSED
 from tunesmith_server.adapters.served import ADAPTER_FILE
 from tunesmith_server.artifact import check_writable, fetch_artifact, find_artifact, publish_artifact
 from tunesmith_server.engines.base import LocalAdapter
+from tunesmith_server.engines.vllm_flags import MAX_LORA_RANK
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.files import entries_below, fetch_model, find_manifest, model_files, verify
 from tunesmith_store.store import ObjectStore
@@ -199,4 +201,17 @@ def _gguf(
     return {name: version(name) for name in TOOLS}
 
 
-_MAKERS: Final[Mapping[EngineType, Maker]] = {EngineType.LLAMA_CPP: _gguf}
+def _copied(
+    plan: ServingPlan, store: ObjectStore, source: _Source, folder: Path, scratch: Path, threads: int
+) -> Mapping[str, str]:
+    """The adapter's own files, for vLLM, which loads them while it serves."""
+    rank = max(pair.rank for pair in pairs_of(source.folder))
+    if rank > MAX_LORA_RANK:
+        message = f"this adapter can't be served: its rank is {rank}, and vLLM is started for {MAX_LORA_RANK} at most"
+        raise UserError(Reason.ADAPTER_INVALID, message)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(source.folder / name, folder / name)
+    return {}
+
+
+_MAKERS: Final[Mapping[EngineType, Maker]] = {EngineType.LLAMA_CPP: _gguf, EngineType.VLLM: _copied}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,16 @@ class Engine(Protocol):
     @property
     def models(self) -> Mapping[str, Mapping[str, Any]]:
         """What clients may ask for → what the engine is asked with beside it; first the model without an adapter."""
+
+    @property
+    def loads_adapters(self) -> bool:
+        """Whether adapters come and go in the engine that there is; another one is started where they don't."""
+
+    def load(self, adapters: Sequence[LocalAdapter]) -> tuple[LocalAdapter, ...]:
+        """Load those that it hasn't; return those that are there now, which alone are among `models`."""
+
+    def unload_others(self) -> None:
+        """Let go of adapters that are no longer among `models`."""
 
     def answers(self) -> bool:
         """Ask for a real answer and say whether one came."""

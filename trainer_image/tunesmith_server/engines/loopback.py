@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunesmith_server.engines.base import LocalAdapter
 from tunesmith_store.errors import Failure
 
 __all__ = ["LoopbackEngine"]
@@ -25,6 +26,7 @@ class LoopbackEngine:
     models: Mapping[str, Mapping[str, Any]]
     vocabulary: int = 0
     tools: bool = True
+    loads_adapters: bool = False
 
     @property
     def failure(self) -> Failure | None:
@@ -33,6 +35,13 @@ class LoopbackEngine:
 
     def close(self) -> None:
         """What is inside this process ends with it."""
+
+    def load(self, adapters: Sequence[LocalAdapter]) -> tuple[LocalAdapter, ...]:
+        """Load none: another engine is started with them (`loads_adapters`)."""
+        return ()
+
+    def unload_others(self) -> None:
+        """Let go of none."""
 
     def first_answer(self, path: str, body: dict[str, Any]) -> Any:
         """What the model answers to a small request; None where it doesn't."""

@@ -64,11 +64,11 @@ def _transformers(launcher: Launcher, _adapters: Sequence[LocalAdapter]) -> Engi
     return TransformersEngine(launcher.plan, launcher.model, launcher.threads)
 
 
-def _vllm(launcher: Launcher, _adapters: Sequence[LocalAdapter]) -> Engine:
+def _vllm(launcher: Launcher, adapters: Sequence[LocalAdapter]) -> Engine:
     from tunesmith_server.engines.vllm import VllmEngine
 
     launcher.say("loading")
-    return VllmEngine(launcher.plan, launcher.model, launcher.threads)
+    return VllmEngine(launcher.plan, launcher.model, launcher.threads, adapters=adapters)
 
 
 _STARTS: Final[Mapping[EngineType, Callable[[Launcher, Sequence[LocalAdapter]], Engine]]] = {

@@ -5,6 +5,7 @@ It is installed in an image of its own beside this code, with CUDA or for CPU. `
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -13,14 +14,17 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
+from tunesmith_server.engines.base import LocalAdapter
 from tunesmith_server.engines.loopback import LoopbackEngine
 from tunesmith_server.engines.vllm_flags import cache_bytes, environment, facts_of, flags
 from tunesmith_store.errors import Failure, Retryable, UserError
@@ -36,6 +40,7 @@ LOOK_SECONDS = 0.5
 STOP_SECONDS = 10.0
 LAST_LINES_SECONDS = 2.0
 LINES_KEPT = 400
+LOAD_SECONDS = 300
 COMPLAINT = re.compile(
     r"(?:Value error, |\b[A-Z]\w*Error: )(?!Engine core initialization failed|\d+ validation error)(.+)"
 )
@@ -47,6 +52,7 @@ class VllmEngine(LoopbackEngine):
     """One model, answering on loopback. When it ends, this pod is to end: `failure` says so."""
 
     tools = False
+    loads_adapters = True
 
     def __init__(
         self,
@@ -55,8 +61,9 @@ class VllmEngine(LoopbackEngine):
         threads: int,
         port: int = keys.PORT_ENGINE,
         python: str = sys.executable,
+        adapters: Sequence[LocalAdapter] = (),
     ) -> None:
-        """Start the server; returns when it has loaded the model.
+        """Start the server; returns when it has loaded the model and those of the adapters that it can.
 
         Raises:
             Failure: vLLM refuses the model, the pod is too small for it, or it ended for another reason.
@@ -67,6 +74,9 @@ class VllmEngine(LoopbackEngine):
         self.models = {plan.name: {}}
         self.vocabulary = facts.vocabulary
         self._name = plan.name
+        self._has_places = plan.lora
+        self._loaded: dict[str, LocalAdapter] = {}
+        self.models = {plan.name: {}}
         self._said: deque[str] = deque(maxlen=LINES_KEPT)
         self._closed = False
         self._oom_kills = oom_kills()
@@ -88,6 +98,7 @@ class VllmEngine(LoopbackEngine):
                 self.close()
                 raise failure
             time.sleep(LOOK_SECONDS)
+        self.load(adapters)
 
     @property
     def failure(self) -> Failure | None:
@@ -103,6 +114,43 @@ class VllmEngine(LoopbackEngine):
         body = {"model": self._name, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
         answer = self.first_answer("/v1/completions", body) or {}
         return bool(answer.get("usage", {}).get("completion_tokens"))
+
+    def load(self, adapters: Sequence[LocalAdapter]) -> tuple[LocalAdapter, ...]:
+        """Load those that it hasn't; return those that are there now."""
+        if adapters and not self._has_places:
+            log.warning("this revision was started without adapters: the next one has them")
+            adapters = ()
+        for adapter in adapters:
+            if self._loaded.get(adapter.name) == adapter:
+                continue
+            body = {
+                "lora_name": adapter.name,
+                "lora_path": str(adapter.path),
+                "load_inplace": adapter.name in self._loaded,
+            }
+            if self._told("/v1/load_lora_adapter", body):
+                self._loaded[adapter.name] = adapter
+        there = tuple(it for it in adapters if self._loaded.get(it.name) == it)
+        self.models = {self._name: {}, **{it.name: {} for it in there}}
+        return there
+
+    def unload_others(self) -> None:
+        """Let go of adapters that are no longer among `models`."""
+        for name in self._loaded.keys() - self.models.keys():
+            self._told("/v1/unload_lora_adapter", {"lora_name": name})
+            del self._loaded[name]
+
+    def _told(self, path: str, body: dict[str, Any]) -> bool:
+        """Whether the server has done what it was told; why it hasn't stands in the log."""
+        try:
+            self._request(path, json.dumps(body).encode(), LOAD_SECONDS)
+        except urllib.error.HTTPError as error:
+            log.error("%s of adapter %s: %s", path, body["lora_name"], error.read().decode(errors="replace")[:1000])
+        except OSError as error:
+            log.error("%s of adapter %s: %s", path, body["lora_name"], error)
+        else:
+            return True
+        return False
 
     def close(self) -> None:
         """End the server and all that it has started."""

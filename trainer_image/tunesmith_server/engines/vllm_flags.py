@@ -6,6 +6,7 @@ The same for CPU and for GPUs but for what only one of them has: `plan.gpus` dec
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -14,17 +15,22 @@ from typing import Any
 
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import ServingPlan
+from tunesmith_api.v1alpha1.adapters import MOST_ADAPTERS
 from tunesmith_server.predict.kinds import config_of
 from tunesmith_store.errors import UserError
 from tunesmith_store.weights import stored_tensors
 
-__all__ = ["ModelFacts", "cache_bytes", "environment", "facts_of", "flags"]
+__all__ = ["MAX_LORA_RANK", "ModelFacts", "cache_bytes", "environment", "facts_of", "flags"]
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 BLOCK = 128
 """Tokens that vLLM's CPU build sets aside at a time."""
 CACHE_LEAST = 64 << 20
+MAX_LORA_RANK = 64
+LORA_PLACES = 4
+"""Adapters that requests answered at once can be of."""
+EMBEDDINGS = re.compile(r"embed|wte|lm_head")
 PROCESSES = 1800 << 20
 """What vLLM's three processes hold beside weights and cache: 1,550 MiB were measured after the first answers."""
 
@@ -39,6 +45,8 @@ class ModelFacts:
     token_bytes: int
     """Of keys and values, for each token of a context; 0 where config.json doesn't say."""
     vocabulary: int
+    lora_bytes: int = 0
+    """Of one place for an adapter of the largest rank."""
 
 
 def facts_of(model: Path) -> ModelFacts:
@@ -50,11 +58,15 @@ def facts_of(model: Path) -> ModelFacts:
     config = config_of(model)
     text = config.get("text_config") or config
     counted: Counter[str] = Counter()
-    for tensor in stored_tensors(model):
+    tensors = stored_tensors(model)
+    for tensor in tensors:
         counted[tensor.dtype] += prod(tensor.shape)
     dtype = DTYPES.get(max(counted, key=lambda it: counted[it], default=""), "auto")
     sizes = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    return ModelFacts(dtype, sizes, _token_bytes(text, SIZES.get(dtype, 2)), _number(text, "vocab_size"))
+    size = SIZES.get(dtype, 2)
+    layers = sum(sum(it.shape) for it in tensors if len(it.shape) == 2 and not EMBEDDINGS.search(it.name))
+    lora = layers * MAX_LORA_RANK * size
+    return ModelFacts(dtype, sizes, _token_bytes(text, size), _number(text, "vocab_size"), lora)
 
 
 def _number(config: dict[str, Any], *names: str) -> int:
@@ -78,9 +90,10 @@ def cache_bytes(plan: ServingPlan, facts: ModelFacts, spare: int) -> int:
     """
     blocks = -(-plan.context_length // BLOCK)
     one = max(CACHE_LEAST, (blocks + 1) * BLOCK * facts.token_bytes)
-    left = spare - facts.weight_bytes - PROCESSES
+    loras = LORA_PLACES * facts.lora_bytes if plan.lora else 0
+    left = spare - facts.weight_bytes - PROCESSES - loras
     if left < one:
-        needed = (one + facts.weight_bytes + PROCESSES) >> 20
+        needed = (one + facts.weight_bytes + PROCESSES + loras) >> 20
         message = (
             f"{spare >> 20} MiB of memory are too few for vLLM: weights, context and its processes take {needed} MiB; "
             "raise spec.resources.memory, or lower spec.engine.contextLength"
@@ -108,7 +121,16 @@ def flags(plan: ServingPlan, model: Path, facts: ModelFacts, port: int, cache: i
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
         *_device(plan, cache),
+        *(_LORA if plan.lora else ()),
     ]
+
+
+_LORA = (
+    "--enable-lora",
+    *("--max-loras", str(LORA_PLACES)),
+    *("--max-lora-rank", str(MAX_LORA_RANK)),
+    *("--max-cpu-loras", str(MOST_ADAPTERS)),
+)
 
 
 def _device(plan: ServingPlan, cache: int) -> list[str]:
@@ -121,6 +143,8 @@ def _device(plan: ServingPlan, cache: int) -> list[str]:
 def environment(plan: ServingPlan, threads: int) -> dict[str, str]:
     """Return the variables of its process."""
     silent = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_COLOR": "0"}
+    if plan.lora:
+        silent["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if plan.gpus:
         return silent
     # bound to cores, the pods of a node would share the first ones; and one core of two would be kept for HTTP

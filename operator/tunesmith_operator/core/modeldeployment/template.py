@@ -16,6 +16,7 @@ from tunesmith_api.model import Contract, digest_of
 from tunesmith_api.plan import CalibrationPlan, EvaluationPlan, ServingPlan
 from tunesmith_api.v1alpha1 import ModelDeployment, Storage, Toleration
 from tunesmith_api.v1alpha1.common import ServerResources
+from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import HuggingFace
 from tunesmith_api.v1alpha1.modeldeployment import ModelDeploymentSpec
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
@@ -98,12 +99,10 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         ),
         "storage": source.storage.model_dump(mode="json", by_alias=True),
     }
-    # what came later is left out where it isn't used: a new operator rolls nothing out
-    if spec.engine.gpus:
-        identity["gpus"] = [spec.engine.gpus, spec.engine.gpu.resource_name]
     calibration = calibration_plan(deployment, method, source.training)
     ignore = tuple(spec.quantization.ignore) if method is not QuantizationMethod.NONE else ()
-    identity |= _asked_of_the_job(calibration, ignore, evaluation)
+    lora = engine is EngineType.VLLM and bool(spec.adapters)
+    identity |= _asked_of_vllm(spec, lora) | _asked_of_the_job(calibration, ignore, evaluation)
     if model_uri.startswith("hf://"):
         identity["hub"] = [spec.source.revision, spec.hugging_face.model_dump(mode="json", by_alias=True)]
     plan = ServingPlan(
@@ -119,6 +118,7 @@ def template_of(deployment: ModelDeployment, source: SourceModel, config: Config
         context_length=spec.engine.context_length,
         parallel_requests=spec.engine.parallel_requests,
         gpus=spec.engine.gpus,
+        lora=lora,
         api=spec.api,
         artifact_uri=folder,
         evaluation=evaluation,
@@ -142,6 +142,12 @@ def _pods(spec: ModelDeploymentSpec, storage: Storage, image: str) -> Pods:
         gpus=spec.engine.gpus,
         gpu_resource=spec.engine.gpu.resource_name if spec.engine.gpus else "",
     )
+
+
+def _asked_of_vllm(spec: ModelDeploymentSpec, lora: bool) -> dict[str, object]:
+    """GPUs, and places for adapters, with which it has to be started: the first of them makes a revision."""
+    found: dict[str, object] = {"lora": True} if lora else {}
+    return found | ({"gpus": [spec.engine.gpus, spec.engine.gpu.resource_name]} if spec.engine.gpus else {})
 
 
 def _asked_of_the_job(
