@@ -71,7 +71,6 @@ class VllmEngine(LoopbackEngine):
         facts = facts_of(model)
         cache = 0 if plan.gpus else cache_bytes(plan, facts, spare_memory())
         self.url = f"http://127.0.0.1:{port}"
-        self.models = {plan.name: {}}
         self.vocabulary = facts.vocabulary
         self._name = plan.name
         self._has_places = plan.lora
