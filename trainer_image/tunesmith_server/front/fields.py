@@ -73,10 +73,10 @@ class Limits:
     """Tokens that there are; 0 where the engine doesn't say."""
     tools: bool = True
     """Whether the model's chat template tells the model of tools."""
-    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Name of a model → what the engine is asked with for it, beside what clients say."""
     engine: EngineType = EngineType.LLAMA_CPP
     """Whose names of fields the engine is asked by."""
+    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of a model → what the engine is asked with for it, beside what clients say."""
 
 
 @dataclass(frozen=True, slots=True)
