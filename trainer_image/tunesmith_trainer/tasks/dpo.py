@@ -143,14 +143,14 @@ class DPO(LanguageTask):
     # ---- computing
 
     def collate(self, examples: Sequence[Example], device: torch.device, packed: bool) -> Batch:
-        sides = [
-            Example({name: example.features[f"{side}_{name}"] for name in ("input_ids", "labels")}, example.length, 1.0)
-            for side in SIDES
-            for example in examples
-        ]
+        sides = [_of_side(example, side) for side in SIDES for example in examples]
         batch = super().collate(sides, device, packed)
         extras = {**batch.extras, "indices": indices_of(examples), "examples": examples}
         return replace(batch, units=float(len(examples)), extras=extras)
+
+    def pieces_of(self, example: Example) -> list[tuple[str, bool]]:
+        """Of the preferred answer, behind its prompt; the other one has the same prompt."""
+        return super().pieces_of(_of_side(example, SIDES[0]))
 
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """DPO has no logits over classes or tokens that a teacher's could be held against."""
@@ -220,3 +220,9 @@ class DPO(LanguageTask):
             "chosenReward": per_pair(assessment, "chosen"),
             "rejectedReward": per_pair(assessment, "rejected"),
         }
+
+
+def _of_side(example: Example, side: str) -> Example:
+    """One answer of a pair, behind its prompt, as an example of a language model."""
+    features = {name: example.features[f"{side}_{name}"] for name in ("input_ids", "labels")}
+    return Example(features, example.length, 1.0)
