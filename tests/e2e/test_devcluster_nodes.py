@@ -79,6 +79,17 @@ def wait_phase(cluster, namespace, name, wanted):
     )
 
 
+def sleeper(cluster, namespace, pod):
+    """The process of a pod that sleeps. The kubelet calls a container running while its program is still being loaded."""
+
+    def there():
+        return [it.command_line for it in cluster.pod_pids(namespace, pod)] == ["/devtool sleep"]
+
+    assert wait_until(there, SECONDS, every=0.2), cluster.pod_pids(namespace, pod)
+    (process,) = cluster.pod_pids(namespace, pod)
+    return process
+
+
 def answers(ask, pod):
     try:
         return bool(ask(pod))
@@ -162,13 +173,11 @@ def test_a_service_reaches_every_pod_from_every_pod_itself_included(cluster, nam
 def test_a_containers_process_can_be_killed_by_number(cluster, namespace):
     run(cluster, namespace, "victim", "sleep", restart="Never")
     wait_phase(cluster, namespace, "victim", "Running")
-    (process,) = cluster.pod_pids(namespace, "victim")
-    assert process.command_line == "/devtool sleep"
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(sleeper(cluster, namespace, "victim").pid, signal.SIGKILL)
     wait_phase(cluster, namespace, "victim", "Failed")
     ended = get(cluster, "pod", "victim", namespace)["status"]["containerStatuses"][0]["state"]["terminated"]
     assert ended["exitCode"] == 128 + signal.SIGKILL
-    assert cluster.pod_pids(namespace, "victim") == []
+    assert wait_until(lambda: cluster.pod_pids(namespace, "victim") == [], SECONDS, every=0.2)
 
 
 def test_exit_code_and_termination_message_reach_the_status(cluster, namespace):
@@ -195,7 +204,7 @@ def test_fake_gpus_are_scheduled_named_to_the_container_and_can_fall_ill(cluster
 def test_a_lost_node_is_noticed_its_pods_leave_and_it_comes_back(cluster, namespace):
     run(cluster, namespace, "on-lost-node", "sleep", node="node2")
     wait_phase(cluster, namespace, "on-lost-node", "Running")
-    (process,) = cluster.pod_pids(namespace, "on-lost-node")
+    process = sleeper(cluster, namespace, "on-lost-node")
     cluster.node(2).stop()
     assert not Path(f"/proc/{process.pid}").exists()
 
@@ -217,7 +226,7 @@ def test_a_lost_node_is_noticed_its_pods_leave_and_it_comes_back(cluster, namesp
 def test_containers_outlive_their_kubelet(cluster, namespace):
     run(cluster, namespace, "steady", "sleep", node="node1")
     wait_phase(cluster, namespace, "steady", "Running")
-    before = cluster.pod_pids(namespace, "steady")
+    before = [sleeper(cluster, namespace, "steady")]
     cluster.node(1).kill_kubelet()
     assert cluster.pod_pids(namespace, "steady") == before
     cluster.node(1).start()
