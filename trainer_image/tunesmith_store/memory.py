@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["memory_limit", "memory_limit_bytes", "oom_kills", "spare_memory"]
+__all__ = ["memory_limit", "memory_limit_bytes", "oom_kills", "peak_resident_bytes", "spare_memory"]
 
 # cgroup v2, then v1
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -25,6 +25,15 @@ def memory_limit() -> str:
     """Return the container's memory limit for people, "unlimited" where there is none."""
     limit = memory_limit_bytes()
     return f"{limit / 2**30:.2f} GiB" if limit else "unlimited"
+
+
+def peak_resident_bytes() -> int:
+    """Return the most that this process has held in memory so far.
+
+    Not getrusage's ru_maxrss: a program that is started inherits it from the process that starts it, however large.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def spare_memory() -> int:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import distributed as dist
 
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import MemoryFacts
-from tunesmith_store.memory import memory_limit_bytes
+from tunesmith_store.memory import memory_limit_bytes, peak_resident_bytes
 from tunesmith_store.router import store_of
 from tunesmith_trainer.distributed.collectives import Group, join_group
 from tunesmith_trainer.errors import OutOfMemory, SmallerMicroBatch
@@ -119,5 +118,4 @@ def _out_of_memory(run: TrainingRun, error: BaseException) -> OutOfMemory | Smal
 def _memory_numbers() -> dict[str, int]:
     if torch.cuda.is_available():
         return {"peak_bytes": torch.cuda.max_memory_allocated(), "limit_bytes": torch.cuda.mem_get_info()[1]}
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return {"peak_bytes": int(status["VmHWM"].split()[0]) * 1024, "limit_bytes": memory_limit_bytes()}
+    return {"peak_bytes": peak_resident_bytes(), "limit_bytes": memory_limit_bytes()}

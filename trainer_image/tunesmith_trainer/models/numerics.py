@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_api.v1alpha1.training import Precision
 from tunesmith_store.errors import UserError
+from tunesmith_store.memory import peak_resident_bytes
 
 __all__ = ["Numerics", "dtype_of"]
 
@@ -88,7 +88,7 @@ class Numerics:
         """Return the most memory that this process has held so far: of the GPU, or resident on a CPU."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_resident_bytes()
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
