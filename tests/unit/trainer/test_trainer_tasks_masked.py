@@ -25,7 +25,7 @@ def texts():
     return tweet_rows(240, 10)
 
 
-def task_of(folder, part="0.15", seed=7, **changes):
+def task_of(folder, part=0.15, seed=7, **changes):
     task = task_for(
         training_plan(
             task="MaskedLM", training={"max_length": 32, "seed": seed}, masked_lm={"mlmProbability": part}, **changes
@@ -106,7 +106,7 @@ def test_of_the_tokens_to_guess_80_percent_are_masked_10_replaced_10_left(bert):
     assert fates["left"] / chosen == pytest.approx(0.1, abs=0.02)
 
 
-@pytest.mark.parametrize("part", ["0.15", "0.5"])
+@pytest.mark.parametrize("part", [0.15, 0.5])
 def test_units_are_the_tokens_to_guess_known_before_any_is_masked(bert, texts, part):
     task = task_of(bert, part)
     examples = encoded(task, texts[0][:20])
@@ -164,7 +164,7 @@ def test_random_weights_are_the_same_on_every_rank(bert):
 
 
 def test_a_tiny_bert_learns_from_random_weights(bert, texts):
-    task = task_of(bert, "0.3", model_init="Random")
+    task = task_of(bert, 0.3, model_init="Random")
     model = task.load_model(bert, dtype=torch.float32)
     examples = encoded(task, texts[1])
     before = scores(task, model, examples)
