@@ -6,7 +6,6 @@ Rows that can't be used (other fields, images) are left out, as training leaves 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +13,14 @@ from typing import Any
 from tunesmith_api.keys import Reason
 from tunesmith_api.model import digest_of
 from tunesmith_api.plan import CalibrationPlan, EvaluationPlan
-from tunesmith_server.evaluation.rows import read_rows
+from tunesmith_server.evaluation.rows import draw, files_of_rows, read_rows
 from tunesmith_store.errors import UserError
-from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_store.store import ObjectStore
 
 __all__ = ["Content", "Texts", "held_out", "read_texts"]
 
 MOST_BYTES = 256 << 20
 """Of all rows together: they are held in memory, and some hundred are used. What comes after that is not drawn from."""
-SUFFIXES = (".jsonl", ".json")
 
 Content = str | tuple[tuple[str, str], ...]
 """A text, or a conversation: role and content of each message."""
@@ -59,10 +57,7 @@ def read_texts(store: ObjectStore, plan: CalibrationPlan, without: frozenset[Con
             f"Lines with {plan.messages_field}: [{{role, content}}, …] or {plan.text_field}: a text"
         )
         raise UserError(Reason.DATASET_INVALID, message)
-    if len(found) > plan.max_examples:
-        chosen = random.Random(plan.seed).sample(range(len(found)), plan.max_examples)
-        found = [found[index] for index in sorted(chosen)]
-    return Texts(tuple(found))
+    return Texts(tuple(draw(found, plan)))
 
 
 def held_out(store: ObjectStore, plan: EvaluationPlan | None) -> frozenset[Content]:
@@ -85,10 +80,7 @@ def _files(store: ObjectStore, plan: CalibrationPlan) -> Iterator[bytes]:
     if not plan.uri:
         return
     uri, room = plan.uri.rstrip("/"), MOST_BYTES
-    try:
-        found = [store.head(uri)]
-    except NotFound:
-        found = [info for info in store.list(uri) if info.size and info.uri.endswith(SUFFIXES)]
+    found = files_of_rows(store, uri)
     if not found:
         message = f"there are no calibration rows at {uri}: name a .jsonl file, or a folder of them"
         raise UserError(Reason.DATASET_NOT_FOUND, message)

@@ -6,19 +6,21 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from tunesmith_api.keys import Reason
 from tunesmith_api.model import Contract
-from tunesmith_api.plan import EvaluationPlan
+from tunesmith_api.plan import CalibrationPlan, EvaluationPlan
 from tunesmith_store.errors import UserError
-from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_store.store import NotFound, ObjectInfo, ObjectStore
 
-__all__ = ["Message", "Row", "draw", "read_rows"]
+__all__ = ["Message", "Row", "draw", "files_of_rows", "read_rows"]
 
 MOST_BYTES = 256 << 20
 """Of all rows together: they are held in memory, and some hundred of them are asked."""
 SUFFIXES = (".jsonl", ".json")
+
+T = TypeVar("T")
 
 
 class Message(Contract):
@@ -62,12 +64,20 @@ def read_rows(store: ObjectStore, plan: EvaluationPlan) -> tuple[list[Row], str]
     return rows, digest.hexdigest()
 
 
-def draw(rows: list[Row], plan: EvaluationPlan) -> list[Row]:
+def draw(rows: list[T], plan: EvaluationPlan | CalibrationPlan) -> list[T]:
     """Return the plan's number of rows, always the same ones, in their order."""
     if len(rows) <= plan.max_examples:
         return rows
     chosen = random.Random(plan.seed).sample(range(len(rows)), plan.max_examples)
     return [rows[index] for index in sorted(chosen)]
+
+
+def files_of_rows(store: ObjectStore, uri: str) -> list[ObjectInfo]:
+    """Return the file, or those of the folder that hold rows; none where there is neither."""
+    try:
+        return [store.head(uri)]
+    except NotFound:
+        return [info for info in store.list(uri) if info.size and info.uri.endswith(SUFFIXES)]
 
 
 def _files(store: ObjectStore, plan: EvaluationPlan) -> Iterator[tuple[str, bytes]]:
@@ -76,10 +86,7 @@ def _files(store: ObjectStore, plan: EvaluationPlan) -> Iterator[tuple[str, byte
     if not plan.uri:
         return
     uri = plan.uri.rstrip("/")
-    try:
-        found = [store.head(uri)]
-    except NotFound:
-        found = [info for info in store.list(uri) if info.size and info.uri.endswith(SUFFIXES)]
+    found = files_of_rows(store, uri)
     if not found:
         message = f"there is no evaluation set at {uri}: name a .jsonl file, or a folder of them, in evaluation.dataset"
         raise UserError(Reason.DATASET_NOT_FOUND, message)
