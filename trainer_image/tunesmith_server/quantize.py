@@ -5,25 +5,23 @@ Reads the ServingPlan, makes the artefact unless it exists already, and reports 
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import sys
 from pathlib import Path
 
 from tunesmith_api import keys
 from tunesmith_api.artifacts import ModelManifest
-from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.keys import Reason
 from tunesmith_api.plan import ServingPlan
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
 from tunesmith_api.v1alpha1.gate import Evaluation
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.artifact import assign_artifact, assigned_artifact, find_artifact, folder_of
 from tunesmith_server.builder import ArtifactBuilder
-from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
+from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder
 from tunesmith_server.evaluation.compare import compare
-from tunesmith_server.quantizers.conversion import DISK_FULL
-from tunesmith_store.errors import Failure, UserError
+from tunesmith_server.jobs import run_job
+from tunesmith_store.errors import UserError
 from tunesmith_store.router import store_of
 from tunesmith_store.store import ObjectStore
 
@@ -77,31 +75,15 @@ def evaluate(
 
 def main() -> int:
     """Quantize as the mounted plan says; return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    report, code = _attempt()
-    log.info("%s: %s", report.reason, report.message)
-    write_report(report)
-    return int(code)
+    return run_job(_attempt, log)
 
 
-def _attempt() -> tuple[TerminationReport, ExitCode]:
-    try:
-        plan = read_plan(os.environ)
-        store, scratch = store_of(plan), scratch_folder(os.environ)
-        builder = ArtifactBuilder(plan, store, scratch, cpu_threads(os.environ))
-        manifest = quantize(plan, store, builder)
-        evaluation = evaluate(plan, store, builder, manifest, scratch)
-    except Failure as failure:
-        report = TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message)
-        return report, failure.exit_code
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.DISK_FULL, message=DISK_FULL)
-            return report, ExitCode.STORAGE_DENIED
-        log.exception("unexpected failure")
-        message = f"unexpected {type(error).__name__}: {error}"
-        report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.QUANTIZATION_FAILED, message=message)
-        return report, ExitCode.CRASHED
+def _attempt() -> TerminationReport:
+    plan = read_plan(os.environ)
+    store, scratch = store_of(plan), scratch_folder(os.environ)
+    builder = ArtifactBuilder(plan, store, scratch, cpu_threads(os.environ))
+    manifest = quantize(plan, store, builder)
+    evaluation = evaluate(plan, store, builder, manifest, scratch)
     uri = folder_of(plan, manifest.quantization, manifest.base_state, manifest.variant)
     model = ModelRef(
         uri=uri,
@@ -111,16 +93,13 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
         bits_per_weight=manifest.bits_per_weight,
         shape=manifest.shape,
     )
-    return (
-        TerminationReport(
-            outcome=Outcome.SUCCEEDED,
-            reason=Reason.QUANTIZED,
-            message=f"{keys.MODEL_MANIFEST} written to {uri}",
-            model=model,
-            evaluation=evaluation,
-            metrics=manifest.metrics,
-        ),
-        ExitCode.SUCCESS,
+    return TerminationReport(
+        outcome=Outcome.SUCCEEDED,
+        reason=Reason.QUANTIZED,
+        message=f"{keys.MODEL_MANIFEST} written to {uri}",
+        model=model,
+        evaluation=evaluation,
+        metrics=manifest.metrics,
     )
 
 

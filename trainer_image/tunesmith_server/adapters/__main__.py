@@ -9,11 +9,11 @@ import logging
 import os
 import sys
 
-from tunesmith_api.keys import ExitCode, Reason
+from tunesmith_api.keys import Reason
 from tunesmith_api.reports import ModelRef, Outcome, TerminationReport
 from tunesmith_server.adapters.make import make_adapter
-from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder, write_report
-from tunesmith_store.errors import Failure
+from tunesmith_server.environment import cpu_threads, read_plan, scratch_folder
+from tunesmith_server.jobs import run_job
 from tunesmith_store.router import store_of
 
 log = logging.getLogger("tunesmith.adapters")
@@ -21,25 +21,12 @@ log = logging.getLogger("tunesmith.adapters")
 
 def main() -> int:
     """Convert as the mounted plan says; return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    report, code = _attempt()
-    log.info("%s: %s", report.reason, report.message)
-    write_report(report)
-    return int(code)
+    return run_job(_attempt, log)
 
 
-def _attempt() -> tuple[TerminationReport, ExitCode]:
-    try:
-        plan = read_plan(os.environ)
-        made = make_adapter(plan, store_of(plan), scratch_folder(os.environ), cpu_threads(os.environ))
-    except Failure as failure:
-        report = TerminationReport(outcome=Outcome.FAILED, reason=failure.reason, message=failure.message)
-        return report, failure.exit_code
-    except Exception as error:
-        log.exception("unexpected failure")
-        message = f"unexpected {type(error).__name__}: {error}"
-        report = TerminationReport(outcome=Outcome.FAILED, reason=Reason.QUANTIZATION_FAILED, message=message)
-        return report, ExitCode.CRASHED
+def _attempt() -> TerminationReport:
+    plan = read_plan(os.environ)
+    made = make_adapter(plan, store_of(plan), scratch_folder(os.environ), cpu_threads(os.environ))
     model = ModelRef(
         uri=made.uri,
         digest=made.manifest.digest,
@@ -47,10 +34,7 @@ def _attempt() -> tuple[TerminationReport, ExitCode]:
         base_digest=made.manifest.base_digest,
     )
     message = f"the adapter is in {made.uri}"
-    return (
-        TerminationReport(outcome=Outcome.SUCCEEDED, reason=Reason.QUANTIZED, message=message, model=model),
-        ExitCode.SUCCESS,
-    )
+    return TerminationReport(outcome=Outcome.SUCCEEDED, reason=Reason.QUANTIZED, message=message, model=model)
 
 
 if __name__ == "__main__":
