@@ -1,5 +1,6 @@
 """How many server pods there are to be, by what was heard of their requests: the arithmetic of autoscaling."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -108,8 +109,8 @@ def test_a_new_revision_wakes_it_to_prove_itself():
 def test_what_is_not_known_changes_nothing_but_bounds_hold(stale):
     later = make.at(3600)
     assert scaled(stale, desired=3, now=later).desired == 3
-    assert scaled(stale, desired=9, now=later).message == "autoscaling.maxReplicas is 8."
-    assert scaled(stale, desired=9, now=later).desired == 8
+    bounded = replace(scaled(stale, desired=9, now=later), next_look=None)
+    assert bounded == Scale(8, 9, "autoscaling.maxReplicas is 8.", later)
     assert scaled(stale, desired=1, min_replicas=2, now=later).desired == 2
 
 
