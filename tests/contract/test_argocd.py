@@ -102,20 +102,20 @@ def unreadable():
     return world
 
 
-def succeeded():
+def ended(code, report, condition, reason):
     world = begun.training()
-    world.ends("sentiment-1-0-x", 0, make.succeeded())
-    world.job_is("sentiment-1", "Complete", "SuccessPolicy")
+    world.ends("sentiment-1-0-x", code, report)
+    world.job_is("sentiment-1", condition, reason)
     world.reconcile()
     return world
+
+
+def succeeded():
+    return ended(0, make.succeeded(), "Complete", "SuccessPolicy")
 
 
 def failed():
-    world = begun.training()
-    world.ends("sentiment-1-0-x", 40, make.failed())
-    world.job_is("sentiment-1", "Failed", "PodFailurePolicy")
-    world.reconcile()
-    return world
+    return ended(40, make.failed(), "Failed", "PodFailurePolicy")
 
 
 def edited(world, kind, **spec):

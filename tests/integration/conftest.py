@@ -13,6 +13,7 @@ from devcluster import Cluster, ClusterSpec, UnsupportedMachine
 from support.fakekubelet import FakeKubelet, running
 from support.operatorprocess import OperatorProcess
 from support.stage import RESTRICTED, Stage
+from tunesmith_api import keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +35,16 @@ def operator_plane() -> Iterator[Cluster]:
     """A control plane with our CRDs."""
     with plane("operator") as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: Cluster) -> Cluster:
+    """The control plane that all tests share, with our CRDs and without an operator."""
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "crds"))
+    for plural in (keys.FINETUNEJOB_PLURAL, keys.MODELDEPLOYMENT_PLURAL):
+        name = f"crd/{plural}.{keys.GROUP}"
+        control_plane.kubectl("wait", "--for=condition=Established", name, "--timeout=30s")
+    return control_plane
 
 
 @pytest.fixture

@@ -24,15 +24,6 @@ TOLERATIONS = [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]
 """Entries of a list that the API server completes (`operator`)."""
 
 
-@pytest.fixture(scope="module")
-def api(control_plane):
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "crds"))
-    for plural in (keys.FINETUNEJOB_PLURAL, keys.MODELDEPLOYMENT_PLURAL):
-        name = f"crd/{plural}.{keys.GROUP}"
-        control_plane.kubectl("wait", "--for=condition=Established", name, "--timeout=30s")
-    return control_plane
-
-
 @pytest.fixture(params=[*FOLDERS, "lists"])
 def folder(request, tmp_path):
     if request.param in FOLDERS:

@@ -29,15 +29,6 @@ COLUMNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def api(control_plane):
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(ROOT / "crds"))
-    for plural in (keys.FINETUNEJOB_PLURAL, keys.MODELDEPLOYMENT_PLURAL):
-        name = f"crd/{plural}.{keys.GROUP}"
-        control_plane.kubectl("wait", "--for=condition=Established", name, "--timeout=30s")
-    return control_plane
-
-
 def read(sample):
     return parsed(sample.read_text())[0]
 

@@ -9,6 +9,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,7 @@ def complaints(root: Path) -> Iterator[str]:
                 yield f"docs/promises.md: there is no {file}::{name}"
 
 
+@cache
 def functions(file: Path) -> set[str]:
     """The names of a module's functions."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
