@@ -218,12 +218,12 @@ def lifecycle(count: int, settings: Settings, latency: bool = False, restart: bo
     """So many jobs; the figures of the methods of `Life`."""
     with opened(settings.code) as stage:
         life = Life(stage, count, settings)
-        life.create()
-        if latency:
-            life.latency()
-        if restart:
-            life.restart()
-        life.finish()
+        phases = (life.create, *([life.latency] if latency else []), *([life.restart] if restart else []), life.finish)
+        for phase in phases:
+            before = set(life.figures)
+            phase()
+            # whoever has no patience for the rest keeps what is known
+            say(", ".join(f"{name} {value}" for name, value in life.figures.items() if name not in before))
         return life.figures
 
 

@@ -63,6 +63,21 @@ def tiny_bert(folder: Path, head: str = "BertModel", **config: Any) -> Path:
     return folder
 
 
+def tiny_t5(folder: Path) -> Path:
+    """A T5 of two layers and random weights, with its tokenizer."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = word_pieces(folder)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0,
+        decoder_start_token_id=tokenizer.pad_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.sep_token_id,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 def train(task: Task, model: Any, examples: Sequence[Example], *, steps: int, size: int, rate: float) -> list[float]:
     """Train with AdamW, batch after batch, over and over; return each step's mean loss."""
     import torch

@@ -98,20 +98,6 @@ def chat_llama(folder: Path) -> Path:
     return tiny.llama(folder, tiny.CHATML)
 
 
-def tiny_t5(folder: Path) -> Path:
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    tokenizer = learning.word_pieces(folder)
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0,
-        decoder_start_token_id=tokenizer.pad_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.sep_token_id,
-    )  # fmt: skip
-    T5ForConditionalGeneration(config).save_pretrained(folder)
-    return folder
-
-
 def wide_llama(folder: Path) -> Path:
     """As wide as bitsandbytes' blocks of 64 weights."""
     import torch
@@ -146,7 +132,7 @@ CASES = {
         plan={"classification": {"problemType": "Regression"}},
     ),
     "tags": Case("TokenClassification", learning.tiny_bert, tagged, "accuracy", True, {"max_steps": 24}),
-    "text to text": Case("Seq2Seq", tiny_t5, translated, "loss"),
+    "text to text": Case("Seq2Seq", learning.tiny_t5, translated, "loss"),
     "preferences": Case("DPO", tiny.llama, preferred, "loss"),
     "reward": Case("Reward", tiny.llama, preferred, "accuracy", True),
     "digits": Case("ImageClassification", tiny.vit, lambda: (digits(160), digits(40, 200)), "accuracy", True, {"max_steps": 30}),
