@@ -31,6 +31,11 @@ ANNOTATION_SPEC_HASH: Final = f"{GROUP}/spec-hash"
 ANNOTATION_REVISION_HASH: Final = f"{GROUP}/revision-hash"
 ANNOTATION_STANDS_IN_FOR: Final = f"{GROUP}/stands-in-for"
 
+# Kueue's: the queue of a FineTuneJob and its priority there, which its Job gets too; and of a Workload, whose Job it is
+LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+LABEL_QUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
+LABEL_WORKLOAD_JOB: Final = "kueue.x-k8s.io/job-uid"
+
 COMPONENT_TRAINER: Final = "trainer"
 COMPONENT_QUANTIZE: Final = "quantize"
 COMPONENT_ADAPTERS: Final = "adapters"
@@ -152,6 +157,7 @@ class Reason(StrEnum):
     REPAIRED = "Repaired"
     # a pod that can't start
     PENDING = "Pending"
+    QUOTA_PENDING = "QuotaPending"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     SECRET_NOT_FOUND = "SecretNotFound"
@@ -183,6 +189,7 @@ class Reason(StrEnum):
     WORKER_CRASHED = "WorkerCrashed"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    BUDGET_EXCEEDED = "BudgetExceeded"
     INTERRUPTED = "Interrupted"
     JOB_DELETED = "JobDeleted"
     # a deployment

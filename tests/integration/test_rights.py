@@ -246,6 +246,20 @@ def walk_a_failing_job(stage):
     stage.until("its Job is gone", lambda: not stage.get("job", "stuck-1"))
 
 
+def walk_a_queued_job(stage):
+    """What it waits for is asked of Kueue, which isn't there."""
+    job = parsed((ROOT / "manifests/samples/finetunejob.yaml").read_text())[0]
+    job["metadata"] |= {"name": "queued", "labels": {keys.LABEL_QUEUE: "gpus"}}
+    stage.kubectl("create", "-f", "-", stdin=json.dumps(job))
+
+    def waits():
+        conditions = stage.get("ftj", "queued").get("status", {}).get("conditions", ())
+        return keys.Reason.QUOTA_PENDING in {it["reason"] for it in conditions}
+
+    stage.until("it waits", waits)
+    stage.kubectl("delete", "ftj", "queued")
+
+
 def serve_revision(stage, number):
     mine = f"{keys.LABEL_MODELDEPLOYMENT}=smollm2,{keys.LABEL_REVISION}=r{number}"
     quantizer = f"{mine},{keys.LABEL_COMPONENT}={keys.COMPONENT_QUANTIZE}"
@@ -285,6 +299,7 @@ def test_every_right_is_used_and_none_is_missing(stage, granted):
     since = datetime.now(UTC) - timedelta(seconds=30)
     walk_a_job(stage)
     walk_a_failing_job(stage)
+    walk_a_queued_job(stage)
     walk_a_deployment(stage)
 
     account = f"system:serviceaccount:{stage.namespace}:{NAME}"

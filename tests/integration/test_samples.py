@@ -192,6 +192,7 @@ def test_what_decides_the_result_cannot_change_once_a_job_has_started_and_the_re
     patch({"status": {"restarts": 1}}, "--subresource=status")
     bounds = {"backoffLimit": 9, "startupTimeoutSeconds": 99}
     ends = {"activeDeadlineSeconds": 9, "preRunningDeadlineSeconds": 9, "ttlSecondsAfterFinished": 9}
+    ends |= {"childrenTTLSecondsAfterFinished": 9}
     patch({"spec": {"suspend": True, "failurePolicy": bounds, **ends}})
 
 

@@ -121,15 +121,19 @@ class FakeKubelet:
         }
         self._call("POST", "/api/v1/nodes", node)
         amounts = {"cpu": "500", "memory": "2000Gi", "pods": "1000", "ephemeral-storage": "1000Gi"}
-        ready = {"type": "Ready", "status": "True", "reason": "Imagined", "lastHeartbeatTime": _now()}
-        status = {"status": {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}}
-        self._call("PATCH", f"/api/v1/nodes/{NODE}/status", status, "application/merge-patch+json")
+        self._report(capacity=amounts, allocatable=amounts)
         lease = {
             "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
             "metadata": {"name": NODE, "namespace": "kube-node-lease"},
             "spec": {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": _now()},
         }  # fmt: skip
         self._call("POST", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", lease)
+
+    def _report(self, **status: Any) -> None:
+        """That the node is ready: where a busy machine let the Lease expire once, the control plane waits to hear it."""
+        ready = {"type": "Ready", "status": "True", "reason": "Imagined", "lastHeartbeatTime": _now()}
+        body = {"status": {**status, "conditions": [ready]}}
+        self._call("PATCH", f"/api/v1/nodes/{NODE}/status", body, "application/merge-patch+json")
 
     def _run(self) -> None:
         beat = 0
@@ -139,6 +143,7 @@ class FakeKubelet:
                 if beat % 10 == 0:
                     path = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{NODE}"
                     self._call("PATCH", path, {"spec": {"renewTime": _now()}}, "application/merge-patch+json")
+                    self._report()
                 for pod in self._call("GET", f"/api/v1/pods?fieldSelector=spec.nodeName={NODE}")["items"]:
                     with contextlib.suppress(kubernetes.client.ApiException):
                         self._sync(pod)

@@ -16,7 +16,7 @@ from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.kinds import KINDS
 from tunesmith_operator.core.kubernetes.resources import Key
-from tunesmith_operator.core.reconcile.progress import ProgressSample
+from tunesmith_operator.core.reconcile.progress import Sample
 from tunesmith_operator.engine.controller import Controller
 from tunesmith_operator.engine.pacing import RequestPace
 from tunesmith_operator.engine.poller import Poller
@@ -28,7 +28,7 @@ INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 def observing(
     cluster: FakeCluster,
-    progress: Callable[[Key], ProgressSample | None],
+    progress: Callable[[Key], Sample | None],
     wake: Callable[[Key], None] = lambda key: None,
 ) -> Store:
     """A store that has listed the cluster and hears of every change at once."""
@@ -52,7 +52,7 @@ class World:
 
     def __init__(self, config: Config = CONFIG) -> None:
         self.cluster, self.config, self.now = FakeCluster(), config, NOW
-        self.samples: dict[Key, ProgressSample] = {}
+        self.samples: dict[Key, Sample] = {}
         self.restarts = 0
         self._boot()
 

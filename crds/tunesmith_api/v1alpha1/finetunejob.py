@@ -37,6 +37,7 @@ from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLangua
 from tunesmith_api.v1alpha1.training import Parallelism, Precision, Training
 
 __all__ = [
+    "Budget",
     "Checkpoint",
     "FailurePolicy",
     "FineTuneJob",
@@ -254,6 +255,17 @@ class FailurePolicy(SpecModel):
     )
 
 
+class Budget(SpecModel):
+    """How much a job may use before it is ended."""
+
+    max_gpu_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000_000,
+        description="GPU-seconds, over all workers and restarts (status.gpuSeconds), after which the workers save a checkpoint and the job ends with reason BudgetExceeded. Leave it out for no limit.",
+    )
+
+
 class FineTuneJobSpec(SpecModel):
     """What to train, on what, how, and where it goes."""
 
@@ -300,8 +312,16 @@ class FineTuneJobSpec(SpecModel):
         default=None,
         ge=0,
         le=31_536_000,
-        description="Delete this object so long after it has ended; leave it out to keep it.",
+        description="Delete this object so long after it has ended; leave it out to keep it. What Git or another controller has will be created again, and start again: childrenTTLSecondsAfterFinished is for those.",
     )
+    children_ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        alias="childrenTTLSecondsAfterFinished",
+        ge=0,
+        le=31_536_000,
+        description="Delete the Job with its pods and their logs, and the plan, so long after the end; this object stays, with its status. Leave it out to keep them as long as this object.",
+    )
+    budget: Budget = Field(default_factory=Budget, description="How much the job may use before it is ended.")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -353,6 +373,18 @@ class FineTuneJobSpec(SpecModel):
                 cel(
                     "!has(self.training.evalSteps) || has(self.dataset.eval) || has(self.dataset.splitPercent)",
                     "training.evalSteps needs held-out data: set dataset.eval or dataset.splitPercent",
+                ),
+                cel(
+                    "!has(self.budget.maxGpuSeconds) || self.workers.gpusPerWorker > 0",
+                    "budget.maxGpuSeconds counts GPUs, and this job asks for none: set workers.gpusPerWorker, or activeDeadlineSeconds instead",
+                ),
+                cel(
+                    "!has(self.childrenTTLSecondsAfterFinished) || !has(self.ttlSecondsAfterFinished) || self.childrenTTLSecondsAfterFinished <= self.ttlSecondsAfterFinished",
+                    "childrenTTLSecondsAfterFinished must not be longer than ttlSecondsAfterFinished, which deletes the children, too",
+                ),
+                cel(
+                    f"!has(self.workers.podTemplate.labels) || !('{keys.LABEL_QUEUE}' in self.workers.podTemplate.labels)",
+                    f"the label {keys.LABEL_QUEUE} belongs to the FineTuneJob itself (metadata.labels): on pods, each would be queued by itself",
                 ),
                 cel(
                     "self.checkpoint.uri != self.output.uri", "checkpoint.uri and output.uri must be different folders"

@@ -149,6 +149,12 @@ class FineTuneJobStatus(StatusModel):
     attempts: Annotated[list[Attempt], Field(max_length=20, json_schema_extra=keyed_by("number"))] = Field(
         default_factory=list, description="The child Jobs so far, oldest first."
     )
+    gpu_seconds: int | None = Field(
+        default=None,
+        ge=0,
+        description="GPU-seconds that the job's pods have used, restarts and all: each pod counts from its node to its end, times the GPUs that it asks for. Absent where it asks for none.",
+    )
+    gpu_seconds_time: OptionalTime = Field(default=None, description="Until when `gpuSeconds` counts.")
     dataset: DatasetStatus | None = Field(default=None, description="What the data turned out to hold.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="The newest complete checkpoint.")
     model: ModelStatus | None = Field(default=None, description="The tuned model, once there is one.")
@@ -161,5 +167,5 @@ class FineTuneJobStatus(StatusModel):
     )
     completion_time: OptionalTime = Field(
         default=None,
-        description="When the job ended; from then on nothing about it changes but `observedGeneration`, and no field of the spec counts but `ttlSecondsAfterFinished`.",
+        description="When the job ended; from then on nothing about it changes but `observedGeneration`, and no field of the spec counts but `ttlSecondsAfterFinished` and `childrenTTLSecondsAfterFinished`.",
     )

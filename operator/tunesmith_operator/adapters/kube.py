@@ -86,6 +86,12 @@ class KubernetesCluster:
         found = await self._run("list", resource, "GET", _path(resource, namespace), query, None, "application/json")
         return next(iter(found.get("items") or ()), None)
 
+    async def labelled(self, resource: Resource, namespace: str, labels: str) -> list[JSON]:
+        """The objects that the label selector finds."""
+        query = [("labelSelector", labels)]
+        found = await self._run("list", resource, "GET", _path(resource, namespace), query, None, "application/json")
+        return list(found.get("items") or ())
+
     async def patch(self, resource: Resource, namespace: str, name: str, uid: str, body: JSON) -> JSON:
         """Merge patch of the object with that uid; returns it as stored. Another of that name is refused."""
         query = [("fieldManager", keys.FIELD_MANAGER)]

@@ -1,4 +1,4 @@
-"""Polls the progress of running jobs and the metrics of servers, where a rollout or the autoscaling asks for them.
+"""Polls the progress of running jobs, the metrics of servers under judgement or scaling, and what queued jobs wait for.
 
 The controller says whom to follow and takes the samples into its observations. Each job is polled on a schedule of its
 own, and pods that keep us waiting get at most half of the connections: whatever they do, the others are heard.
@@ -18,7 +18,16 @@ from tunesmith_api.reports import ProgressReport
 from tunesmith_operator.core.kubernetes.resources import Key
 from tunesmith_operator.core.pods.figures import Figures, Tally
 from tunesmith_operator.core.pods.load import Load, heard
-from tunesmith_operator.core.reconcile.progress import PollTarget, ProgressSample, ServersSample, ServersTarget
+from tunesmith_operator.core.reconcile.progress import (
+    PollTarget,
+    ProgressSample,
+    QuotaSample,
+    QuotaTarget,
+    Sample,
+    ServersSample,
+    ServersTarget,
+    Target,
+)
 
 __all__ = ["Poller"]
 
@@ -26,6 +35,8 @@ Fetch = Callable[[str, int], Awaitable[ProgressReport | None]]
 """Asks host and port; None where there is no report, TimeoutError where the pod never answered."""
 Figuring = Callable[[str, int], Awaitable[Figures | None]]
 """Likewise of a server's metrics."""
+Asking = Callable[[str, str], Awaitable[str | None]]
+"""Asks why the Job of that uid in that namespace isn't admitted; nothing where that isn't known."""
 News = Callable[[Key, bool], None]
 """Told whose report has changed, and whether in more than numbers."""
 
@@ -34,6 +45,8 @@ PROMPT_SECONDS: Final = 0.5
 """A pod that takes longer to answer is slow; it shares half of the connections with those that never answered."""
 LONGEST_SECONDS: Final = 30.0
 """A pod that never answers is asked half as often each time, but no more seldom than this."""
+QUOTA_SECONDS: Final = 30.0
+"""From one look at what a queued job waits for to the next, once that is known: its words are no progress."""
 POLLS_PER_SECOND: Final = 200.0
 """All jobs together are polled no oftener: with more than this times the interval, each waits longer for its turn."""
 
@@ -49,11 +62,12 @@ class Poller:
         chance: random.Random | None = None,
         connections: int = 64,
         figures: Figuring | None = None,
+        quota: Asking | None = None,
     ) -> None:
-        self._fetch, self._figures, self._now = fetch, figures, now
+        self._fetch, self._figures, self._quota, self._now = fetch, figures, quota, now
         self._interval, self._chance = interval_seconds, chance or random.Random()
-        self._targets: dict[Key, PollTarget | ServersTarget] = {}
-        self._samples: dict[Key, ProgressSample | ServersSample] = {}
+        self._targets: dict[Key, Target] = {}
+        self._samples: dict[Key, Sample] = {}
         self._tallies: dict[Key, Tally] = {}
         self._connections = asyncio.Semaphore(connections)
         self._for_slow_ones = asyncio.Semaphore(max(1, connections // 2))
@@ -63,7 +77,7 @@ class Poller:
     def __len__(self) -> int:
         return len(self._targets)
 
-    def follow(self, key: Key, target: PollTarget | ServersTarget | None) -> None:
+    def follow(self, key: Key, target: Target | None) -> None:
         """Poll that pod, or those, for the resource from now on; None ends it."""
         if self._targets.get(key) == target:
             return
@@ -80,7 +94,7 @@ class Poller:
         if self._on_news is not None:
             self._start(key, target, self._on_news)
 
-    def sample(self, key: Key) -> ProgressSample | ServersSample | None:
+    def sample(self, key: Key) -> Sample | None:
         """The newest report of the job, or what the servers have counted."""
         return self._samples.get(key)
 
@@ -97,10 +111,10 @@ class Poller:
                 poll.cancel()
             self._polls.clear()
 
-    def _start(self, key: Key, target: PollTarget | ServersTarget, on_news: News) -> None:
+    def _start(self, key: Key, target: Target, on_news: News) -> None:
         self._polls[key] = asyncio.create_task(self._poll(key, target, on_news), name=f"poll of {key}")
 
-    async def _poll(self, key: Key, target: PollTarget | ServersTarget, on_news: News) -> None:
+    async def _poll(self, key: Key, target: Target, on_news: News) -> None:
         loop = asyncio.get_running_loop()
         prompt, timeouts = False, 0  # nobody has earned a connection of the better half before the first answer
         while True:
@@ -119,16 +133,21 @@ class Poller:
             if moved is not None:
                 on_news(key, moved)
             # jitter keeps many operators and jobs from falling into step
-            await asyncio.sleep(self._pause(timeouts, _interval_of(target)) * self._chance.uniform(0.85, 1.15))
+            pause = self._pause(timeouts, _interval_of(target))
+            if isinstance(target, QuotaTarget) and isinstance(self._samples.get(key), QuotaSample):
+                pause = max(pause, QUOTA_SECONDS)
+            await asyncio.sleep(pause * self._chance.uniform(0.85, 1.15))
 
     def _pause(self, timeouts: int, wanted: float | None = None) -> float:
         usual = max(min(wanted or self._interval, self._interval), len(self._targets) / POLLS_PER_SECOND)
         return max(usual, min(LONGEST_SECONDS, usual * 2.0 ** min(timeouts, 10)))
 
-    async def _ask(self, key: Key, target: PollTarget | ServersTarget) -> bool | None:
+    async def _ask(self, key: Key, target: Target) -> bool | None:
         """Ask and keep the answer; return whether more than numbers has changed, None where nothing has."""
         if isinstance(target, ServersTarget):
             return await self._add_up(key, target)
+        if isinstance(target, QuotaTarget):
+            return await self._hear_kueue(key, target)
         report = await self._fetch(target.host, target.port)
         return self._take(key, target, report) if report is not None else None
 
@@ -155,6 +174,17 @@ class Poller:
         self._samples[key] = sample
         return True if before is None or _outline(before) != _outline(sample) else None
 
+    async def _hear_kueue(self, key: Key, target: QuotaTarget) -> bool | None:
+        """Ask Kueue, which is asked ever less often as long as it says nothing, as a pod is."""
+        words = await self._quota(target.namespace, target.job_uid) if self._quota is not None else None
+        if not words:
+            raise TimeoutError
+        sample = QuotaSample(target.job_uid, words)
+        if self._samples.get(key) == sample:
+            return None
+        self._samples[key] = sample
+        return True
+
     def _load(self, key: Key, target: ServersTarget, found: dict[str, Figures]) -> Load | None:
         """How much there is to do, with what was heard now. Where nobody could be asked, nothing is known now."""
         before = self._samples.get(key)
@@ -180,13 +210,13 @@ class Poller:
         return moved
 
 
-def _interval_of(target: PollTarget | ServersTarget) -> float | None:
+def _interval_of(target: Target) -> float | None:
     return target.load.interval_seconds if isinstance(target, ServersTarget) and target.load is not None else None
 
 
-def _outline(sample: ProgressSample | ServersSample) -> object:
+def _outline(sample: Sample) -> object:
     """All of a sample that can change a decision now: what changes with time alone is looked at in its time."""
-    if isinstance(sample, ProgressSample):
+    if not isinstance(sample, ServersSample):
         return sample
     load = sample.load
     return (sample.window, sample.figures, sample.adapters, (load.in_flight, load.before) if load is not None else None)

@@ -30,7 +30,7 @@ from tunesmith_operator.core.kubernetes.resources import (
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
-from tunesmith_operator.core.reconcile.progress import ProgressSample, ServersSample
+from tunesmith_operator.core.reconcile.progress import ProgressSample, QuotaSample, Sample, ServersSample
 from tunesmith_operator.core.reconcile.unreadable import Unreadable, read
 from tunesmith_operator.engine.cache import Cache, Entry, Name
 
@@ -67,7 +67,7 @@ class Store:
 
     def __init__(
         self,
-        progress: Callable[[Key], ProgressSample | ServersSample | None],
+        progress: Callable[[Key], Sample | None],
         wake: Callable[[Key], None],
         scopes: Iterable[str | None] = (None,),
     ) -> None:
@@ -198,6 +198,7 @@ class Store:
             rejections=tuple(it for job in jobs for it in self._rejections.of(job.uid)),
             progress=sample if isinstance(sample, ProgressSample) else None,
             servers=sample if isinstance(sample, ServersSample) else None,
+            quota=sample if isinstance(sample, QuotaSample) else None,
             answers=self._answers.get(key, {}),
         )
 

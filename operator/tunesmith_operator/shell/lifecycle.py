@@ -25,6 +25,7 @@ import kubernetes.config
 from tunesmith_api import __version__
 from tunesmith_operator.adapters.events import EventRecorder
 from tunesmith_operator.adapters.kube import KubernetesCluster, client_configuration
+from tunesmith_operator.adapters.kueue import KueueWorkloads
 from tunesmith_operator.adapters.lease import KubernetesLease
 from tunesmith_operator.adapters.metrics import Metrics
 from tunesmith_operator.adapters.progress import ProgressClient
@@ -62,7 +63,13 @@ class Operator:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.progress = ProgressClient(on_poll=self.metrics.count_poll)
         now = SteadyClock().now
-        self.poller = Poller(self.progress.fetch, now, config.poll_interval_seconds, figures=self.progress.figures)
+        self.poller = Poller(
+            self.progress.fetch,
+            now,
+            config.poll_interval_seconds,
+            figures=self.progress.figures,
+            quota=KueueWorkloads(self.cluster).words,
+        )
         self.store = Store(self.poller.sample, self.queue.add, scopes_of(config))
         self.controller = Controller(
             store=self.store,

@@ -81,8 +81,14 @@ def situation(*pods, job=CHILD, status=None, conditions=(), sample=None, problem
 
 EXIT_CODE = condition("FailureTarget", "PodFailurePolicy")
 RESUMED = condition("Suspended", "JobResumed", status="False", at=150)
+GPUS = {"workers": {"gpusPerWorker": 1}, "budget": {"maxGpuSeconds": 100}}
 TABLE = [
     ("not_created", "nothing can be said of pods before there is a Job", situation(job=None, status={}), "Pending", "Pending"),
+    ("budget_exceeded", "its workers are being stopped, which is no loss and nobody's suspension", situation(pod(scheduled_at=make.at(0)), pod(1, code=75, scheduled_at=make.at(0)), job=replace(CHILD, suspended=True), spec=GPUS), "Training", "BudgetExceeded"),
+    ("waits_for_quota", "Kueue has suspended it, and spec.suspend would not help", situation(job=replace(CHILD, suspended=True, queue="gpus"), problem=StartupProblem(Reason.QUOTA_PENDING, "waits", None)), "Pending", "QuotaPending"),
+    ("suspended", "a suspension deletes the Job that Kueue would start again", situation(job=None, status={**TRAINED, "attempts": [{"number": 1, "jobName": "sentiment-1"}]}, spec={"suspend": True}), "Suspended", "Suspended"),
+    ("not_created", "after such a suspension nothing was lost", situation(job=None, status={**TRAINED, "attempts": [{"number": 1, "jobName": "sentiment-1", "outcome": "Suspended"}]}), "Pending", "Pending"),
+    ("starting", "the Job that a suspension made again", situation(pod(created=160), job=AGAIN, conditions=[RESUMED], restarts=1), "Starting", "Starting"),
     ("suspended", "the pods that a suspension stops fail, and are no loss", situation(pod(code=75), job=replace(CHILD, suspended=True)), "Suspended", "Suspended"),
     ("suspended", "the Job controller has not got to it yet", situation(pod(), spec={"suspend": True}), "Suspended", "Suspended"),
     ("failing", "retries are used up, and the other workers are being stopped", situation(pod(), conditions=[condition("FailureTarget", "BackoffLimitExceeded")]), "Training", "BackoffLimitExceeded"),

@@ -9,7 +9,13 @@ from tunesmith_api.reports import ProgressReport, TrainerState
 from tunesmith_operator.core.kinds import owner_key
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, Key
 from tunesmith_operator.core.pods.figures import Figures
-from tunesmith_operator.core.reconcile.progress import LoadTarget, PollTarget, ServersTarget
+from tunesmith_operator.core.reconcile.progress import (
+    LoadTarget,
+    PollTarget,
+    QuotaSample,
+    QuotaTarget,
+    ServersTarget,
+)
 from tunesmith_operator.core.reconcile.unreadable import Unreadable
 from tunesmith_operator.engine.poller import Poller
 from tunesmith_operator.engine.store import Store
@@ -105,6 +111,22 @@ async def test_a_silent_heartbeat_keeps_the_time_of_the_last_sign_of_life():
     await rounds(poller, 3)
     assert poller.sample(KEY).report.global_step == 1
     assert poller.sample(KEY).alive_at == make.at(1)
+
+
+async def test_kueue_is_asked_until_it_says_something_and_then_seldom():
+    answers = [None, "", "no quota", "still no quota"]
+
+    async def quota(namespace, job_uid):
+        assert (namespace, job_uid) == ("ml", "j")
+        return answers.pop(0)
+
+    poller = Poller(Pod(None), make.at, 0.001, quota=quota)
+    poller.follow(KEY, QuotaTarget("ml", "j"))
+    assert await rounds(poller, 10) == [(KEY, True)]
+    assert poller.sample(KEY) == QuotaSample("j", "no quota")
+    assert answers == ["still no quota"], "its words are no progress"
+    poller.follow(KEY, None)
+    assert poller.sample(KEY) is None
 
 
 async def test_servers_are_added_up_and_a_new_window_counts_anew():

@@ -42,6 +42,12 @@ def _labels(attempt: int) -> dict[str, str]:
     return {keys.LABEL_COMPONENT: keys.COMPONENT_TRAINER, keys.LABEL_ATTEMPT: str(attempt)}
 
 
+def _queue_labels(job: FineTuneJob) -> dict[str, str]:
+    """Of the Job alone: where its pods had them, Kueue would queue each by itself."""
+    names = (keys.LABEL_QUEUE, keys.LABEL_QUEUE_PRIORITY)
+    return {name: job.metadata.labels[name] for name in names if job.metadata.labels.get(name)}
+
+
 def _secret_name(job: FineTuneJob, attempt: int) -> str:
     # the uid keeps a job from finding the Secret of a deleted one of the same name: the operator can't read Secrets
     return f"{child_name(job, attempt)}-ray-{job.metadata.uid[:5]}"
@@ -146,7 +152,7 @@ def _template_metadata(template: PodTemplate, own: dict[str, str]) -> JSON:
 def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before: int = 0) -> Manifest:
     """The Indexed Job whose pods form the Ray cluster. Index 0 decides: when it succeeds, the others are stopped."""
     owner, spec = owner_of(job), job.spec
-    labels = _labels(attempt)
+    labels, queue = _labels(attempt), _queue_labels(job)
     fields: JSON = {
         "completionMode": "Indexed",
         "completions": spec.workers.replicas,
@@ -157,7 +163,8 @@ def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before:
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": pod_failure_policy(keys.TRAINER_CONTAINER, (keys.ExitCode.INTERRUPTED,)),
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
-        "suspend": spec.suspend,
+        # a queued Job waits until Kueue admits it, and `suspend` is Kueue's from then on
+        "suspend": spec.suspend or keys.LABEL_QUEUE in queue,
         "template": {
             "metadata": _template_metadata(spec.workers.pod_template, owner.selector | labels),
             "spec": pod_spec(_workload(job, config, attempt), config),
@@ -169,7 +176,7 @@ def trainer_job(job: FineTuneJob, config: Config, attempt: int, restarts_before:
     annotations = {ANNOTATION_FIXED_HASH: digest_of(fixed)[:16]}
     if restarts_before:
         annotations[ANNOTATION_RESTARTS_BEFORE] = str(restarts_before)
-    return owner.manifest(JOB, child_name(job, attempt), {"spec": fields}, labels, annotations)
+    return owner.manifest(JOB, child_name(job, attempt), {"spec": fields}, labels | queue, annotations)
 
 
 def build(job: FineTuneJob, config: Config, attempt: int, restarts_before: int = 0) -> ChildManifests:

@@ -17,9 +17,16 @@ from tunesmith_operator.core.finetunejob.children import (
     build,
     secret_uses,
 )
-from tunesmith_operator.core.finetunejob.observed import Children, Observed, attempt_number, children_of
+from tunesmith_operator.core.finetunejob.observed import (
+    Children,
+    Observed,
+    attempt_number,
+    children_of,
+    was_suspended,
+)
 from tunesmith_operator.core.finetunejob.outcome import first_failure, verdict
 from tunesmith_operator.core.finetunejob.policies import violation
+from tunesmith_operator.core.finetunejob.quota import is_queued, quota_startup, waits_in_queue
 from tunesmith_operator.core.finetunejob.status import (
     ended_status,
     has_ended,
@@ -29,7 +36,9 @@ from tunesmith_operator.core.finetunejob.status import (
     startup_verdict,
     waiting_status,
 )
-from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, JOB
+from tunesmith_operator.core.finetunejob.usage import budget_end, budget_verdict, counted, over_budget
+from tunesmith_operator.core.kubernetes.objects import ChildView
+from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, FINETUNEJOB, JOB, Resource
 from tunesmith_operator.core.pods.crashes import ended_at
 from tunesmith_operator.core.pods.startup import Patience, Startup, examine, missing_secrets
 from tunesmith_operator.core.reconcile.children import (
@@ -40,7 +49,7 @@ from tunesmith_operator.core.reconcile.children import (
     soonest,
 )
 from tunesmith_operator.core.reconcile.decision import Action, Create, Decision, Delete, conclude
-from tunesmith_operator.core.reconcile.progress import PollTarget
+from tunesmith_operator.core.reconcile.progress import PollTarget, QuotaTarget, Target
 from tunesmith_operator.core.reconcile.settled import state_of, unless_settled
 from tunesmith_operator.core.text import count_of, parse_time
 
@@ -60,16 +69,27 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     children = children_of(observed)
     if has_ended(job.status):
         return _after_the_end(job, children, now)
+    if over_budget(job, children, now):
+        # the workers are stopped as by a suspension: with a checkpoint
+        job = job.model_copy(update={"spec": job.spec.model_copy(update={"suspend": True})})
+    decision = _under_way(job, children, now, config)
+    if decision.status is None:
+        return decision
+    return replace(decision, status=counted(decision.status, job, children, now))
+
+
+def _under_way(job: FineTuneJob, children: Children, now: datetime, config: Config) -> Decision:
+    """What hasn't ended: to be started, to be followed, or held."""
     if children.job is not None:
         return _follow(job, children, children.job.deleting, now, config)
     if (broken := violation(job)) is not None:
         return _report(job, refused_status(job.metadata, job.status, broken, now))
     if job.spec.suspend:
-        message = "Suspended before the start: set spec.suspend to false to begin."
-        return _report(job, waiting_status(job, Reason.SUSPENDED, message, now))
+        return _without_job(job, children, now, config)
     if children.orphans:
         # those of an own Job that was deleted, where there has been one
-        reason = Reason.JOB_DELETED if job.status.attempts else Reason.PENDING
+        lost = job.status.attempts and not was_suspended(job.status)
+        reason = Reason.JOB_DELETED if lost else Reason.PENDING
         status = waiting_status(job, reason, orphans_message("job", children.orphans), now)
         return replace(_report(job, status), requeue_after=ORPHANS_SECONDS)
     return _start(job, children, now, config)
@@ -85,21 +105,45 @@ def _after_the_end(job: FineTuneJob, children: Children, now: datetime) -> Decis
     seen = Decision(status=seen_after_end(job.status, meta.generation))
     if child is not None and not child.ending and not child.deleting:
         return replace(seen, actions=(Delete(JOB, child.namespace, child.name, child.uid),))
-    ttl, completed = job.spec.ttl_seconds_after_finished, parse_time(job.status.completion_time)
-    if ttl is None or completed is None:
-        return seen
-    left = (completed + timedelta(seconds=ttl) - now).total_seconds()
-    if left > 0:
-        return replace(seen, requeue_after=left)
-    return Decision(actions=(Delete(FINETUNEJOB, meta.namespace, meta.name, meta.uid),))
+    own = _left(job, job.spec.ttl_seconds_after_finished, now)
+    if own is not None and own <= 0:
+        return Decision(actions=(Delete(FINETUNEJOB, meta.namespace, meta.name, meta.uid),))
+    theirs = _left(job, job.spec.children_ttl_seconds_after_finished, now)
+    if theirs is None or theirs > 0:
+        return replace(seen, requeue_after=soonest(own, theirs))
+    # what else there is may not be deleted by the operator, and costs nothing
+    found: tuple[tuple[Resource, ChildView | None], ...] = ((JOB, child), (CONFIG_MAP, children.config_map))
+    gone = [Delete(kind, it.namespace, it.name, it.uid) for kind, it in found if it is not None and not it.deleting]
+    return replace(seen, actions=tuple(gone), requeue_after=own)
+
+
+def _left(job: FineTuneJob, ttl: int | None, now: datetime) -> float | None:
+    """Seconds until so long after the end; None where there is no such time."""
+    completed = parse_time(job.status.completion_time)
+    if completed is None or ttl is None:
+        return None
+    return (completed + timedelta(seconds=ttl) - now).total_seconds()
+
+
+def _without_job(job: FineTuneJob, children: Children, now: datetime, config: Config) -> Decision:
+    """Suspended, and no Job is there: before the start, or since it was deleted to leave its queue."""
+    if not job.status.attempts:
+        message = "Suspended before the start: set spec.suspend to false to begin."
+        return _report(job, waiting_status(job, Reason.SUSPENDED, message, now))
+    restarts = job.status.restarts
+    if over_budget(job, children, now) and children.stopped:
+        return _report(job, ended_status(job, children, budget_verdict(job, children, now), restarts, now))
+    return _report(job, running_status(job, children, None, restarts, now, config))
 
 
 def _start(job: FineTuneJob, children: Children, now: datetime, config: Config) -> Decision:
     """Write everything, the Job last: its pods then find what they refer to.
 
-    A Job that was deleted is created again and resumes from its checkpoint, which counts as a restart.
+    A Job that was deleted is created again and resumes from its checkpoint, which counts as a restart, but for one that
+    the operator deleted for a suspension.
     """
-    restarts = job.status.restarts + 1 if job.status.attempts else 0
+    lost = job.status.attempts and not was_suspended(job.status)
+    restarts = job.status.restarts + (1 if lost else 0)
     manifests = build(job, config, attempt_number(job), restarts)
     actions = [
         *_supporting(manifests, children, Keeper(children.answers)),
@@ -141,12 +185,20 @@ def _follow(job: FineTuneJob, children: Children, deleting: bool, now: datetime,
     restarts = count_of(child.annotations.get(ANNOTATION_RESTARTS_BEFORE))
     if (ended := verdict(children, job.spec)) is not None:
         return _report(job, ended_status(job, children, ended, restarts, now))
+    if over_budget(job, children, now) and child.suspended and children.stopped:
+        return _report(job, ended_status(job, children, budget_verdict(job, children, now), restarts, now))
     if _verdict_is_near(children, now):
         return Decision(requeue_after=VERDICT_SECONDS)
     if not deleting and _is_outdated(job, children, restarts, now, config):
         return Decision(actions=(Delete(JOB, child.namespace, child.name, child.uid),))
+    if job.spec.suspend and is_queued(job, child) and not child.ending:
+        # a Job that is suspended by hand, Kueue starts again; deleted, it gives its quota back
+        leave: list[Action] = [] if deleting else [Delete(JOB, child.namespace, child.name, child.uid)]
+        return _report(job, running_status(job, children, None, restarts, now, config), leave)
     startup = Startup()
-    if not child.suspended and not deleting and not child.ending:
+    if waits_in_queue(job, children):
+        startup = quota_startup(job, children, now)
+    elif not child.suspended and not deleting and not child.ending:
         startup = _startup(job, children, now)
     if startup.expired is not None:
         ended = startup_verdict(startup.expired, job.spec)
@@ -156,16 +208,18 @@ def _follow(job: FineTuneJob, children: Children, deleting: bool, now: datetime,
         case = (_case(job, children), restarts, config)
         actions = unless_settled(case, lambda: _upkeep(job, children, restarts, config))
     decision = _report(job, running_status(job, children, startup.problem, restarts, now, config), actions)
-    return replace(decision, requeue_after=_next_look(children, startup, now, config), poll=_poll_target(children))
+    look = soonest(_next_look(children, startup, now, config), seconds_until(budget_end(job, children, now), now))
+    return replace(decision, requeue_after=look, poll=_poll_target(job, children))
 
 
 def _case(job: FineTuneJob, children: Children) -> Hashable:
     """All that `_upkeep` looks at."""
     child, meta = children.job, job.metadata
     around = (state_of(it) for it in (children.service, children.network_policy, children.config_map, child))
-    ending = child is not None and child.ending
+    held = (child.ending, child.queue) if child is not None else ()
     identity = (meta.namespace, meta.name, meta.uid, attempt_number(job), job.spec.model_dump_json())
-    return (*identity, *around, ending, missing_secrets(children.pods), tuple(children.answers.items()))
+    answers = tuple(children.answers.items())
+    return (*identity, *meta.labels.items(), *around, held, missing_secrets(children.pods), answers)
 
 
 def _is_outdated(job: FineTuneJob, children: Children, restarts: int, now: datetime, config: Config) -> bool:
@@ -202,8 +256,10 @@ def _verdict_is_near(children: Children, now: datetime) -> bool:
     return any(0.0 <= now.timestamp() - ended_at(pod) < VERDICT_SECONDS for pod in decisive)
 
 
-def _poll_target(children: Children) -> PollTarget | None:
-    head = children.head
+def _poll_target(job: FineTuneJob, children: Children) -> Target | None:
+    child, head = children.job, children.head
+    if child is not None and waits_in_queue(job, children):
+        return QuotaTarget(child.namespace, child.uid)
     if head is None or not head.ip or head.container is None or not head.container.running:
         return None
     return PollTarget(head.uid, head.ip, PORT_PROGRESS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tunesmith_api import keys
-from tunesmith_api.v1alpha1 import FineTuneJob
+from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from tunesmith_operator.core.kubernetes.manifest import Owner
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB
@@ -15,7 +15,8 @@ from tunesmith_operator.core.pods.crashes import ended_at
 from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.reconcile.kind import Lookup
 from tunesmith_operator.core.reconcile.observed import ObservedObjects, owned_by
-from tunesmith_operator.core.reconcile.progress import ProgressSample
+from tunesmith_operator.core.reconcile.progress import ProgressSample, QuotaSample
+from tunesmith_operator.core.text import parse_time
 
 __all__ = [
     "Children",
@@ -26,6 +27,7 @@ __all__ = [
     "observe",
     "owner_of",
     "service_name",
+    "was_suspended",
 ]
 
 
@@ -55,6 +57,9 @@ class Children:
     rejections: tuple[RejectionView, ...]
     progress: ProgressSample | None
     answers: Mapping[str, str] = field(default_factory=dict)
+    quota: QuotaSample | None = None
+    leaving: tuple[PodView, ...] = ()
+    """Pods of Jobs of this object that are gone: they save a checkpoint, and hold what they have until they end."""
 
     @property
     def head(self) -> PodView | None:
@@ -74,6 +79,11 @@ class Children:
         return tuple(pod for pod in failed if resumed is None or ended_at(pod) >= resumed.timestamp())
 
     @property
+    def stopped(self) -> bool:
+        """All pods have ended, those of Jobs that are gone, too."""
+        return all(pod.finished for pod in (*self.pods, *self.leaving))
+
+    @property
     def worker_0_succeeded(self) -> bool:
         """Whether the pod whose success is the Job's has ended well."""
         return any(pod.index == 0 and pod.succeeded for pod in self.pods)
@@ -91,6 +101,11 @@ class Children:
 def attempt_number(job: FineTuneJob) -> int:
     """The attempt under way; the first where there was none."""
     return job.status.attempts[-1].number if job.status.attempts else 1
+
+
+def was_suspended(status: FineTuneJobStatus) -> bool:
+    """Whether the last attempt was stopped by `spec.suspend`, or by the budget: it is gone on with, and wasn't lost."""
+    return bool(status.attempts) and status.attempts[-1].outcome == "Suspended"
 
 
 def child_name(job: FineTuneJob, attempt: int) -> str:
@@ -121,7 +136,9 @@ def children_of(observed: Observed) -> Children:
     head = next((pod for pod in pods if pod.index == 0 and not pod.finished and not pod.deleting), None)
     sample = objects.progress
     is_of_head = sample is not None and head is not None and sample.pod_uid == head.uid
-    orphaned_pods = tuple(pod for pod in objects.pods if pod.owner_uid not in job_uids and not pod.finished)
+    strangers = tuple(pod for pod in objects.pods if pod.owner_uid not in job_uids)
+    orphaned_pods = tuple(pod for pod in strangers if not pod.finished)
+    begun, quota = parse_time(observed.job.metadata.creation_timestamp), objects.quota
     services = [it for it in owned_by(uid, objects.services) if it.name == service_name(observed.job)]
     config_maps = [it for it in owned_by(uid, objects.config_maps) if it.name == name]
     return Children(
@@ -134,4 +151,9 @@ def children_of(observed: Observed) -> Children:
         rejections=tuple(it for it in objects.rejections if current_uid is not None and it.job_uid == current_uid),
         progress=sample if is_of_head else None,
         answers=objects.answers,
+        quota=quota if quota is not None and quota.job_uid == current_uid else None,
+        # the label has the object's name alone: older pods are those of a namesake
+        leaving=tuple(
+            pod for pod in strangers if begun is not None and pod.created is not None and pod.created >= begun
+        ),
     )

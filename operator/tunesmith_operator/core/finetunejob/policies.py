@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import combinations, product
 
+from tunesmith_api.keys import LABEL_QUEUE
 from tunesmith_api.v1alpha1 import FineTuneJob
 from tunesmith_operator.core.finetunejob.uris import SpecUri, uris
 from tunesmith_operator.core.reconcile.rules import Violation, first_answer, password_in_url
@@ -71,12 +73,24 @@ def _overlap(one: SpecUri, other: SpecUri) -> Violation:
     )
 
 
+def queue_has_a_name(job: FineTuneJob) -> Violation | None:
+    """A label can hold what no LocalQueue is called, and the job would wait in it for ever."""
+    queue = job.metadata.labels.get(LABEL_QUEUE)
+    if queue is None or re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", queue):
+        return None
+    return Violation(
+        f"label {LABEL_QUEUE} ({queue!r}) is no name of a LocalQueue, which has lower-case letters, digits, '-' and "
+        f"'.': kubectl get localqueues -n {job.metadata.namespace} lists them. Without a queue, remove the label"
+    )
+
+
 _POLICIES: tuple[Callable[[FineTuneJob], Violation | None], ...] = (
     urls_hold_no_password,
     paths_are_plain,
     cache_can_be_written,
     folders_do_not_overlap,
     inputs_do_not_overlap,
+    queue_has_a_name,
 )
 
 

@@ -129,7 +129,7 @@ def running_status(
     report = children.progress.report if children.progress is not None else None
     restarts = max(before.restarts, _restarts(children, restarts_before))
     summary = summarize(Situation(job, children, problem, restarts, now, config))
-    suspended = summary.reason is Reason.SUSPENDED
+    suspended = summary.reason in (Reason.SUSPENDED, Reason.BUDGET_EXCEEDED)
     checkpoint = _checkpoint(before, report.checkpoint if report is not None else None)
     progress = _progress(before.progress, report, ready == desired, now)
     started = children.job.start_time if children.job is not None and children.job.start_time is not None else now

@@ -15,8 +15,9 @@ from tunesmith_api.v1alpha1 import Condition, FineTuneJob
 from tunesmith_api.v1alpha1.jobstatus import JobPhase
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.finetunejob.children import ANNOTATION_RESTARTS_BEFORE
-from tunesmith_operator.core.finetunejob.observed import Children, attempt_number, child_name
+from tunesmith_operator.core.finetunejob.observed import Children, attempt_number, child_name, was_suspended
 from tunesmith_operator.core.finetunejob.outcome import first_failure
+from tunesmith_operator.core.finetunejob.usage import over_budget
 from tunesmith_operator.core.kubernetes.objects import ConditionView
 from tunesmith_operator.core.pods.crashes import Crash, first_crash
 from tunesmith_operator.core.pods.startup import StartupProblem
@@ -107,9 +108,26 @@ def not_created(it: Situation) -> Summary | None:
     """There is no Job yet."""
     if it.children.job is not None:
         return None
-    if it.job.status.attempts:
+    if it.job.status.attempts and not was_suspended(it.job.status):
         return _deleted(it)
     return Summary(JobPhase.PENDING, Reason.PENDING, "The workers are being created.")
+
+
+def budget_exceeded(it: Situation) -> Summary | None:
+    """The budget stops the workers as a suspension does; the job ends once they have ended."""
+    if not over_budget(it.job, it.children, it.now):
+        return None
+    limit = it.job.spec.budget.max_gpu_seconds
+    message = f"budget.maxGpuSeconds ({limit}) is used up: the workers are told to save a checkpoint, and are ended."
+    return Summary(it.job.status.phase, Reason.BUDGET_EXCEEDED, message)
+
+
+def waits_for_quota(it: Situation) -> Summary | None:
+    """Kueue suspends what it hasn't admitted, or has preempted; that is nobody's `spec.suspend`."""
+    problem = it.problem
+    if problem is None or problem.reason is not Reason.QUOTA_PENDING:
+        return None
+    return Summary(JobPhase.PENDING, problem.reason, problem.message)
 
 
 def suspended(it: Situation) -> Summary | None:
@@ -217,7 +235,7 @@ def job_deleted(it: Situation) -> Summary | None:
         return None
     replaces = ANNOTATION_RESTARTS_BEFORE in child.annotations and it.children.progress is None and it.crash is None
     heard = child.created is not None and it.last_heartbeat is not None and it.last_heartbeat > child.created
-    return _deleted(it) if child.deleting or (replaces and not heard) else None
+    return _deleted(it) if child.deleting or (replaces and not heard and not it.is_resumed) else None
 
 
 def worker_lost(it: Situation) -> Summary | None:
@@ -250,8 +268,10 @@ def _unchanged(it: Situation) -> Summary | None:
 
 
 RULES: tuple[Callable[[Situation], Summary | None], ...] = (
-    not_created,
+    budget_exceeded,
+    waits_for_quota,
     suspended,
+    not_created,
     failing,
     cannot_start,
     succeeding,

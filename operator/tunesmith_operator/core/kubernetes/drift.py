@@ -7,7 +7,8 @@ Deployment or edits a Service leaves the annotation alone. So every child's own 
   of others, but for maps that mean something else with one more entry (selectors, node selectors, amounts).
 * A list is ours as a whole: one more port or rule is drift. A merge patch replaces the list, where server-side apply
   would leave the entries of another manager in it.
-* Of a Job only what Kubernetes lets change is compared; of a ConfigMap, digests of the entries.
+* Of a Job only what Kubernetes lets change is compared, but for `suspend` where Kueue holds the Job in a queue; of a
+  ConfigMap, digests of the entries.
 
 `reconcile.children` asks for it, and the engine, of the API server's answer to a write.
 """
@@ -19,10 +20,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tunesmith_api.keys import LABEL_QUEUE
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.objects import ChildView, digests
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, JOB
-from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS
+from tunesmith_operator.core.kubernetes.workloads import JOB_FIELDS, JobView
 from tunesmith_operator.core.text import amount
 
 __all__ = ["correction", "fields_of", "fingerprint", "was_written"]
@@ -45,7 +47,7 @@ _AMOUNTS: Final = frozenset({"requests", "limits"})
 
 def correction(manifest: Manifest, child: ChildView) -> JSON:
     """The merge patch that makes the child what the manifest says; empty where it is that."""
-    found = _change(json.loads(child.content or b"{}"), _compared(manifest))
+    found = _change(json.loads(child.content or b"{}"), _compared(manifest, child))
     patch: JSON = found[0] if found else {}
     if manifest.resource == CONFIG_MAP and patch:
         patch = {"data": {name: manifest.body["data"][name] for name in patch["data"]}}
@@ -76,10 +78,14 @@ def fingerprint(manifest: Manifest, child: ChildView) -> str:
     return f"{child.uid}/{manifest.hash}/{child.spec_hash}/{content}"
 
 
-def _compared(manifest: Manifest) -> JSON:
+def _compared(manifest: Manifest, child: ChildView) -> JSON:
     body = manifest.body
     if manifest.resource == JOB:
-        return {"spec": {name: body["spec"].get(name, default) for name, default in JOB_FIELDS.items()}}
+        # Kueue's webhook gives a Job of ours a queue, too, where its namespace has a default one
+        queued = LABEL_QUEUE in body["metadata"]["labels"] or (isinstance(child, JobView) and child.queue)
+        theirs = {"suspend"} if queued else set[str]()
+        fields = ((name, default) for name, default in JOB_FIELDS.items() if name not in theirs)
+        return {"spec": {name: body["spec"].get(name, default) for name, default in fields}}
     if manifest.resource == CONFIG_MAP:
         return {"data": digests(body["data"])}
     return {"spec": body["spec"]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from tunesmith_api.keys import TERMINAL_EXIT_CODES, ExitCode
+from tunesmith_api.keys import LABEL_QUEUE, TERMINAL_EXIT_CODES, ExitCode
 from tunesmith_operator.core.kubernetes.manifest import JSON
 from tunesmith_operator.core.kubernetes.objects import (
     ChildView,
@@ -43,6 +43,8 @@ class JobView(ChildView):
     """A batch/v1 Job."""
 
     suspended: bool = False
+    queue: str = ""
+    """Of Kueue, where it has one: `suspend` is Kueue's then, and nobody else's."""
     backoff_limit: int = 0
     active_deadline_seconds: int | None = None
     start_time: datetime | None = None
@@ -55,6 +57,7 @@ class JobView(ChildView):
         changeable = {name: spec.get(name, default) for name, default in JOB_FIELDS.items()}
         return {
             "suspended": bool(changeable["suspend"]),
+            "queue": (raw["metadata"].get("labels") or {}).get(LABEL_QUEUE, ""),
             "backoff_limit": changeable["backoffLimit"],
             "active_deadline_seconds": changeable["activeDeadlineSeconds"],
             "content": content_of(spec=changeable),
@@ -93,6 +96,12 @@ class JobView(ChildView):
     def resuming(self) -> bool:
         """It is to go on after a suspension, and the Job controller hasn't begun yet."""
         return not self.suspended and true_condition(self.conditions, "Suspended") is not None
+
+    @property
+    def suspended_at(self) -> datetime | None:
+        """When its suspension began; None where the Job controller hasn't said so."""
+        condition = true_condition(self.conditions, "Suspended")
+        return condition.since if condition is not None else None
 
     @property
     def resumed_at(self) -> datetime | None:

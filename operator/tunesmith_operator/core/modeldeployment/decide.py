@@ -286,7 +286,7 @@ def _revision_children(
 
 
 def _stop_failed(latest: Revision, traffic: Traffic, children: Children) -> Iterator[Action]:
-    """A failed revision costs nothing: its Job is suspended, its Deployment has no replicas.
+    """A failed revision costs nothing: its Job is suspended or ended, its Deployment has no replicas.
 
     Both stay, for those who look for the cause; deleting them means trying again.
     """
@@ -297,7 +297,10 @@ def _stop_failed(latest: Revision, traffic: Traffic, children: Children) -> Iter
     if failed_in_rollout(latest):
         yield from _scale(children.deployments.get(label), traffic.wanted(label))
     elif job is not None and not job.ending and not job.suspended:
-        yield Patch(JOB, job.namespace, job.name, job.uid, {"spec": {"suspend": True}})
+        # of a Job in a queue `suspend` is Kueue's, which would start it again: its time is up instead
+        stop: dict[str, int | bool] = {"activeDeadlineSeconds": 1} if job.queue else {"suspend": True}
+        if job.active_deadline_seconds != stop.get("activeDeadlineSeconds", 0):
+            yield Patch(JOB, job.namespace, job.name, job.uid, {"spec": stop})
 
 
 def _scale(child: DeploymentView | None, replicas: int | None) -> Iterator[Action]:

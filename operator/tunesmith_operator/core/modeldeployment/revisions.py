@@ -22,6 +22,7 @@ from tunesmith_operator.core.modeldeployment.observed import Children, revision_
 from tunesmith_operator.core.modeldeployment.template import Template, stored_template
 from tunesmith_operator.core.modeldeployment.traffic import place_of, takeover_of, verdict_of, with_place
 from tunesmith_operator.core.pods.crashes import first_crash
+from tunesmith_operator.core.pods.quota import quota_problem
 from tunesmith_operator.core.pods.startup import STORAGE_SECRET, Patience, SecretUse, Startup, examine
 from tunesmith_operator.core.text import duration, parse_time, rfc3339, shortened
 
@@ -173,6 +174,9 @@ def quantize_startup(deployment: ModelDeployment, children: Children, label: str
     patience = Patience(timedelta(seconds=deployment.spec.rollout.progress_deadline_seconds))
     pods = children.quantize_pods(label)
     job = children.jobs.get(label)
+    if job is not None and job.suspended and job.queue and not job.ending:
+        # Kueue puts it into the default queue of its namespace
+        return Startup(quota_problem(job, job.queue))
     if job is None or job.suspended or job.ending:
         return Startup()
     busy = any(not pod.finished for pod in pods)

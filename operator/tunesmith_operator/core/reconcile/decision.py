@@ -9,7 +9,7 @@ from typing import Final
 from tunesmith_api.keys import Reason
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.resources import Resource
-from tunesmith_operator.core.reconcile.progress import PollTarget, ServersTarget
+from tunesmith_operator.core.reconcile.progress import Target
 from tunesmith_operator.core.status.resource import CustomResource, Status
 from tunesmith_operator.core.status.transitions import EventNote, transitions
 
@@ -75,7 +75,7 @@ class Decision:
     status: Status | None = None
     events: tuple[EventNote, ...] = ()
     requeue_after: float | None = None
-    poll: PollTarget | ServersTarget | None = None
+    poll: Target | None = None
     starts: bool = False
 
 

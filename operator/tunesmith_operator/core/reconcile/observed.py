@@ -12,7 +12,7 @@ from typing import TypeVar
 from tunesmith_operator.core.kubernetes.objects import ChildView, ConfigMapView, RejectionView, ServiceView, SpecView
 from tunesmith_operator.core.kubernetes.workloads import DeploymentView, JobView
 from tunesmith_operator.core.pods.view import PodView
-from tunesmith_operator.core.reconcile.progress import ProgressSample, ServersSample
+from tunesmith_operator.core.reconcile.progress import ProgressSample, QuotaSample, ServersSample
 
 __all__ = ["ObservedObjects", "owned_by"]
 
@@ -32,6 +32,7 @@ class ObservedObjects:
     rejections: tuple[RejectionView, ...] = ()
     progress: ProgressSample | None = None
     servers: ServersSample | None = None
+    quota: QuotaSample | None = None
     disruption_budgets: tuple[SpecView, ...] = ()
     answers: Mapping[str, str] = field(default_factory=dict)
     """What the API server made of the operator's own writes, by child, where that isn't what was written."""

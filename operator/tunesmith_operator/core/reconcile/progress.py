@@ -9,7 +9,17 @@ from tunesmith_api.reports import ProgressReport
 from tunesmith_operator.core.pods.figures import Figures
 from tunesmith_operator.core.pods.load import Load
 
-__all__ = ["LoadTarget", "PollTarget", "ProgressSample", "ServersSample", "ServersTarget"]
+__all__ = [
+    "LoadTarget",
+    "PollTarget",
+    "ProgressSample",
+    "QuotaSample",
+    "QuotaTarget",
+    "Sample",
+    "ServersSample",
+    "ServersTarget",
+    "Target",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +78,23 @@ class ServersSample:
     adapters: frozenset[str] = frozenset()
     """`name@digest` of the adapters that each of the pods has said it serves."""
     load: Load | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaTarget:
+    """A Job that waits in a queue of Kueue's."""
+
+    namespace: str
+    job_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaSample:
+    """Why it isn't admitted, in Kueue's own words."""
+
+    job_uid: str
+    words: str
+
+
+Target = PollTarget | ServersTarget | QuotaTarget
+Sample = ProgressSample | ServersSample | QuotaSample

@@ -30,16 +30,17 @@ _FULFILLED: Final = frozenset({JobCondition.ACCEPTED, JobCondition.CHILDREN_APPL
 _NUMBERS: Final = frozenset(
     {
         *("phase", "progress", "display", "dataset", "checkpoint", "workers", "restarts", "attempts", "startTime"),
-        *("replicas", "readyReplicas"),
+        *("replicas", "readyReplicas", "gpuSeconds", "gpuSecondsTime"),
     }
 )
-_BEGINNING: Final = frozenset({Reason.PENDING, Reason.STARTING})
+_BEGINNING: Final = frozenset({Reason.PENDING, Reason.STARTING, Reason.QUOTA_PENDING})
 _GOOD: Final = frozenset(
     {
         Reason.TRAINING,
         Reason.COMPLETED,
         Reason.SUSPENDED,
         Reason.STARTING,
+        Reason.QUOTA_PENDING,
         Reason.QUANTIZING,
         Reason.QUANTIZED,
         Reason.ROLLING_OUT,
@@ -87,7 +88,7 @@ def status_document(status: Status) -> JSON:
 
 
 def differs(before: Status, after: Status) -> bool:
-    """Whether anything but the heartbeat has changed."""
+    """Whether anything but the heartbeat has changed, and what is counted beside the rest."""
     return _still(before) != _still(after)
 
 
@@ -120,6 +121,8 @@ def _outline(status: Status) -> JSON:
 
 def _still(status: Status) -> JSON:
     document = status_document(status)
+    for counted in ("gpuSeconds", "gpuSecondsTime"):
+        document.pop(counted, None)
     progress = document.get("progress")
     if isinstance(progress, dict):
         progress.pop("lastHeartbeatTime", None)
