@@ -25,7 +25,12 @@ def settings_of(plan: TrainingPlan) -> dict[str, str]:
             mode="json", by_alias=True, exclude_none=True, exclude={"train": {"inline"}, "eval": {"inline"}}
         ),
         "method": plan.method.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "training": plan.training.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "training": plan.training.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude=None if plan.training.max_steps is None else {"num_train_epochs"},  # it decided nothing
+        ),
         "parallelism": {"strategy": plan.strategy.value, "tensorParallel": plan.tensor_parallel},
     }
     if plan.task in CLASSIFIERS:
