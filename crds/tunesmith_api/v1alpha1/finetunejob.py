@@ -162,6 +162,10 @@ class Output(SpecModel):
     uri: WritableUri = Field(
         description="Folder for the tuned model (safetensors, tokenizer, model card) and its report.html: s3://bucket/key or pvc://claim/path."
     )
+    overwrite: bool = Field(
+        default=False,
+        description="Replace the model of another run, or other files, that lie in this folder. Without it they are named and the job ends before training.",
+    )
     save: SaveMode = Field(
         default=SaveMode.MERGED,
         description="With adapters: Merged is one model that any tool loads, merged in full precision; Adapter is the small PEFT adapter; Both puts the adapter into the subfolder `adapter`.",

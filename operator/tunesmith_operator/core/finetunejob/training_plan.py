@@ -52,6 +52,7 @@ def training_plan(job: FineTuneJob, attempt: int) -> TrainingPlan:
         checkpoint_keep_last=spec.checkpoint.keep_last,
         checkpoint_keep_best=spec.checkpoint.keep_best,
         output_uri=spec.output.uri.rstrip("/"),
+        output_overwrite=spec.output.overwrite,
         save=spec.output.save,
         output_dtype=spec.output.dtype,
         tracking=spec.tracking,
