@@ -19,6 +19,7 @@ from tunesmith_api.reports import ModelRef
 from tunesmith_store.files import entries_below
 from tunesmith_store.pretrained import reads_images
 from tunesmith_store.store import ObjectStore
+from tunesmith_trainer.loop.compatibility import save_model, save_processor
 from tunesmith_trainer.loop.output_folder import find_published, make_room
 from tunesmith_trainer.report import RunRecord
 
@@ -57,8 +58,8 @@ def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dty
     if hasattr(bare.config, "use_cache"):
         bare.config.use_cache = True
     _end_turns(bare, processor)
-    bare.to(dtype).save_pretrained(folder, max_shard_size="5GB")
-    processor.save_pretrained(folder)
+    save_model(bare.to(dtype), folder, max_shard_size="5GB")
+    save_processor(processor, folder)
 
 
 def _end_turns(model: Any, processor: Any) -> None:

@@ -20,6 +20,7 @@ from tunesmith_api.reports import ModelRef
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.training import Precision
 from tunesmith_trainer import methods
+from tunesmith_trainer.loop.compatibility import save_processor
 from tunesmith_trainer.loop.evaluation import answers_of, evaluate_held_out
 from tunesmith_trainer.loop.export import Export, describe, publish, upload, write_model
 from tunesmith_trainer.loop.history import Reporter, eval_metrics
@@ -109,7 +110,7 @@ def _write(run: FinishedRun, model: nn.Module | None, folder: Path, log: Log) ->
     folder.mkdir(parents=True)
     if plan.publishes_adapter_only:
         methods.save_adapter(trained, folder, plan)
-        task.processor.save_pretrained(folder)
+        save_processor(task.processor, folder)
         return _Written(None, ())
     if plan.method.has_adapters and plan.save is SaveMode.BOTH:
         methods.save_adapter(trained, folder / "adapter", plan)
