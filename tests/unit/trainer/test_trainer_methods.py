@@ -463,6 +463,21 @@ def test_a_teacher_with_another_vocabulary_is_refused():
         distilled.loss(task, llama(), batch())
 
 
+def test_logits_that_stand_for_no_token_are_left_out_where_both_have_the_same_tokens():
+    student, narrow = llama(), llama(layers=1)
+    wide = llama(layers=1, vocab_size=101)
+    weights = narrow.state_dict()
+    with torch.no_grad():
+        for name, weight in wide.state_dict().items():
+            weight[: len(weights[name])] = weights[name]
+    expected, task = distiller(narrow)
+    found = Distiller(wide, expected.reader, expected.temperature, expected.alpha, tokens=96)
+    assert float(found.loss(task, student, batch())) == pytest.approx(float(expected.loss(task, student, batch())))
+    other_way = Distiller(student, expected.reader, 2.0, 1.0, tokens=96)
+    wide_loss, narrow_loss = (float(other_way.loss(task, model, batch())) for model in (wide, narrow))
+    assert wide_loss == pytest.approx(narrow_loss)
+
+
 def test_a_student_moves_towards_its_teacher():
     teacher, student = llama(layers=1), llama()
     distilled, task = distiller(teacher, alpha=1.0)
