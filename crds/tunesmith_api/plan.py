@@ -19,7 +19,7 @@ from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import Init, SaveMode, Tracking
 from tunesmith_api.v1alpha1.method import Method
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
-from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
+from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task, Translation
 from tunesmith_api.v1alpha1.training import EarlyStopping, LrSchedulerType, Optim, Precision, Strategy
 
 __all__ = ["CalibrationPlan", "EvaluationPlan", "OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
@@ -77,6 +77,7 @@ _CURVE = {
     "classification",
     "preference",
     "masked_lm",
+    "translation",
     "training",
 }
 _NOT_CURVE = (
@@ -110,6 +111,7 @@ class TrainingPlan(Contract):
     classification: Classification = Field(default_factory=Classification)
     preference: Preference = Field(default_factory=Preference)
     masked_lm: MaskedLanguageModel = Field(default_factory=MaskedLanguageModel)
+    translation: Translation | None = None
     generation: Generation = Field(default_factory=Generation)
     training: OptimizationPlan
     strategy: Strategy = Strategy.AUTO

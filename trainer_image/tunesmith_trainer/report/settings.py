@@ -39,6 +39,8 @@ def settings_of(plan: TrainingPlan) -> dict[str, str]:
         document["preference"] = plan.preference.model_dump(mode="json", by_alias=True)
     if plan.task is Task.MASKED_LM:
         document["maskedLM"] = plan.masked_lm.model_dump(mode="json", by_alias=True)
+    if plan.translation is not None:
+        document["translation"] = plan.translation.model_dump(mode="json", by_alias=True)
     document["generation"] = plan.generation.model_dump(mode="json", by_alias=True)
     document["workers"] = {"replicas": plan.replicas, "gpusPerWorker": plan.gpus_per_worker}
     document["checkpoint"] = {"uri": plan.checkpoint_uri, "everySteps": plan.checkpoint_every_steps}

@@ -35,6 +35,7 @@ def training_plan(job: FineTuneJob, attempt: int) -> TrainingPlan:
         classification=spec.classification or Classification(),
         preference=spec.preference or Preference(),
         masked_lm=spec.masked_lm or MaskedLanguageModel(),
+        translation=spec.translation,
         generation=spec.generation,
         training=_optimization(spec.training),
         strategy=spec.parallelism.strategy,
