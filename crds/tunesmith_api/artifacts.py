@@ -20,6 +20,7 @@ __all__ = [
     "FileEntry",
     "ModelManifest",
     "ModelShape",
+    "RunLease",
     "files_digest",
 ]
 
@@ -65,6 +66,22 @@ class CheckpointManifest(Contract):
         return sum(entry.size for entry in self.files)
 
 
+class RunLease(Contract):
+    """`<folder>/tunesmith-lease.json`: the run that writes into a folder. It renews the lease while it lives."""
+
+    schema_version: Literal[1] = 1
+    run_digest: str = Field(description="Of the plan and what it reads: what lies there without a manifest is its own.")
+    uid: str = Field(description="Of the FineTuneJob, the same in all its pods; of a local run, that of its process.")
+    name: str
+    namespace: str
+    host: str = Field(description="The machine's boot and the process namespace in which `pid` counts.")
+    pid: int = Field(description="Of the process that renews it.")
+    renewals: int = 0
+    released: bool = Field(
+        default=False, description="Whether the run has ended; what it began to write still lies there."
+    )
+
+
 class ModelShape(Contract):
     """What the memory of a served language model follows from, besides the size of its weights."""
 
@@ -96,6 +113,7 @@ class ModelManifest(Contract):
         default="", description="What an artefact's folder is named by: its source's digest, or that of its listing."
     )
     plan_digest: str = ""
+    output_form: str = Field(default="", description="A trained model's: the output.save and dtype that it is in.")
     rehearsed: str | None = Field(
         default=None, description="A trained model's: the number format that quantization-aware training rehearsed."
     )

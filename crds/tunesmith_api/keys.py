@@ -182,6 +182,8 @@ class Reason(StrEnum):
     STORAGE_UNREADABLE = "StorageUnreadable"
     STORAGE_UNWRITABLE = "StorageUnwritable"
     STORAGE_UNREACHABLE = "StorageUnreachable"
+    OUTPUT_EXISTS = "OutputExists"
+    FOLDER_IN_USE = "FolderInUse"
     OUT_OF_MEMORY = "OutOfMemory"
     DIVERGED = "Diverged"
     COLLECTIVE_TIMEOUT = "CollectiveTimeout"

@@ -6,7 +6,7 @@ sees the custom resource itself, so a running job can't change under its feet.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_api.v1alpha1.finetunejob import Init, SaveMode, Tracking
 from tunesmith_api.v1alpha1.method import Method
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
-from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
+from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task, Translation
 from tunesmith_api.v1alpha1.training import EarlyStopping, LrSchedulerType, Optim, Precision, Strategy
 
 __all__ = ["CalibrationPlan", "EvaluationPlan", "OptimizationPlan", "ServingPlan", "StoragePlan", "TrainingPlan"]
@@ -77,6 +77,7 @@ _CURVE = {
     "classification",
     "preference",
     "masked_lm",
+    "translation",
     "training",
 }
 _NOT_CURVE = (
@@ -110,6 +111,7 @@ class TrainingPlan(Contract):
     classification: Classification = Field(default_factory=Classification)
     preference: Preference = Field(default_factory=Preference)
     masked_lm: MaskedLanguageModel = Field(default_factory=MaskedLanguageModel)
+    translation: Translation | None = None
     generation: Generation = Field(default_factory=Generation)
     training: OptimizationPlan
     strategy: Strategy = Strategy.AUTO
@@ -127,6 +129,7 @@ class TrainingPlan(Contract):
     checkpoint_keep_last: int
     checkpoint_keep_best: bool = True
     output_uri: str
+    output_overwrite: bool = False
     save: SaveMode = SaveMode.MERGED
     output_dtype: Precision = Precision.AUTO
     tracking: Tracking = Field(default_factory=Tracking)
@@ -134,8 +137,8 @@ class TrainingPlan(Contract):
     hub_endpoint_url: str | None = Field(default=None, alias="hubEndpointURL")
 
     @property
-    def digest(self) -> str:
-        """Digest of what decides the loss curve: a checkpoint of another digest is not resumed from.
+    def curve(self) -> dict[str, Any]:
+        """What decides the loss curve.
 
         Placement, worker count, micro-batch, restarts, retention and the attempt number are left out: the curve does
         not depend on them.
@@ -144,12 +147,22 @@ class TrainingPlan(Contract):
         for name in _NOT_CURVE:
             document["training"].pop(name, None)
         document["dataset"].pop("cacheUri", None)
-        return digest_of(document)
+        return document
+
+    @property
+    def digest(self) -> str:
+        """Digest of what decides the loss curve: a checkpoint of another digest is not resumed from."""
+        return digest_of(self.curve)
 
     @property
     def publishes_adapter_only(self) -> bool:
         """Whether the output folder gets an adapter and no whole model."""
         return self.method.has_adapters and self.save is SaveMode.ADAPTER
+
+    @property
+    def output_form(self) -> str:
+        """How the model is written, which the digest doesn't know: another form of the same run has to be written."""
+        return f"{self.save} {self.output_dtype}" if self.method.has_adapters else f"{self.output_dtype}"
 
     @property
     def tokens_uri(self) -> str:

@@ -53,7 +53,7 @@ def _success(plan: TrainingPlan, report: TerminationReport, paths: LocalPaths) -
     yield ""
     where = folder if folder is not None else f"a copy of {uri}"
     if plan.method.has_adapters and plan.save is SaveMode.ADAPTER:
-        yield f"Next: peft's AutoPeftModel.from_pretrained loads the adapter from {where}."
+        yield f"Next: the code that puts the adapter onto its base is in README.md of {where}."
     else:
         yield f"Next: transformers' {AUTO_CLASSES[plan.task]}.from_pretrained loads the model from {where}."
 

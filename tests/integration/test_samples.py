@@ -154,6 +154,7 @@ CHANGES = {
     "classification": {},
     "preference": {},
     "maskedLM": {},
+    "translation": {"sourceLanguage": "en", "targetLanguage": "de"},
     "generation": {"numBeams": 2},
     "workers": {"replicas": 1},
     "checkpoint": {"keepLast": 9},

@@ -104,6 +104,7 @@ RULES = [
     _spec("classes for a chat", {"classification": {}}, "classification belongs to the classification tasks"),
     _spec("numbers for tokens", {"task": "TokenClassification", "classification": {"problemType": "Regression"}}, "classification.problemType MultiLabel and Regression belong to task SequenceClassification"),
     _spec("preferences for a chat", {"preference": {}}, "preference belongs to task DPO"),
+    _spec("languages for a chat", {"translation": {"sourceLanguage": "en", "targetLanguage": "de"}}, "translation belongs to task Seq2Seq"),
     _spec("masks for a chat", {"maskedLM": {}}, "maskedLM belongs to task MaskedLM"),
     _spec("a chat from nothing", {"model": {"init": "Random"}, "method": {"type": "Full", "lora": None}}, "model.init Random is pre-training: it needs task CausalLM or MaskedLM"),
     _spec("adapters from nothing", {"model": {"init": "Random"}, "task": "CausalLM"}, "model.init Random trains all weights"),

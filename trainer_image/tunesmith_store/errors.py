@@ -5,11 +5,12 @@ Raised by the store, the trainer and the quantizer; their main programs turn the
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from tunesmith_api.keys import ExitCode, Reason
 
-__all__ = ["Failure", "Retryable", "UserError"]
+__all__ = ["Failure", "Retryable", "UserError", "is_disk_full"]
 
 
 class Failure(Exception):
@@ -46,3 +47,11 @@ class Retryable(Failure):
         self, message: str, reason: Reason = Reason.WORKER_CRASHED, exit_code: ExitCode = ExitCode.CRASHED
     ) -> None:
         super().__init__(reason, message, exit_code)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means that a disk of this machine is full. Libraries tell it in errors of their own, too."""
+    if isinstance(error, Failure):
+        return False
+    code = error.errno if isinstance(error, OSError) else None
+    return code in {errno.ENOSPC, errno.EDQUOT} or "No space left on device" in str(error)

@@ -24,6 +24,7 @@ from tunesmith_store.weights import INDEX, is_weights, weight_files
 
 __all__ = [
     "copy_hashed",
+    "digest_at",
     "entries_below",
     "entry_of_bytes",
     "fetch_model",
@@ -74,6 +75,20 @@ def copy_hashed(store: ObjectStore, uri: str, size: int, path: Path) -> str:
                 break  # it is shorter than it should be: its digest says so
             digest.update(data)
             file.write(data)
+    return digest.hexdigest()
+
+
+def digest_at(store: ObjectStore, uri: str, size: int) -> str:
+    """Return the hex sha256 of an object of `size` bytes; of a longer one that of its beginning.
+
+    Raises:
+        NotFound: there is no such object.
+        Retryable: the store can't be read.
+    """
+    digest, start = hashlib.sha256(), 0
+    while start < size and (data := _range_of(store, uri, start, min(RANGE, size - start))):
+        digest.update(data)
+        start += len(data)
     return digest.hexdigest()
 
 

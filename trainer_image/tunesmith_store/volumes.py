@@ -21,7 +21,7 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.store import NotFound, ObjectInfo
 
-__all__ = ["VolumeStore", "in_place", "volumes_root"]
+__all__ = ["VolumeStore", "in_place", "loadable", "volumes_root"]
 
 PART = ".tunesmith-part-"
 """Beginning of the name of a file that is being written. Never listed."""
@@ -41,6 +41,20 @@ def in_place(uri: str) -> Path | None:
     parts = [part for part in path.split("/") if part]
     folder = volumes_root().joinpath(*parts)
     return folder if scheme == "pvc" and ".." not in parts and folder.is_dir() else None
+
+
+def loadable(uri: str) -> str | None:
+    """Return what `from_pretrained` takes for a model's URI; None where its folder has to be copied first.
+
+    That is a name on the Hub, or a path of this machine in a local run, where claims are links. A pod's paths are of no
+    use to others.
+    """
+    scheme, _, path = uri.partition("://")
+    if scheme == "hf":
+        return path.strip("/")
+    folder = in_place(uri)
+    is_local = folder is not None and (volumes_root() / path.partition("/")[0]).is_symlink()
+    return str(folder.resolve()) if folder is not None and is_local else None
 
 
 @contextmanager

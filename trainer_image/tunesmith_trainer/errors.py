@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import CheckpointRef, MemoryFacts
 from tunesmith_store.errors import Failure, Retryable, UserError
 
-__all__ = ["Interrupted", "OutOfMemory", "SmallerMicroBatch", "StopRequested"]
+__all__ = ["Interrupted", "OutOfMemory", "SmallerMicroBatch", "StopRequested", "full_disk"]
 
 
 class OutOfMemory(UserError):
@@ -35,3 +37,12 @@ class Interrupted(Failure):
 
 class StopRequested(Exception):
     """Some pod of the group got SIGTERM; known to all ranks at the same point. `run` saves, and raises Interrupted."""
+
+
+def full_disk(folder: Path, error: BaseException) -> UserError:
+    """Return what to raise where the pod's own disk is full: to start anew on it would end the same."""
+    message = (
+        f"no room left on the pod's disk, in {folder}: {error}; give the pods more ephemeral storage, or a local run "
+        "another --work-dir"
+    )
+    return UserError(Reason.DISK_FULL, message)

@@ -33,7 +33,7 @@ from tunesmith_api.v1alpha1.common import (
 from tunesmith_api.v1alpha1.dataset import Dataset
 from tunesmith_api.v1alpha1.jobstatus import FineTuneJobStatus
 from tunesmith_api.v1alpha1.method import Method
-from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task
+from tunesmith_api.v1alpha1.task import Classification, Generation, MaskedLanguageModel, Preference, Task, Translation
 from tunesmith_api.v1alpha1.training import Parallelism, Precision, Training
 
 __all__ = [
@@ -63,6 +63,7 @@ IMMUTABLE_AFTER_START = (
     "classification",
     "preference",
     "maskedLM",
+    "translation",
     "generation",
     "workers",
     "checkpoint",
@@ -81,7 +82,7 @@ READ_AT_START = (
 )
 """Fields that pods have read by then, without any bearing on the result. The rest of the spec is followed at any time."""
 
-ABSENT_UNLESS_GIVEN = ("classification", "preference", "maskedLM")
+ABSENT_UNLESS_GIVEN = ("classification", "preference", "maskedLM", "translation")
 
 
 class Init(StrEnum):
@@ -162,6 +163,10 @@ class Output(SpecModel):
 
     uri: WritableUri = Field(
         description="Folder for the tuned model (safetensors, tokenizer, model card) and its report.html: s3://bucket/key or pvc://claim/path."
+    )
+    overwrite: bool = Field(
+        default=False,
+        description="Replace the model of another run, or other files, that lie in this folder. Without it they are named and the job ends before training.",
     )
     save: SaveMode = Field(
         default=SaveMode.MERGED,
@@ -281,6 +286,9 @@ class FineTuneJobSpec(SpecModel):
     classification: Classification | None = Field(default=None, description="Settings of the classification tasks.")
     preference: Preference | None = Field(default=None, description="Settings of DPO.")
     masked_lm: MaskedLanguageModel | None = Field(default=None, alias="maskedLM", description="Settings of MaskedLM.")
+    translation: Translation | None = Field(
+        default=None, description="Languages of a Seq2Seq model that translates between many."
+    )
     generation: Generation = Field(
         default_factory=Generation, description="How answers are generated where an evaluation reads them."
     )
@@ -349,6 +357,10 @@ class FineTuneJobSpec(SpecModel):
                 cel(
                     "!has(self.maskedLM) || self.task == 'MaskedLM'",
                     "maskedLM belongs to task MaskedLM: remove it or set task: MaskedLM",
+                ),
+                cel(
+                    "!has(self.translation) || self.task == 'Seq2Seq'",
+                    "translation belongs to task Seq2Seq: remove it or set task: Seq2Seq",
                 ),
                 cel(
                     "self.model.init != 'Random' || self.task in ['CausalLM', 'MaskedLM']",

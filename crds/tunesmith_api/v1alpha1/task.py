@@ -20,6 +20,7 @@ __all__ = [
     "PreferenceLoss",
     "ProblemType",
     "Task",
+    "Translation",
 ]
 
 
@@ -112,6 +113,20 @@ class MaskedLanguageModel(SpecModel):
         json_schema_extra={
             "x-kubernetes-validations": [cel("self > 0.0 && self < 1.0", "mlmProbability must lie between 0 and 1")]
         },
+    )
+
+
+LanguageCode = Annotated[str, Field(min_length=2, max_length=32, pattern=r"^[A-Za-z][A-Za-z_-]*$")]
+
+
+class Translation(SpecModel):
+    """Languages of a model that translates between many (NLLB, mBART, M2M100), by the codes of its tokenizer."""
+
+    source_language: LanguageCode = Field(
+        description="Of the source texts: eng_Latn for NLLB, en_XX for mBART, en for M2M100."
+    )
+    target_language: LanguageCode = Field(
+        description="Of the target texts. The tuned model writes it without being told."
     )
 
 

@@ -149,8 +149,10 @@ OTHER_METHODS = {
 METHODS = {"Full": {"type": "Full"}, "LoRA": {"type": "LoRA", "lora": {"r": 8, "alpha": 16}}}
 
 
-def run(case: Case, method: dict[str, Any], pool: Any, store: Any, bucket: str, folder: Path, **changes: Any) -> Any:
-    """Train one case to its end; return the bucket's base URI, the result and the run's state."""
+def run(
+    case: Case, method: dict[str, Any], pool: Any, store: Any, bucket: str, folder: Path, ranks: int = 1, **changes: Any
+) -> Any:
+    """Train one case to its end; return the result and the run's state."""
     from support.plans import training_plan
 
     (folder / "made").mkdir()
@@ -165,7 +167,7 @@ def run(case: Case, method: dict[str, Any], pool: Any, store: Any, bucket: str, 
         dataset=dataset(f"{bucket}/train.jsonl", f"{bucket}/eval.jsonl"), storage=StoragePlan(endpoint_url=store.endpoint_url),
         **case.plan,
     )  # fmt: skip
-    result, state = run_ranks(pool, plan, folder / "scratch", 1, store.environment())
+    result, state = run_ranks(pool, plan, folder / "scratch", ranks, store.environment())
     if isinstance(result, Exception):
         raise result
     return result, state
@@ -199,3 +201,17 @@ def test_a_method_learns(name, pool, object_store, bucket, tmp_path):
     case = (CASES | WIDE)[case_name]
     result, _ = run(case, method, pool, object_store, bucket, tmp_path)
     assert_better(case, result)
+
+
+def test_ranks_with_unlike_numbers_of_micro_batches_learn_of_pictures_what_one_learns(
+    pool, object_store, bucket, tmp_path
+):
+    losses = []
+    for ranks in (1, 2):  # of three examples one rank has two, one at a time
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        cut = {"global_batch_size": 3, "micro_batch_size": 1, "max_steps": 2}
+        place = (pool, object_store, f"{bucket}/{ranks}", folder, ranks)
+        _, state = run(CASES["pictures"], METHODS["Full"], *place, **cut)
+        losses.append([record["loss"] for record in state.history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -50,7 +50,7 @@ def test_every_text_list_and_map_of_the_spec_is_bounded(schema):
 
 
 SWITCHES = {  # booleans of which a third value can't be thought; all else is an enumeration
-    ".spec.suspend", ".spec.checkpoint.keepBest", ".spec.dataset.streaming", ".spec.method.lora.useRslora",
+    ".spec.suspend", ".spec.checkpoint.keepBest", ".spec.dataset.streaming", ".spec.method.lora.useRslora", ".spec.output.overwrite",
     ".spec.method.quantizedBase.useDoubleQuant", ".spec.tracking.tensorBoard", ".spec.training.gradientCheckpointing",
     ".spec.training.groupByLength", ".spec.training.loadBestModelAtEnd", ".spec.training.packing",
 }  # fmt: skip

@@ -131,7 +131,7 @@ def test_success_shows_numbers_before_and_after_and_where_model_and_report_are(t
 def test_a_model_in_a_bucket_is_named_by_its_uri(tmp_path):
     text = end(tmp_path, succeeded("s3://models/x"), 0, output={"uri": "s3://models/x", "save": "Adapter"})
     assert "report  s3://models/x/report.html" in text
-    assert "AutoPeftModel.from_pretrained loads the adapter from a copy of s3://models/x" in text
+    assert "the code that puts the adapter onto its base is in README.md of a copy of s3://models/x." in text
 
 
 def test_after_ctrl_c_it_says_how_to_go_on(tmp_path):

@@ -164,7 +164,7 @@ def test_a_plan_carries_the_parts_of_the_spec_as_they_are():
     spec = {
         "task": "SequenceClassification", "classification": {"labels": ["bad", "good"]},
         "method": {"type": "DoRA", "lora": {"r": 4}}, "dataset": {"splitPercent": 5, "columns": {"text": "tweet"}},
-        "huggingFace": {"endpointURL": "http://hub.local"}, "output": {"save": "Both", "dtype": "BF16"},
+        "huggingFace": {"endpointURL": "http://hub.local"}, "output": {"save": "Both", "dtype": "BF16", "overwrite": True},
         "parallelism": {"strategy": "FSDP", "tensorParallel": 2}, "tracking": {"tensorBoard": True},
     }  # fmt: skip
     wanted = job(**spec)
@@ -173,6 +173,7 @@ def test_a_plan_carries_the_parts_of_the_spec_as_they_are():
         wanted.spec.dataset, wanted.spec.method, wanted.spec.classification,
     )  # fmt: skip
     assert (plan.strategy, plan.tensor_parallel, plan.save, plan.output_dtype) == ("FSDP", 2, "Both", "BF16")
+    assert plan.output_overwrite
     assert plan.hub_endpoint_url == "http://hub.local"
     assert plan.tracking.tensor_board
     assert type(plan).from_json(plan.to_json()) == plan

@@ -13,7 +13,7 @@ from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_store.errors import UserError
 from tunesmith_store.store import NotFound
-from tunesmith_store.volumes import PART, VolumeStore, volumes_root
+from tunesmith_store.volumes import PART, VolumeStore, loadable, volumes_root
 
 
 @pytest.fixture
@@ -151,3 +151,12 @@ def test_the_folder_of_volumes_comes_from_the_environment(monkeypatch):
     assert str(volumes_root()) == keys.VOLUMES_DIRECTORY
     monkeypatch.setenv(keys.ENV_VOLUMES, "/somewhere")
     assert str(volumes_root()) == "/somewhere"
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"), [("hf://owner/base", "owner/base"), ("s3://bucket/base", None), ("pvc://claim/base", None)]
+)
+def test_a_model_is_named_as_loaders_take_it_or_has_to_be_copied_first(uri, name, tmp_path, monkeypatch):
+    (tmp_path / "claim" / "base").mkdir(parents=True)
+    monkeypatch.setenv(keys.ENV_VOLUMES, str(tmp_path))
+    assert loadable(uri) == name

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from support.plans import training_plan
-from tunesmith_api.keys import Reason
+from tunesmith_api.keys import ENV_VOLUMES, Reason
 from tunesmith_api.v1alpha1.method import QatScheme
 from tunesmith_store.errors import UserError
 from tunesmith_trainer import methods
@@ -230,6 +230,22 @@ def test_a_saved_adapter_loads_onto_its_base(tmp_path):
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["task_type"], config["r"]) == (plan.model_uri, "CAUSAL_LM", 4)
     loaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "adapter")
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-5)
+
+
+def test_an_adapter_of_a_local_run_is_found_with_its_base_by_pefts_automatic_class(tmp_path, monkeypatch):
+    from peft import AutoPeftModelForCausalLM
+
+    base = tmp_path / "models" / "base"
+    llama().save_pretrained(base)
+    (tmp_path / "volumes").mkdir()
+    (tmp_path / "volumes" / "local").symlink_to("/")
+    monkeypatch.setenv(ENV_VOLUMES, str(tmp_path / "volumes"))
+    plan = training_plan(method="LoRA", model_uri=f"pvc://local{base}")
+    model = applied(llama(), plan).model
+    methods.save_adapter(model, tmp_path / "adapter", plan)
+    assert not (tmp_path / "adapter" / "README.md").exists()
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert torch.allclose(logits(loaded), logits(model), atol=1e-5)
 
 
@@ -445,6 +461,21 @@ def test_a_teacher_with_another_vocabulary_is_refused():
     distilled, task = distiller(llama(vocab_size=97))
     with pytest.raises(UserError, match="teacherUri: the teacher tells 97 tokens or classes apart and the model 96"):
         distilled.loss(task, llama(), batch())
+
+
+def test_logits_that_stand_for_no_token_are_left_out_where_both_have_the_same_tokens():
+    student, narrow = llama(), llama(layers=1)
+    wide = llama(layers=1, vocab_size=101)
+    weights = narrow.state_dict()
+    with torch.no_grad():
+        for name, weight in wide.state_dict().items():
+            weight[: len(weights[name])] = weights[name]
+    expected, task = distiller(narrow)
+    found = Distiller(wide, expected.reader, expected.temperature, expected.alpha, tokens=96)
+    assert float(found.loss(task, student, batch())) == pytest.approx(float(expected.loss(task, student, batch())))
+    other_way = Distiller(student, expected.reader, 2.0, 1.0, tokens=96)
+    wide_loss, narrow_loss = (float(other_way.loss(task, model, batch())) for model in (wide, narrow))
+    assert wide_loss == pytest.approx(narrow_loss)
 
 
 def test_a_student_moves_towards_its_teacher():

@@ -68,6 +68,25 @@ def test_sgd_has_adams_first_beta_as_momentum():
         assert torch.allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.parametrize("optim", list(Optim))
+def test_a_step_over_shared_parameters_is_that_over_whole_ones(optim):
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    plan = optimization(optim=optim, weight_decay=0.1)
+    ours, theirs = Odd(), Odd()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(ours)
+        for model in (ours, theirs):
+            stepped(model, make_optimizer(model, plan, CPU), 3)
+        found = [parameter.full_tensor() for parameter in ours.parameters()]
+    finally:
+        distributed.destroy_process_group()
+    for one, other in zip(found, theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
 def test_8_bit_adam_goes_where_adam_goes_with_a_quarter_of_the_state():
     start, short, full = Odd(), Odd(), Odd()
     small = make_optimizer(short, optimization(optim=Optim.ADAMW_8BIT, weight_decay=0.0), CPU)

@@ -13,10 +13,13 @@ from PIL import Image
 
 from assets import tiny
 from support.learning import word_pieces
+from support.plans import training_plan
 from support.records import evaluated, run_record
+from tunesmith_trainer.methods.adapters import add_adapters, save_adapter
 from tunesmith_trainer.models.tokenizers import CHATML
 from tunesmith_trainer.report.card import model_card
 from tunesmith_trainer.report.record import ClassCount, Data
+from tunesmith_trainer.tasks import task_for
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 NAMES = {"id2label": {0: "down", 1: "up"}, "label2id": {"down": 0, "up": 1}}
@@ -81,6 +84,15 @@ def test_results_settings_data_and_limits_are_told():
     limits = text.split("## Limits")[1]
     assert "Overfitting after step 40" in limits
     assert "128 tokens" in limits
+
+
+def test_the_setting_that_decided_how_long_is_the_one_that_is_told():
+    rows = table_of(model_card(run_record({"training": {"max_steps": 60}})))
+    assert "| `training.maxSteps` | 60 |" in rows
+    assert not [row for row in rows if "numTrainEpochs" in row]
+    rows = table_of(model_card(run_record()))
+    assert "| `training.numTrainEpochs` | 1 |" in rows
+    assert not [row for row in rows if "maxSteps" in row]
 
 
 def test_without_held_out_data_nothing_is_claimed():
@@ -194,22 +206,21 @@ def test_the_code_knows_what_a_classifiers_outputs_mean(kind, labels, place):
     assert printed.strip()
 
 
-@pytest.mark.parametrize("task", ["ChatSFT", "SequenceClassification"])
-def test_the_code_puts_an_adapter_onto_its_base(task, place, monkeypatch):
-    from peft import LoraConfig, TaskType, get_peft_model
-
+@pytest.mark.parametrize("uri", ["hf://owner/base", "s3://bucket/base"])
+@pytest.mark.parametrize("task", MODELS)
+def test_the_code_puts_an_adapter_onto_its_base(task, uri, place):
     torch.manual_seed(0)
-    base = llama("LlamaForCausalLM") if task == "ChatSFT" else llama("LlamaForSequenceClassification", **NAMES)
-    (place / "owner").mkdir()
-    base.save_pretrained(place / "owner" / "base")
-    kind = TaskType.CAUSAL_LM if task == "ChatSFT" else TaskType.SEQ_CLS
-    adapted = get_peft_model(base, LoraConfig(task_type=kind, r=4, target_modules="all-linear"))
-    adapted.save_pretrained(place / "sentiment")
+    base = MODELS[task]()
+    base.save_pretrained(place / (uri.removeprefix("hf://") if uri.startswith("hf") else "base"))
+    made = training_plan(task=task, method="LoRA", save="Adapter", model_uri=uri)
+    adapted = add_adapters(base, made, task_for(made))
+    save_adapter(adapted, place / "sentiment", made)
     save_processor(task, place / "sentiment")
-    data = Data(train_examples=2, classes=(ClassCount(label="down"), ClassCount(label="up")))
-    plan = {"task": task, "method": "LoRA", "save": "Adapter", "model_uri": "hf://owner/base"}
-    code, printed = run_usage(model_card(run_record(plan, data=data)))
+    classes = () if task == "Reward" else (ClassCount(label="down"), ClassCount(label="up"))
+    plan = {"task": task, "method": "LoRA", "save": "Adapter", "model_uri": uri}
+    code, printed = run_usage(model_card(run_record(plan, data=Data(train_examples=2, classes=classes))))
     assert "PeftModel.from_pretrained" in code
+    assert ("# ./base is a copy of s3://bucket/base" in code) == uri.startswith("s3")
     assert printed.strip()
     assert task != "SequenceClassification" or "'down'" in printed
 

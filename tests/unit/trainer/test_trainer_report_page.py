@@ -9,12 +9,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from support.plans import training_plan
+from support.plans import dataset, training_plan
 from support.records import LABELS, history, run_record
 from tunesmith_trainer import report
 from tunesmith_trainer.report import charts
 from tunesmith_trainer.report.page import render
-from tunesmith_trainer.report.record import Confusion, HistoryPoint, RunRecord, Sample, WorstExample
+from tunesmith_trainer.report.record import Confusion, Data, HistoryPoint, RunRecord, Sample, WorstExample
+from tunesmith_trainer.report.verdict import verdict_of
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -197,3 +198,24 @@ def test_a_file_that_is_no_record_is_refused_in_words(tmp_path):
     assert done.returncode == 2
     assert "is no report.json of this version" in done.stderr
     assert not (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "words"), [("ChatSFT", "guessed, each token behind"), ("SequenceClassification", "predicted")]
+)
+def test_guesses_at_each_place_of_the_right_answer_are_not_called_predictions(task, words):
+    (label,) = re.findall(r'<span class="muted">· ([^<]*)</span> <b>', render(run_record({"task": task})))
+    assert label.startswith(words)
+
+
+def test_the_share_that_is_held_out_is_the_one_that_came_out():
+    data = dataset(splitPercent=20)
+    page = render(run_record({"dataset": data}, data=Data(train_examples=112, eval_examples=48)))
+    assert "48 (30.0\u202f% of all)" in page
+    assert "of all)" not in render(run_record())
+
+
+def test_one_training_loss_is_told_on_a_page():
+    record = run_record(evaluations=())
+    assert " to 0.610 " in verdict_of(record).headline
+    assert ">0.610<" in render(record)

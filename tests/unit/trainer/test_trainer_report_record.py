@@ -51,7 +51,7 @@ def test_the_plan_is_told_by_names_and_the_rows_of_inline_data_are_left_out():
     data = Dataset.model_validate({"train": {"inline": rows}, "splitPercent": 5})
     record = RunRecord.of(training_plan(dataset=data))
     assert record.plan.train_data == "inline"
-    assert record.plan.eval_data == "5 % of the training data"
+    assert record.plan.eval_data == "part of the training data (splitPercent: 5)"
     assert "secret" not in record.to_json()
 
 

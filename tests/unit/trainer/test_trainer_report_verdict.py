@@ -34,11 +34,27 @@ def titles(record, level=None):
 def test_a_good_run_is_told_with_its_numbers_and_nothing_to_warn_of():
     verdict = verdict_of(calm())
     assert plain(verdict.headline) == "Held-out accuracy rose from 34.8 % to 63.7 % (+28.9 points)."
-    # 1.96 * sqrt(0.637 * 0.363 / 600)
-    assert "600 held-out examples, ±3.8 points (95 %)" in plain(verdict.detail)
+    # statsmodels: proportion_confint(0.637 * 600, 600, method="wilson")
+    assert "600 held-out examples; the 95 % interval is 59.8 to 67.4 %." in plain(verdict.detail)
     assert "loss fell from 1.100 to 0.800 (-27.3 %)" in plain(verdict.detail)
     assert verdict.improved is True
     assert verdict.findings == ()
+
+
+@pytest.mark.parametrize(("share", "interval"), [(1.0, "82.4 to 100.0"), (0.0, "0.0 to 17.6"), (0.5, "29.0 to 71.0")])
+def test_where_all_of_a_few_examples_are_right_it_is_not_sure_that_all_are(share, interval):
+    found = evaluated((60, {"loss": 0.8, "accuracy": share}))
+    verdict = verdict_of(calm(evaluations=found, data=Data(train_examples=1000, eval_examples=18)))
+    assert f"18 held-out examples; the 95 % interval is {interval} %." in plain(verdict.detail)
+
+
+def test_the_f1_of_tags_that_mark_spans_is_that_of_entities():
+    found = evaluated((0, {"loss": 1.0, "f1": 0.2}), (60, {"loss": 0.8, "f1": 0.5}))
+    for labels, name in ((("B-PER", "I-PER", "O"), "entity F1"), (("NOUN", "VERB", "O"), "F1 (macro)")):
+        record = run_record({"task": "TokenClassification"}, evaluations=found)
+        confusion = Confusion(labels=labels, counts=((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+        record = record.model_copy(update={"confusion": confusion, "model": None})
+        assert plain(verdict_of(record).headline).startswith(f"Held-out {name} rose from 20.0 % to 50.0 %")
 
 
 def written(loss, method="LoRA", dtype="bfloat16", rounding=""):

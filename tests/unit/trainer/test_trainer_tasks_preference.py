@@ -384,6 +384,15 @@ def test_a_rewards_loss_is_that_of_bradley_and_terry(folder):
     assert model.config.pad_token_id == task.processor.pad_token_id == task.processor.eos_token_id
 
 
+@pytest.mark.parametrize("method", [MethodType.FULL, MethodType.LORA])
+def test_before_the_first_step_of_dpo_every_pair_is_a_tie_and_counts_half(chat_folder, method):
+    task, model = ready(Task.DPO, chat_folder, method, dropout=0.0)
+    batch = task.collate(examples_of(task), CPU, packed=False)
+    with torch.no_grad():
+        metrics = task.metrics(task.assess(model.eval(), batch))
+    assert (metrics["rewardAccuracy"], metrics["rewardMargin"]) == (0.5, 0.0)
+
+
 def test_outcomes_name_the_row_and_what_was_preferred(folder):
     task, model = ready(Task.REWARD, folder)
     examples = [

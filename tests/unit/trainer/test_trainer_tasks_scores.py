@@ -10,7 +10,8 @@ from sklearn import metrics
 from tunesmith_trainer.tasks import scores
 from tunesmith_trainer.tasks.base import Example
 from tunesmith_trainer.tasks.collator import length_mask, pad, pad_rows, stack, text_inputs
-from tunesmith_trainer.tasks.token_classification import has_spans, span_counts, spans_of
+from tunesmith_trainer.tasks.scores import has_spans
+from tunesmith_trainer.tasks.token_classification import span_counts, spans_of
 
 CPU = torch.device("cpu")
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)

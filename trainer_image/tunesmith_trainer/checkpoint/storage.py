@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tunesmith_api import keys
 from tunesmith_api.artifacts import CheckpointManifest
 from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_trainer.data.contents import differences, find_description
 
 __all__ = ["CheckpointStorage"]
 
@@ -63,10 +64,18 @@ class CheckpointStorage:
         ours = []
         for manifest in self.all_manifests():
             if manifest.plan_digest != self.run_digest:
-                self.log(f"checkpoint of step {manifest.step} belongs to another plan or other data: ignored")
+                self.log(f"checkpoint of step {manifest.step} {self._whose(manifest)}: ignored")
             elif before is None or manifest.step < before:
                 ours.append(manifest)
         return ours
+
+    def _whose(self, manifest: CheckpointManifest) -> str:
+        """Say what makes a checkpoint another run's."""
+        other, mine = (
+            find_description(self.store, self.uri, digest) for digest in (manifest.plan_digest, self.run_digest)
+        )
+        why = differences(other, mine) if other and mine else ""
+        return f"is another run's ({why})" if why else "belongs to another plan or other data"
 
     def withdraw(self, since: int) -> None:
         """Make this run's checkpoints of step `since` and later stop existing: the run has gone back before them."""

@@ -90,6 +90,7 @@ def token_digest(plan: TrainingPlan, store: ObjectStore, train: Source, held_out
             "columns": dataset.columns.model_dump(mode="json"),
             "classification": plan.classification.model_dump(mode="json"),
             "maxLength": plan.training.max_length,
+            **({"translation": plan.translation.model_dump(mode="json")} if plan.translation else {}),
             "onBadRow": dataset.on_bad_row.value,
             "deduplication": dataset.deduplication.value,
             "splitPercent": dataset.split_percent,

@@ -18,6 +18,7 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.dataset import DatasetSource
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.hub import TOKEN, HubStore, is_network_error, parse_hub_uri
+from tunesmith_store.store import ObjectInfo
 from tunesmith_trainer.data.arrow_rows import plain_rows
 from tunesmith_trainer.data.rows import RawRow, TaskColumns
 
@@ -60,7 +61,7 @@ class HubSource:
         self._endpoint, self._streaming = endpoint, streaming
         self.commit = hub.commit(self._place.base, source.revision)
 
-    def tags(self) -> Mapping[str, Any]:
+    def tags(self, tag_of: Callable[[ObjectInfo], str] | None = None) -> Mapping[str, Any]:
         """Return the commit and which part of the data set is read."""
         part = [self._source.config, self._source.split, self._place.path]
         return {"hub": self._place.repo, "commit": self.commit, "part": part}

@@ -7,7 +7,7 @@ its content is without being read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -23,13 +23,20 @@ from tunesmith_trainer.data.hubset import HubSource
 from tunesmith_trainer.data.rows import RawRow, TaskColumns, columns_of
 from tunesmith_trainer.data.streams import decompressed, utf8
 
-__all__ = ["Source", "open_source", "open_sources"]
+__all__ = ["Source", "TagOf", "open_source", "open_sources", "stored_tag"]
 
 KNOWN = ".jsonl, .json, .csv, .tsv, .txt, also with .gz, .bz2, .xz or .zst behind it; .parquet, .arrow"
 BESIDE_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """What `datasets` writes beside the rows."""
 PARQUET_BLOCK = 64 << 10
 """Bytes of one request for what lies between the columns; these are read whole."""
+
+TagOf = Callable[[ObjectInfo], str]
+
+
+def stored_tag(info: ObjectInfo) -> str:
+    """Return what the store itself says of a file: nothing is read for it."""
+    return info.tag
 
 
 class Source(Protocol):
@@ -49,8 +56,8 @@ class Source(Protocol):
     def head(self) -> Iterator[RawRow]:
         """Yield the same rows for who wants to see the first ones only. Raises as `rows`."""
 
-    def tags(self) -> Mapping[str, Any]:
-        """Return plain data that changes with the content (or the way that it is read), without reading it."""
+    def tags(self, tag_of: TagOf = stored_tag) -> Mapping[str, Any]:
+        """Return plain data that changes with the content (or the way that it is read), by `tag_of` of each file."""
 
 
 def open_sources(plan: TrainingPlan, store: ObjectStore) -> tuple[Source, Source | None]:
@@ -95,7 +102,7 @@ class InlineSource:
         """Yield the same."""
         return self.rows()
 
-    def tags(self) -> Mapping[str, Any]:
+    def tags(self, tag_of: TagOf = stored_tag) -> Mapping[str, Any]:
         """Return the digest of the text."""
         return {"inline": hashlib.sha256(self._text).hexdigest()}
 
@@ -128,11 +135,11 @@ class FileSource:
         """Yield the same: no more is read than is asked for."""
         return self.rows()
 
-    def tags(self) -> Mapping[str, Any]:
+    def tags(self, tag_of: TagOf = stored_tag) -> Mapping[str, Any]:
         """Return name, size and tag of each file, and how it is read."""
         return {
             "root": self.name.rstrip("/"),
-            "files": [[info.uri, info.size, info.tag, kind.value] for info, kind in self._files],
+            "files": [[info.uri, info.size, tag_of(info), kind.value] for info, kind in self._files],
             **({"encoding": self._encoding.value} if self._encoding is not Encoding.AUTO else {}),
         }
 

@@ -70,6 +70,14 @@ class Wrapped:
         """Whether ranks need each other for a forward pass: then all have to run it equally often."""
         return self.strategy is Strategy.FSDP or self.ranks_per_replica > 1
 
+    @property
+    def meets_always(self) -> bool:
+        """Whether ranks meet in every micro-batch, not in a step's last one only: then all need equally many.
+
+        DDP averages each time where it has to find out which weights a batch has left out.
+        """
+        return self.is_sharded or bool(getattr(self.module, "find_unused_parameters", False))
+
     def for_evaluation(self) -> nn.Module:
         """Return what is called forward without gradients: a replica needs no other rank for that."""
         return self.module if self.is_sharded else self.bare
@@ -81,7 +89,7 @@ class Wrapped:
         otherwise, and memory is what it is chosen for. The sum is the same.
         """
         unsynced = getattr(self.module, "no_sync", None)
-        if last or unsynced is None or self.module.find_unused_parameters:
+        if last or unsynced is None or self.meets_always:
             return nullcontext()
         context: AbstractContextManager[Any] = unsynced()
         return context

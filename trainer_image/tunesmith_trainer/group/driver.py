@@ -7,6 +7,7 @@ how Ray Train is configured. No torch here: the driver's memory and start-up cou
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 import traceback
@@ -15,10 +16,12 @@ from typing import Any
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import CheckpointRef, DatasetFacts, ModelRef, Outcome, TerminationReport, TrainerState
-from tunesmith_store.errors import Failure, Retryable, UserError
+from tunesmith_store.errors import Failure, Retryable, UserError, is_disk_full
 from tunesmith_store.router import store_of
-from tunesmith_trainer.errors import Interrupted, OutOfMemory
+from tunesmith_trainer.data.contents import Contents
+from tunesmith_trainer.errors import Interrupted, OutOfMemory, full_disk
 from tunesmith_trainer.group import preflight
+from tunesmith_trainer.group.leases import held_leases
 from tunesmith_trainer.loop.export import finished_model
 from tunesmith_trainer.pod.environment import PodEnvironment
 from tunesmith_trainer.pod.progress import ProgressPusher
@@ -51,6 +54,13 @@ def main() -> int:
         return ExitCode.CRASHED
     except Failure as error:
         report, code = _failed(plan, error), error.exit_code
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        full = full_disk(pod.scratch, error)
+        report, code = _failed(plan, full), full.exit_code
+        for name in ("export", "checkpoints", "model"):  # so that the result can be written
+            shutil.rmtree(pod.scratch / name, ignore_errors=True)
     if not pod.stop_file.exists() or code == ExitCode.SUCCESS:
         pod.result_file.with_suffix(".new").write_text(report.to_json())
         pod.result_file.with_suffix(".new").rename(pod.result_file)
@@ -74,14 +84,17 @@ def _failed(plan: TrainingPlan, error: Failure) -> TerminationReport:
 def _run(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restarts: int) -> TerminationReport:
     store = store_of(plan)
     pusher.update(state=TrainerState.PREPARING, message="checking data, model and buckets")
-    run_digest = preflight.check(plan, store, pod.scratch, pusher.log)
+    contents = Contents(store, plan.checkpoint_uri)
+    run_digest = preflight.check(plan, store, pod.scratch, pusher.log, contents)
     pusher.phase("inputChecked")
-    if finished := finished_model(store, plan.output_uri, run_digest):
+    if finished := finished_model(store, plan, run_digest):
         model, metrics = finished
         pusher.log(f"{model.uri} already holds the finished model of this very run: nothing to do")
         steps = int(metrics.get("steps", 0))
         return _succeeded(plan, model, None, metrics, steps, restarts)
-    result = _fit(plan, pod, pusher, restarts, run_digest)
+    with held_leases(store, plan, run_digest, pusher.log):
+        contents.write_down(plan, run_digest)
+        result = _fit(plan, pod, pusher, restarts, run_digest)
     checkpoint, model_json = result["checkpoint"], result["model"]
     return _succeeded(
         plan,

@@ -7,6 +7,7 @@ the first rows are looked at, and none where the token cache has them already; `
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_store.errors import UserError
 from tunesmith_store.files import model_files
 from tunesmith_store.store import ObjectStore
+from tunesmith_store.volumes import in_place
+from tunesmith_store.weights import is_weights
 from tunesmith_trainer.data.cache import read_manifest, token_digest
+from tunesmith_trainer.data.contents import Contents
 from tunesmith_trainer.data.image_loader import ImageLoader
 from tunesmith_trainer.data.rows import BadRows, RawRow, RowChecker, columns_of
 from tunesmith_trainer.data.sources import Source, open_sources
 from tunesmith_trainer.data.streaming import check_streamable
 from tunesmith_trainer.data.wordnet import find_wordnet
+from tunesmith_trainer.loop.output_folder import check_output
 from tunesmith_trainer.tasks.base import Task
 
 __all__ = ["check", "check_model_files"]
@@ -48,8 +53,15 @@ IMAGE_PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
 Log = Callable[..., None]
 
 
-def check(plan: TrainingPlan, store: ObjectStore, scratch: Path, log: Log) -> str:
+def check(plan: TrainingPlan, store: ObjectStore, scratch: Path, log: Log, contents: Contents | None = None) -> str:
     """Check data, model and buckets.
+
+    Args:
+        plan: what is to be done.
+        store: where it is read and written.
+        scratch: the pod's own folder.
+        log: takes lines for people.
+        contents: gets to know what is read.
 
     Returns:
         The run's digest: that of the plan and of the content it reads. A checkpoint or model of another digest is of
@@ -61,18 +73,20 @@ def check(plan: TrainingPlan, store: ObjectStore, scratch: Path, log: Log) -> st
     """
     from tunesmith_trainer.tasks import task_for
 
+    contents = contents or Contents(store, plan.checkpoint_uri)
     train, held_out = open_sources(plan, store)
-    config, models = _check_models(plan, store)
+    config, models = _check_models(plan, store, contents)
     _check_targets(plan, config)
-    content = {"train": train.tags(), **models}
+    content = {"train": train.tags(contents.tag_of), **models}
     if held_out is not None and plan.dataset.deduplication is Deduplication.EXACT:
-        content["heldOut"] = held_out.tags()  # it decides what is trained on
+        content["heldOut"] = held_out.tags(contents.tag_of)  # it decides what is trained on
     _check_writable(store, plan.checkpoint_uri, "spec.checkpoint.uri")
     _check_writable(store, plan.output_uri, "spec.output.uri")
     augmentation = plan.dataset.augmentation
     if augmentation is not None and augmentation.synonym_replacement:
         find_wordnet()
     run_digest = digest_of({"plan": plan.digest, "content": content})
+    check_output(store, plan, run_digest)
     checked = scratch / f".checked-{run_digest[:16]}"
     if not checked.exists():  # a driver that is started anew has seen the rows already
         _check_sources(plan, task_for(plan, config), store, train, held_out, log)
@@ -128,11 +142,15 @@ def _needs(columns: Iterable[str]) -> str:
 # ---- models
 
 
-def _check_models(plan: TrainingPlan, store: ObjectStore) -> tuple[Mapping[str, Any], dict[str, Any]]:
+def _check_models(
+    plan: TrainingPlan, store: ObjectStore, contents: Contents
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Check the model and those that help to train it; return its config.json and the tags of all their files."""
     image = plan.task is TaskName.IMAGE_CLASSIFICATION
     pretrained = plan.model_init is Init.PRETRAINED
-    config, tags = _check_model(store, plan.model_uri, "spec.model.uri", image, pretrained)
+    config, tags, weight_bytes = _check_model(store, contents, plan.model_uri, "spec.model.uri", image, pretrained)
+    if not plan.publishes_adapter_only:
+        _check_room(plan.output_uri, weight_bytes)
     helpers: dict[str, tuple[str, str]] = {}
     if plan.method.distillation is not None:
         helpers["teacher"] = ("spec.method.distillation.teacherUri", plan.method.distillation.teacher_uri)
@@ -144,23 +162,36 @@ def _check_models(plan: TrainingPlan, store: ObjectStore) -> tuple[Mapping[str, 
             "backward": (f"{field}.backwardUri", pair.backward_uri),
         }
     checked = {
-        name: _check_model(store, uri, field, image and name == "teacher")[1] for name, (field, uri) in helpers.items()
+        name: _check_model(store, contents, uri, field, image and name == "teacher")[1]
+        for name, (field, uri) in helpers.items()
     }
     return config, {"model": tags, **checked}
 
 
 def _check_model(
-    store: ObjectStore, uri: str, field: str, image: bool = False, weights: bool = True
-) -> tuple[Mapping[str, Any], dict[str, str]]:
+    store: ObjectStore, contents: Contents, uri: str, field: str, image: bool = False, weights: bool = True
+) -> tuple[Mapping[str, Any], dict[str, str], int]:
+    """Check a model's folder; return its config.json, the tags of the files that make it, and the size of its weights.
+
+    Others don't count: a model card, or what servers keep below it in quantized form.
+    """
     base = uri.rstrip("/") + "/"
     files = store.list(uri)
     names = [info.uri.removeprefix(base) for info in files]
     config = check_model_files(
         names, lambda: store.get_bytes(base + "config.json"), base, field=field, image=image, weights=weights
     )
-    if weights:
-        model_files(store, uri, field, files)
-    return config, {info.uri: info.tag for info in files}
+    if not weights:
+        direct = [info for info, name in zip(files, names, strict=True) if "/" not in name and not is_weights(name)]
+        return config, {info.uri: contents.tag_of(info) for info in direct}, 0
+    objects, manifest = model_files(store, uri, field, files)
+    found = [info for info in objects if not info.uri.endswith(".md")]
+    known = {f"{base}{entry.path}": entry.sha256 for entry in manifest.files} if manifest else {}
+    tags = {
+        info.uri: contents.note(info.uri, known[info.uri]) if info.uri in known else contents.tag_of(info)
+        for info in found
+    }
+    return config, tags, sum(info.size for info in found if is_weights(info.uri))
 
 
 def check_model_files(
@@ -225,6 +256,22 @@ def _check_targets(plan: TrainingPlan, config: Mapping[str, Any]) -> None:
 
 
 # ---- where results go
+
+
+def _check_room(uri: str, needed: int) -> None:
+    """Refuse a volume that is too small for the model before it is trained.
+
+    It is at least as large as the one that training starts from.
+    """
+    claim = in_place("/".join(uri.split("/")[:3]))
+    free = shutil.disk_usage(claim).free if claim is not None else None
+    if free is not None and needed > free:
+        message = (
+            f"spec.output.uri: the model takes {needed / 1e6:,.0f} MB or more, and {uri} has {free / 1e6:,.0f} MB "
+            "left: make room there, make the PersistentVolumeClaim larger, or save the adapter alone (output.save: "
+            "Adapter)"
+        )
+        raise UserError(Reason.DISK_FULL, message)
 
 
 def _check_writable(store: ObjectStore, uri: str, field: str) -> None:

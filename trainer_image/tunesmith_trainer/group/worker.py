@@ -13,10 +13,11 @@ from torch import distributed as dist
 
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import MemoryFacts
+from tunesmith_store.errors import is_disk_full
 from tunesmith_store.memory import memory_limit_bytes, peak_resident_bytes
 from tunesmith_store.router import store_of
 from tunesmith_trainer.distributed.collectives import Group, join_group
-from tunesmith_trainer.errors import OutOfMemory, SmallerMicroBatch
+from tunesmith_trainer.errors import OutOfMemory, SmallerMicroBatch, full_disk
 from tunesmith_trainer.group.handover import Assignment
 from tunesmith_trainer.loop.run import TrainingRun
 from tunesmith_trainer.pod.environment import PodEnvironment
@@ -82,14 +83,16 @@ def _that_fits(plan: TrainingPlan, pod: PodEnvironment, group: Group) -> Trainin
 
 @contextmanager
 def _in_words(run: TrainingRun) -> Iterator[None]:
-    """Turn running out of memory into what helps."""
+    """Turn running out of memory, or of disk, into what helps."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise _out_of_memory(run, error) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
             raise _out_of_memory(run, error) from error
+        if is_disk_full(error):
+            raise full_disk(run.pod.scratch, error) from error
         raise
 
 

@@ -50,7 +50,7 @@ def share_of_step(step: int, context: RunContext, inputs: Inputs, parts: Assembl
         examples = sorted(examples, key=lambda example: example.length)
     cut = order.micro_batches(examples, training.micro_batch_size, task.longest, parts.packed)
     batches = [task.collate(piece, parts.numerics.device, parts.packed) for piece in cut]
-    if wrapped.is_sharded:  # ranks that share out the model have to run it equally often
+    if wrapped.meets_always:
         missing = int(context.group.max([len(batches)])[0]) - len(batches)
         batches, idle = [*batches, *[batches[0]] * missing], idle + missing
     return StepShare(batches, idle, tokens, left_out)

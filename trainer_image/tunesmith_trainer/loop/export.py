@@ -18,7 +18,9 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import ModelRef
 from tunesmith_store.files import entries_below
 from tunesmith_store.pretrained import reads_images
-from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_store.store import ObjectStore
+from tunesmith_trainer.loop.compatibility import save_model, save_processor
+from tunesmith_trainer.loop.output_folder import find_published, make_room
 from tunesmith_trainer.report import RunRecord
 
 if TYPE_CHECKING:
@@ -42,15 +44,12 @@ class Export:
     """What report and model card are written from."""
 
 
-def finished_model(store: ObjectStore, uri: str, run_digest: str) -> tuple[ModelRef, dict[str, float]] | None:
-    """Return the model and the metrics that this very run has already published at `uri`."""
-    try:
-        manifest = ModelManifest.from_json(store.get_bytes(f"{uri.rstrip('/')}/{keys.MODEL_MANIFEST}"))
-    except (NotFound, ValueError):
+def finished_model(store: ObjectStore, plan: TrainingPlan, run_digest: str) -> tuple[ModelRef, dict[str, float]] | None:
+    """Return the model and the metrics that this very run has already published, in the form that is asked for."""
+    manifest = find_published(store, plan.output_uri)
+    if manifest is None or (manifest.plan_digest, manifest.output_form) != (run_digest, plan.output_form):
         return None
-    if manifest.plan_digest != run_digest:
-        return None
-    return _reference(uri, manifest), manifest.metrics
+    return _reference(plan.output_uri, manifest), manifest.metrics
 
 
 def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -59,8 +58,8 @@ def write_model(model: nn.Module, processor: Any, folder: Path, dtype: torch.dty
     if hasattr(bare.config, "use_cache"):
         bare.config.use_cache = True
     _end_turns(bare, processor)
-    bare.to(dtype).save_pretrained(folder, max_shard_size="5GB")
-    processor.save_pretrained(folder)
+    save_model(bare.to(dtype), folder, max_shard_size="5GB")
+    save_processor(processor, folder)
 
 
 def _end_turns(model: Any, processor: Any) -> None:
@@ -95,11 +94,11 @@ def describe(folder: Path, export: Export) -> None:
 def upload(store: ObjectStore, folder: Path, uri: str, there: Sequence[FileEntry] = ()) -> tuple[FileEntry, ...]:
     """Upload a folder's files, but for what is `there`; return them all. Without a manifest they are no model yet.
 
-    So the other pods can read what is written so far. The manifest of an earlier run is deleted first.
+    So the other pods can read what is written so far. What an earlier run has left is deleted first.
     """
     uri = uri.rstrip("/")
     files = entries_below(folder)
-    store.delete(f"{uri}/{keys.MODEL_MANIFEST}")
+    make_room(store, uri, {entry.path for entry in files})
     for entry in files:
         if entry not in there:
             store.upload(folder / entry.path, f"{uri}/{entry.path}")
@@ -114,6 +113,7 @@ def publish(store: ObjectStore, folder: Path, export: Export, there: Sequence[Fi
         base_uri=export.plan.model_uri,
         base_digest=files_digest(entries_below(export.base)),
         plan_digest=export.run_digest,
+        output_form=export.plan.output_form,
         rehearsed=_rehearsed(export.plan),
         reads_images=reads_images(json.loads((export.base / "config.json").read_bytes())) or None,
         created_time=datetime.now(UTC).isoformat(timespec="seconds"),

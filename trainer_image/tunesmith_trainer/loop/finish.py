@@ -20,9 +20,11 @@ from tunesmith_api.reports import ModelRef
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.training import Precision
 from tunesmith_trainer import methods
+from tunesmith_trainer.loop.compatibility import save_processor
 from tunesmith_trainer.loop.evaluation import answers_of, evaluate_held_out
 from tunesmith_trainer.loop.export import Export, describe, publish, upload, write_model
 from tunesmith_trainer.loop.history import Reporter, eval_metrics
+from tunesmith_trainer.loop.output_folder import check_lease
 from tunesmith_trainer.loop.published import Format, choose_format, fetch_files, read_back, reader_of, release
 from tunesmith_trainer.loop.run_record import FinishedRun, Shown, record_of
 from tunesmith_trainer.loop.tracking import Tracker
@@ -103,11 +105,12 @@ def _write(run: FinishedRun, model: nn.Module | None, folder: Path, log: Log) ->
     """Write the adapter, the whole model, or both, as `spec.output.save` has it; on rank 0."""
     context, base, task = run.context, run.inputs.base, run.inputs.task
     plan, trained = context.plan, _present(model)
+    check_lease(context.store, plan)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if plan.publishes_adapter_only:
         methods.save_adapter(trained, folder, plan)
-        task.processor.save_pretrained(folder)
+        save_processor(task.processor, folder)
         return _Written(None, ())
     if plan.method.has_adapters and plan.save is SaveMode.BOTH:
         methods.save_adapter(trained, folder / "adapter", plan)

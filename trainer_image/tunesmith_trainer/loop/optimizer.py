@@ -25,7 +25,9 @@ def make_optimizer(model: nn.Module, training: OptimizationPlan, device: torch.d
     groups = list(_groups(model, training.weight_decay))
     betas = (training.adam_beta1, training.adam_beta2)
     if training.optim is Optim.SGD:
-        return torch.optim.SGD(groups, lr=0.0, momentum=training.adam_beta1, fused=True)
+        # torch has no fused step for parameters that ranks share, and its plain one is a few operations anyway
+        is_shared = any(hasattr(parameter, "device_mesh") for group in groups for parameter in group["params"])
+        return torch.optim.SGD(groups, lr=0.0, momentum=training.adam_beta1, fused=not is_shared)
     if training.optim is Optim.ADAMW_8BIT:
         return _adamw_8bit(groups, betas, training.adam_epsilon)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=training.adam_epsilon, fused=True)

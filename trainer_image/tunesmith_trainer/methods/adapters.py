@@ -19,6 +19,7 @@ from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_api.v1alpha1.method import LoraConfig, MethodType
 from tunesmith_api.v1alpha1.task import Task as TaskName
 from tunesmith_store.errors import UserError
+from tunesmith_store.volumes import loadable
 from tunesmith_trainer.models.loading import new_modules
 from tunesmith_trainer.tasks.base import Task
 
@@ -190,9 +191,14 @@ def merge_into_whole_base(model: nn.Module, plan: TrainingPlan, base: Path, task
 
 
 def save_adapter(model: nn.Module, folder: Path, plan: TrainingPlan) -> None:
-    """Write the adapters alone, as PEFT does: adapter_config.json and adapter_model.safetensors."""
+    """Write the adapters alone, as PEFT does: adapter_config.json and adapter_model.safetensors.
+
+    The base is named as `from_pretrained` takes it, so that peft's automatic classes load both, or by its URI.
+    """
     adapted: Any = model
     for config in adapted.peft_config.values():
-        config.base_model_name_or_path, config.revision = plan.model_uri, plan.model_revision
+        config.base_model_name_or_path = loadable(plan.model_uri) or plan.model_uri
+        config.revision = plan.model_revision
     # PEFT would ask the Hub whether the embeddings have changed
     adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty form, which names a folder of this pod

@@ -7,7 +7,7 @@ loss is a sum over the task's units like any other.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Distiller:
     temperature: float
     alpha: float
     """Part of the teacher in the loss; the data has the rest."""
+    tokens: int = 0
+    """How many token numbers the tokenizer of both has; 0 where there is none."""
 
     @classmethod
     def load(cls, folder: Path, task: Task, settings: Distillation, numerics: Numerics) -> Distiller:
@@ -51,7 +53,7 @@ class Distiller:
         if type(task).predict is Task.predict:
             message = f"{_FIELD}: task {task.plan.task} has no probabilities that a teacher could teach: remove it"
             raise UserError(Reason.INVALID_SPEC, message)
-        _check_tokens(folder, task)
+        tokens = _check_tokens(folder, task)
         # the teacher is never drawn at random, and what the task knows of its student must stay
         teacher_task = copy.copy(task)
         teacher_task.plan = task.plan.model_copy(update={"model_init": Init.PRETRAINED})
@@ -66,24 +68,28 @@ class Distiller:
             message = f"{_FIELD}.teacherUri: it has no head for {task.plan.task} with these classes: fine-tune it first"
             raise UserError(Reason.MODEL_INVALID, message)
         teacher.requires_grad_(False).eval()
-        return cls(teacher.to(numerics.device), teacher_task, settings.temperature, settings.alpha)
+        return cls(teacher.to(numerics.device), teacher_task, settings.temperature, settings.alpha, tokens)
 
     def loss(self, task: Task, student: nn.Module, batch: Batch) -> torch.Tensor:
         """Return alpha times the teacher's loss and 1 - alpha times the task's own, summed over the batch's units.
 
         The teacher's is T² KL(teacher ‖ student) with both distributions softened by T: the square keeps its gradients
-        as large as the data's, whatever T (Hinton et al., 2015, section 2).
+        as large as the data's, whatever T (Hinton et al., 2015, section 2). Models of one family have embeddings of
+        other heights, filled up behind the last token: there is nothing to learn of what stands for no token.
         """
         own = task.predict(student, batch)
         with torch.no_grad(), packed_implementation(self.teacher, "packed" in batch.inputs):
             taught = self.reader.predict(self.teacher, batch)
-        if own.logits.shape != taught.logits.shape:
+        narrow = min(own.logits.shape[-1], taught.logits.shape[-1])
+        is_padded = 0 < self.tokens <= narrow
+        if own.logits.shape != taught.logits.shape and not is_padded:
             message = (
                 f"{_FIELD}.teacherUri: the teacher tells {taught.logits.shape[-1]} tokens or classes apart and the "
                 f"model {own.logits.shape[-1]}: take a teacher of the same family"
             )
             raise UserError(Reason.MODEL_INVALID, message)
-        taught_loss = self._divergence(own, taught, task.plan.classification.problem_type)
+        shown, taught = (replace(found, logits=found.logits[..., :narrow]) for found in (own, taught))
+        taught_loss = self._divergence(shown, taught, task.plan.classification.problem_type)
         return self.alpha * taught_loss + (1 - self.alpha) * task.loss_of(own)
 
     def _divergence(self, own: Prediction, taught: Prediction, problem: ProblemType) -> torch.Tensor:
@@ -108,14 +114,14 @@ class Distiller:
         return result * self.temperature**2
 
 
-def _check_tokens(folder: Path, task: Task) -> None:
-    """Check that teacher and student mean the same by a token number."""
+def _check_tokens(folder: Path, task: Task) -> int:
+    """Check that teacher and student mean the same by a token number; return how many numbers there are."""
     from transformers import AutoTokenizer
 
     ours: Any = task.processor
     ours = getattr(ours, "tokenizer", ours)
     if not hasattr(ours, "get_vocab"):
-        return
+        return 0
     try:
         theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a broken folder makes transformers raise
@@ -127,3 +133,4 @@ def _check_tokens(folder: Path, task: Task) -> None:
             "tokens): take a teacher with the model's own tokenizer"
         )
         raise UserError(Reason.MODEL_INVALID, message)
+    return 1 + max(ours.get_vocab().values(), default=-1)

@@ -13,6 +13,7 @@ from textwrap import dedent
 from huggingface_hub import EvalResult, ModelCardData
 
 from tunesmith_api.v1alpha1.task import AUTO_CLASSES, ProblemType, Task
+from tunesmith_store.volumes import loadable
 from tunesmith_trainer.report.formatting import change, count, duration, metric, percent
 from tunesmith_trainer.report.record import RunRecord
 from tunesmith_trainer.report.verdict import Level, verdict_of
@@ -22,6 +23,7 @@ __all__ = ["model_card"]
 IMAGE_TEXT = "image-text-to-text"
 SHOWN_SETTINGS = (
     "training.numTrainEpochs",
+    "training.maxSteps",
     "training.learningRate",
     "training.lrSchedulerType",
     "training.warmupRatio",
@@ -99,7 +101,7 @@ def _eval_results(record: RunRecord) -> list[EvalResult] | None:
             dataset_type=name.removeprefix("hf://").removeprefix("datasets/"),
             dataset_name=f"{name} (held out)",
             metric_type=HUB_METRICS.get(metric_name, metric_name),
-            metric_name=metric(metric_name).label,
+            metric_name=metric(metric_name, record.counts_entities).label,
             metric_value=round(value, 6),
         )
         for metric_name, value in record.after.metrics.items()
@@ -121,7 +123,7 @@ def _results(record: RunRecord) -> Iterator[str]:
         return
     rows = ["| held-out data | before | after | change |", "|---|--:|--:|--:|"]
     for name, value in record.after.metrics.items():
-        described = metric(name)
+        described = metric(name, record.counts_entities)
         old = record.before.metrics.get(name) if record.before else None
         moved = change(described, old, value) if old is not None else ""
         rows.append(f"| {described.label} | {described.text(old)} | {described.text(value)} | {moved} |")
@@ -269,14 +271,19 @@ def usage(record: RunRecord) -> str:
         reader, loader = "processor", "AutoImageProcessor"
     lines = ["from PIL import Image"] if plan.task is Task.IMAGE_CLASSIFICATION else []
     lines += ["from peft import PeftModel"] if plan.adapter_only else []
+    # a name without a dot would be looked for on the Hub
+    folder = f"./{plan.name}"
     lines += [f"from transformers import {', '.join(sorted((auto, loader)))}", ""]
-    lines += [f'{reader} = {loader}.from_pretrained("{plan.name}")']
+    lines += [f"# {folder} is the folder that this card lies in"]
+    lines += [f'{reader} = {loader}.from_pretrained("{folder}")']
     if plan.adapter_only:
-        base = plan.base_model.removeprefix("hf://")
-        lines += [f'base = {auto}.from_pretrained("{base}"{_head(record)})']
-        lines += [f'model = PeftModel.from_pretrained(base, "{plan.name}").eval()']
+        base = loadable(plan.base_model)
+        lines += [] if base else [f"# ./base is a copy of {plan.base_model}"]
+        revision = f', revision="{plan.base_revision}"' if plan.base_revision else ""
+        lines += [f'base = {auto}.from_pretrained("{base or "./base"}"{revision}{_head(record)})']
+        lines += [f'model = PeftModel.from_pretrained(base, "{folder}").eval()']
     else:
-        lines += [f'model = {auto}.from_pretrained("{plan.name}")']
+        lines += [f'model = {auto}.from_pretrained("{folder}")']
     return "\n".join(lines) + "\n" + dedent(_IMAGE_CHAT if sees else _run(record)).rstrip()
 
 

@@ -50,15 +50,18 @@ _LABELS = {
     "rewardMargin": "reward margin",
 }
 
+_ENTITIES = {"precision": "entity precision", "recall": "entity recall", "f1": "entity F1"}
+"""Where tags mark spans, these count whole entities, all kinds together."""
 
 RELATIVE = {"loss", "perplexity", "mse", "mae"}
 """Metrics whose change is told relative to what they were: they have a zero that means something."""
 
 
-def metric(name: str) -> Metric:
+def metric(name: str, of_entities: bool = False) -> Metric:
     """Describe a metric by its name; one that isn't known here is named by its words."""
     if name in _SHARES:
-        return Metric(name, _SHARES[name], is_share=True)
+        label = _ENTITIES.get(name) if of_entities else None
+        return Metric(name, label or _SHARES[name], is_share=True)
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
     return Metric(name, _LABELS.get(name, words))
 

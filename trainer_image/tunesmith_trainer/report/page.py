@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tunesmith_api.v1alpha1.task import Task
 from tunesmith_trainer.report import charts
 from tunesmith_trainer.report.charts import Chart, Series
 from tunesmith_trainer.report.formatting import change, count, duration, magnitude, metric, percent, storage
@@ -26,6 +27,8 @@ MOST_TEXT = 1200
 MOST_CLASSES = 30
 TOLD_BY_OTHERS = {"loss", "precision", "recall", "f1Micro", "mcc", "chosenReward", "rejectedReward"}
 """Metrics that get no curve of their own: loss has one, the others move with one that has."""
+GUESSED = {Task.CHAT_SFT, Task.CAUSAL_LM}
+"""Tasks whose mistakes show the likeliest token at each place of the expected text: no model ever wrote that."""
 FAINT = 0.04
 """Attributions below this part of the strongest one aren't coloured."""
 
@@ -113,6 +116,7 @@ def render(record: RunRecord) -> str:
         classes=_classes(record),
         mistakes=[_mistake(example) for example in record.worst[:MOST_WORST]],
         samples=[sample for sample in record.samples if sample.after is not None or sample.before is not None],
+        predicted="guessed, each token behind the expected ones" if record.plan.task in GUESSED else "predicted",
         shorten=_shorten,
         environment_rows=_environment_rows(record),
         storage=storage,
@@ -140,7 +144,7 @@ def _figures(record: RunRecord) -> list[Figure]:
     figures = []
     name = main_metric(record)
     if name is not None and record.after is not None:
-        described, before = metric(name), record.before
+        described, before = metric(name, record.counts_entities), record.before
         note = f"before: {described.text(before.metrics.get(name))}" if before else ""
         figures.append(Figure(f"held-out {described.label}", described.text(record.after.metrics[name]), note))
     if record.history:
@@ -175,7 +179,7 @@ def _results(record: RunRecord) -> list[Result]:
     chosen = main_metric(record)
     names = sorted(record.after.metrics, key=lambda name: name != chosen)
     for name in names:
-        described, after = metric(name), record.after.metrics[name]
+        described, after = metric(name, record.counts_entities), record.after.metrics[name]
         before = record.before.metrics.get(name) if record.before else None
         moved = change(described, before, after) if before is not None else ""
         same = before is None or described.text(before) == described.text(after)
@@ -187,7 +191,10 @@ def _results(record: RunRecord) -> list[Result]:
 def _data_rows(record: RunRecord) -> list[tuple[str, str]]:
     data = record.data
     examples = "streamed" if data.train_examples is None else count(data.train_examples)
-    rows = [("training examples", examples), ("held-out examples", count(data.eval_examples))]
+    held_out = count(data.eval_examples)
+    if "dataset.splitPercent" in record.plan.settings and data.train_examples:
+        held_out += f" ({percent(data.eval_examples / (data.eval_examples + data.train_examples))} of all)"
+    rows = [("training examples", examples), ("held-out examples", held_out)]
     if data.train_tokens is not None:
         rows.append(("training tokens", count(data.train_tokens)))
     if data.learned_tokens and data.train_tokens:
@@ -259,7 +266,7 @@ def _held_out_charts(record: RunRecord) -> list[Chart]:
     names = sorted(told, key=lambda name: name != chosen)
     for name in names[:4]:
         found = [item for item in record.evaluations if math.isfinite(item.metrics.get(name, math.nan))]
-        described = metric(name)
+        described = metric(name, record.counts_entities)
         write = _percent_tick if described.is_share else charts.tick_text
         steps, values = [float(item.step) for item in found], [item.metrics[name] for item in found]
         line = Series(described.label, steps, values, marked=True)

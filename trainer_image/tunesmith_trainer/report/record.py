@@ -77,7 +77,7 @@ class PlanFacts(_Part):
         dataset = plan.dataset
         held_out = dataset.eval.name if dataset.eval else None
         if dataset.split_percent is not None:
-            held_out = f"{dataset.split_percent} % of the training data"
+            held_out = f"part of the training data (splitPercent: {dataset.split_percent})"
         return cls(
             name=plan.name,
             task=plan.task,
@@ -341,6 +341,14 @@ class RunRecord(_Part):
             history=tuple(HistoryPoint.model_validate(point) for point in history),
             evaluations=tuple(map(Evaluation.of, evaluations)),
         )
+
+    @property
+    def counts_entities(self) -> bool:
+        """Whether precision, recall and F1 are those of whole entities."""
+        from tunesmith_trainer.tasks.scores import has_spans
+
+        labels = self.confusion.labels if self.confusion else tuple(item.label for item in self.data.classes)
+        return self.plan.task is Task.TOKEN_CLASSIFICATION and has_spans(labels)
 
     @property
     def before(self) -> Evaluation | None:

@@ -25,7 +25,12 @@ def settings_of(plan: TrainingPlan) -> dict[str, str]:
             mode="json", by_alias=True, exclude_none=True, exclude={"train": {"inline"}, "eval": {"inline"}}
         ),
         "method": plan.method.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "training": plan.training.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "training": plan.training.model_dump(
+            mode="json",
+            by_alias=True,
+            exclude_none=True,
+            exclude=None if plan.training.max_steps is None else {"num_train_epochs"},  # it decided nothing
+        ),
         "parallelism": {"strategy": plan.strategy.value, "tensorParallel": plan.tensor_parallel},
     }
     if plan.task in CLASSIFIERS:
@@ -34,6 +39,8 @@ def settings_of(plan: TrainingPlan) -> dict[str, str]:
         document["preference"] = plan.preference.model_dump(mode="json", by_alias=True)
     if plan.task is Task.MASKED_LM:
         document["maskedLM"] = plan.masked_lm.model_dump(mode="json", by_alias=True)
+    if plan.translation is not None:
+        document["translation"] = plan.translation.model_dump(mode="json", by_alias=True)
     document["generation"] = plan.generation.model_dump(mode="json", by_alias=True)
     document["workers"] = {"replicas": plan.replicas, "gpusPerWorker": plan.gpus_per_worker}
     document["checkpoint"] = {"uri": plan.checkpoint_uri, "everySteps": plan.checkpoint_every_steps}

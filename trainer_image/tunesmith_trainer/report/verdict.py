@@ -29,6 +29,7 @@ FEW_EXAMPLES = 100
 COSTLY = 0.01
 """Part by which the held-out loss of the written model lies above that of the trained one before it is told."""
 NORMAL_95 = 1.96
+"""Standard deviations around the mean that hold 95 % of a normal distribution."""
 
 PREFERRED = (
     "accuracy",
@@ -99,8 +100,9 @@ def verdict_of(record: RunRecord) -> Verdict:
         if not losses:
             return Verdict("No step was recorded.", "", None, findings)
         detail = "There was no held-out data: whether the model got better at anything new isn't known."
-        return Verdict(f"Training loss {_moved(metric('loss'), losses[0], losses[-1])}.", detail, None, findings)
-    described, after = metric(name), record.after.metrics[name]
+        last = record.metrics.get("trainLoss", losses[-1])
+        return Verdict(f"Training loss {_moved(metric('loss'), losses[0], last)}.", detail, None, findings)
+    described, after = metric(name, record.counts_entities), record.after.metrics[name]
     if record.before is None or name not in record.before.metrics:
         headline = f"Held-out {described.label} is {described.text(after)}."
         return Verdict(headline, _detail(record, name), None, findings)
@@ -124,8 +126,11 @@ def _detail(record: RunRecord, name: str) -> str:
     sentences = []
     examples = record.data.eval_examples
     if examples:
-        margin = _margin(record, name)
-        surely = f", ±{margin * 100:.1f} points (95{THIN}%)" if margin is not None else ""
+        interval = _interval(record, name)
+        surely = ""
+        if interval is not None:
+            low, high = (f"{end * 100:.1f}" for end in interval)
+            surely = f"; the 95{THIN}% interval is {low} to {high}{THIN}%"
         sentences.append(f"Measured on {count(examples)} held-out examples{surely}.")
     if name != "loss" and record.before and "loss" in record.before.metrics and "loss" in record.after.metrics:
         moved = _moved(metric("loss"), record.before.metrics["loss"], record.after.metrics["loss"])
@@ -136,14 +141,20 @@ def _detail(record: RunRecord, name: str) -> str:
     return " ".join(sentences)
 
 
-def _margin(record: RunRecord, name: str) -> float | None:
-    """Half the 95 % interval of a share of examples (normal approximation; Wald, 1943); None for other metrics."""
+def _interval(record: RunRecord, name: str) -> tuple[float, float] | None:
+    """Return the 95 % interval of a share of examples (Wilson, 1927); None for other metrics.
+
+    Unlike the plain normal approximation it has a width where all examples were right, or none.
+    """
     per_example = {"accuracy", "exactMatch", "rewardAccuracy"}
     examples = record.data.eval_examples
     if name not in per_example or not examples or record.plan.task is Task.TOKEN_CLASSIFICATION or not record.after:
         return None
-    share = min(1.0, max(0.0, record.after.metrics[name]))
-    return NORMAL_95 * math.sqrt(share * (1 - share) / examples)
+    share, square = min(1.0, max(0.0, record.after.metrics[name])), NORMAL_95**2
+    center = share + square / (2 * examples)
+    half = NORMAL_95 * math.sqrt(share * (1 - share) / examples + square / (4 * examples**2))
+    scale = 1 + square / examples
+    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
 
 
 def _findings(record: RunRecord) -> Iterator[Finding]:
@@ -157,14 +168,14 @@ def _about_result(record: RunRecord) -> Iterator[Finding]:
     name = main_metric(record)
     if name is not None and record.before and record.after and name in record.before.metrics:
         before, after = record.before.metrics[name], record.after.metrics[name]
-        described, margin = metric(name), _margin(record, name)
+        described, interval = metric(name, record.counts_entities), _interval(record, name)
         if not is_better(record, name, after, before):
             text = (
                 f"{described.label.capitalize()} was {described.text(before)} before training and is "
                 f"{described.text(after)} now. Check the labels, or try another learning rate."
             )
             yield Finding(Level.WARNING, "No better than before", text)
-        elif margin is not None and after - before < margin * math.sqrt(2):
+        elif interval is not None and after - before < (interval[1] - interval[0]) / math.sqrt(2):
             text = (
                 f"A change of {change(described, before, after)} on {count(record.data.eval_examples)} examples may "
                 "be chance. More held-out examples would tell."

@@ -16,7 +16,7 @@ from tunesmith_store.errors import UserError
 from tunesmith_trainer.tasks.base import IGNORE, Assessment, BadRow, Batch, Example, Prediction, Row, Task
 from tunesmith_trainer.tasks.causal_lm import LanguageTask
 from tunesmith_trainer.tasks.collator import indices_of
-from tunesmith_trainer.tasks.preference import assessment_of, changeable_prompts, per_pair
+from tunesmith_trainer.tasks.preference import assessment_of, changeable_prompts, per_pair, won
 from tunesmith_trainer.tasks.preference_pairs import SIDES, PairEncoder, read_pair
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class DPO(LanguageTask):
 
     def assess(self, model: nn.Module, batch: Batch) -> Assessment:
         losses, chosen, rejected = (part.double() for part in self._pairs(model, batch, 0.0))
-        return assessment_of(self.processor, batch, losses, chosen > rejected, chosen=chosen, rejected=rejected)
+        return assessment_of(self.processor, batch, losses, won(chosen, rejected), chosen=chosen, rejected=rejected)
 
     def metrics(self, assessment: Assessment) -> dict[str, float]:
         """Loss per pair; how often the better answer has the higher reward; mean rewards and their difference."""

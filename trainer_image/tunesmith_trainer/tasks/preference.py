@@ -17,7 +17,7 @@ from tunesmith_trainer.tasks.preference_pairs import SIDES, read_pair, shared_le
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["assessment_of", "changeable_prompts", "per_pair"]
+__all__ = ["assessment_of", "changeable_prompts", "per_pair", "won"]
 
 SHOWN_TOKENS = 64
 
@@ -40,10 +40,19 @@ def changeable_prompts(row: Row, columns: Columns) -> Mapping[str, str]:
     return {columns.prompt: pair.prompt} if isinstance(pair.prompt, str) and pair.templated else {}
 
 
+def won(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+    """Return [pairs]: 1 where the better answer's number is the higher one, and a half for a tie.
+
+    Before the first step of DPO all are ties: model and reference are the same. Counted as lost, every run would seem
+    to begin at 0 %.
+    """
+    return (better > worse).double() + (better == worse).double() / 2
+
+
 def _outcomes(tokenizer: Any, batch: Batch, losses: torch.Tensor, better: torch.Tensor) -> list[Outcome]:
     texts = [_answers_of(tokenizer, example) for example in batch.extras["examples"]]
     return [
-        Outcome(index, loss, chosen, chosen if right else rejected)
+        Outcome(index, loss, chosen, chosen if right > 0.5 else rejected)
         for index, loss, right, (chosen, rejected) in zip(
             batch.extras["indices"], losses.tolist(), better.tolist(), texts, strict=True
         )
@@ -59,7 +68,7 @@ def assessment_of(
         tokenizer: the model's.
         batch: has the examples and their indices among its extras.
         losses: [pairs].
-        better: [pairs], whether the better answer came out as such.
+        better: [pairs], whether the better answer came out as such, as `won` has it.
         values: [pairs] each; summed up under their names.
     """
     counted = {"loss": losses, "right": better, **values}

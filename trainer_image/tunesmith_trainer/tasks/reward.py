@@ -12,7 +12,7 @@ from tunesmith_trainer.tasks.base import Assessment, Batch, Example, Prediction,
 from tunesmith_trainer.tasks.classes import position_limit
 from tunesmith_trainer.tasks.collator import indices_of, length_mask, pad_rows
 from tunesmith_trainer.tasks.objectives import head_modules, load_with_head
-from tunesmith_trainer.tasks.preference import assessment_of, changeable_prompts, per_pair
+from tunesmith_trainer.tasks.preference import assessment_of, changeable_prompts, per_pair, won
 from tunesmith_trainer.tasks.preference_pairs import SIDES, PairEncoder, read_pair
 
 if TYPE_CHECKING:
@@ -106,9 +106,10 @@ class Reward(Task):
         from torch.nn import functional
 
         scores = self.predict(model, batch).logits.double()
-        margins = scores[:, 0] - scores[:, 1]
+        better, worse = scores[:, 0], scores[:, 1]
+        margins = better - worse
         losses = -functional.logsigmoid(margins)
-        return assessment_of(self.processor, batch, losses, margins > 0, margin=margins)
+        return assessment_of(self.processor, batch, losses, won(better, worse), margin=margins)
 
     def metrics(self, assessment: Assessment) -> dict[str, float]:
         """Loss per pair, how often the better answer scores higher, and by how much on average."""

@@ -18,6 +18,7 @@ __all__ = [
     "class_scores",
     "class_sums",
     "confusion_matrix",
+    "has_spans",
     "matthews",
     "multi_label_sums",
     "regression_scores",
@@ -75,6 +76,13 @@ def multi_label_sums(targets: ArrayLike, predicted: ArrayLike) -> dict[str, list
         "actual": true.sum(0).astype(float).tolist(),
         "exact": [float((true == said).all(1).sum())],
     }
+
+
+def has_spans(names: Sequence[str]) -> bool:
+    """Whether tags mark spans (B-X, I-X, O), and not each word for itself (NOUN, VERB)."""
+    return any(name.startswith("B-") for name in names) and all(
+        name == "O" or name[:2] in {"B-", "I-"} for name in names
+    )
 
 
 def unit_scores(hits: float, predicted: float, actual: float) -> tuple[float, float, float]:

@@ -20,6 +20,7 @@ from tunesmith_trainer.tasks.base import IGNORE, Assessment, Batch, Example, Out
 from tunesmith_trainer.tasks.classes import position_limit
 from tunesmith_trainer.tasks.collator import indices_of, pad, text_inputs
 from tunesmith_trainer.tasks.fields import shorten, text_field
+from tunesmith_trainer.tasks.languages import begin_in, set_languages, tail_length
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,7 @@ class Seq2Seq(Task):
         self.source, self.target = plan.dataset.columns.source, plan.dataset.columns.target
         self._longest = plan.training.max_length
         self._answer = plan.generation.max_new_tokens
+        self._tail = 1
 
     # ---- rows
 
@@ -59,6 +61,8 @@ class Seq2Seq(Task):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever a broken folder makes transformers raise
             raise UserError(Reason.MODEL_INVALID, f"spec.model.uri: the tokenizer can't be loaded: {error}") from error
+        set_languages(tokenizer, self.plan.translation)
+        self._tail = tail_length(tokenizer)
         self._longest = position_limit(folder, self.plan.training.max_length)
         # the first position is the decoder's start
         self._answer = position_limit(folder, self.plan.generation.max_new_tokens + 1) - 1
@@ -72,17 +76,19 @@ class Seq2Seq(Task):
         return [Example(features, len(source) + len(target), float(len(target)), cut_source or cut_target)]
 
     def _cut(self, ids: Sequence[int]) -> tuple[list[int], bool]:
-        # these models end a text with a token for its end, which must stay
+        # these models end a text with a token for its end, some with one for its language, too: they must stay
         if len(ids) <= self._longest:
             return list(ids), False
-        return [*ids[: self._longest - 1], ids[-1]], True
+        return [*ids[: self._longest - self._tail], *ids[-self._tail :]], True
 
     def load_model(self, folder: Path, **options: Any) -> nn.Module:
         from transformers import AutoModelForSeq2SeqLM
 
         from tunesmith_trainer.models.loading import load_pretrained
 
-        return load_pretrained(AutoModelForSeq2SeqLM, folder, **options)
+        model = load_pretrained(AutoModelForSeq2SeqLM, folder, **options)
+        begin_in(model, self.processor)
+        return model
 
     # ---- computing
 

@@ -29,13 +29,13 @@ from tunesmith_trainer.tasks.classes import model_names, position_limit
 from tunesmith_trainer.tasks.collator import indices_of, pad_rows, text_inputs
 from tunesmith_trainer.tasks.fields import field_of, shorten
 from tunesmith_trainer.tasks.objectives import SingleLabel, head_modules, load_with_head
-from tunesmith_trainer.tasks.scores import unit_scores
+from tunesmith_trainer.tasks.scores import has_spans, unit_scores
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["TokenClassification", "has_spans", "span_counts", "spans_of"]
+__all__ = ["TokenClassification", "span_counts", "spans_of"]
 
 
 Span = tuple[str, int, int]
@@ -197,13 +197,6 @@ class TokenClassification(Task):
     def confusion_of(self, assessment: Assessment) -> tuple[list[str], list[list[int]]] | None:
         """Return tags and how often each (row) was taken for each (column); None where that isn't known."""
         return self.objective.confusion_of(assessment)
-
-
-def has_spans(names: Sequence[str]) -> bool:
-    """Whether tags mark spans (B-X, I-X, O), and not each word for itself (NOUN, VERB)."""
-    return any(name.startswith("B-") for name in names) and all(
-        name == "O" or name[:2] in {"B-", "I-"} for name in names
-    )
 
 
 def spans_of(tags: Sequence[str]) -> set[Span]:
