@@ -76,6 +76,7 @@ verify: ## Derived files are up to date, floors and size limits hold
 	@$(PY) -m tunesmith_crdgen --check
 	@$(VENV)/bin/lint-imports --no-cache
 	@$(PY) -m suite.structure
+	@$(PY) -m suite.promises
 	@$(PY) -m suite.housemap --check
 
 generate: ## Write the derived files: CRDs, chart copies, docs/reference, the picture of the house

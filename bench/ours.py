@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import torch
 
 from bench.peers import encoded, held_out_loss
 from bench.workload import prepare
+from tunesmith_store.memory import peak_resident_bytes
 from tunesmith_store.router import store_of
 from tunesmith_trainer.distributed.collectives import join_group
 from tunesmith_trainer.distributed.parallel import held_bytes
@@ -67,7 +67,7 @@ def main() -> None:
     found = {
         "secondsPerStep": [record["seconds"] for record in history],
         "tokensPerStep": sum(record["tokens"] for record in history) / len(history),
-        "peakBytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peakBytes": peak_resident_bytes(),
         "stallSeconds": run.checkpoints.checkpointer.stall_seconds,
         "stateBytes": held_bytes(run.parts.bare, run.parts.optimizer),
         "trainSeconds": run.history.state.train_seconds,

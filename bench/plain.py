@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 
 from bench.peers import PER_DEVICE, encoded
 from bench.workload import BATCH, LEARNING_RATE, prepare
+from tunesmith_store.memory import peak_resident_bytes
 
 __all__: list[str] = []
 
@@ -45,7 +45,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.monotonic() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident_bytes()
     print(json.dumps({"secondsPerStep": seconds, "peakBytes": peak}))
     dist.destroy_process_group()
 

@@ -24,11 +24,10 @@ __all__: list[str] = []
 
 def limited(limit: int) -> None:
     """Let the server see a container's memory limit, of which this process holds what it holds now."""
-    held = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     folder = Path(tempfile.mkdtemp(prefix="bench"))
     memory.LIMITS, memory.STATISTICS = (folder / "memory.max",), (folder / "memory.stat",)
     memory.LIMITS[0].write_text(str(limit))
-    memory.STATISTICS[0].write_text(f"anon {int(held['RssAnon'].split()[0]) * 1024}")
+    memory.STATISTICS[0].write_text(f"anon {memory.own_bytes('RssAnon')}")
 
 
 def main() -> None:

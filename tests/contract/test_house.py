@@ -239,6 +239,12 @@ def test_the_summary_counts_what_pytest_reports(tmp_path):
     assert read_counts(tmp_path / "missing.xml", 0).failed == 1
     report.write_text('<testsuites><testsuite tests="2" failures="0" errors="0" skipped="0"/></testsuites>')
     assert read_counts(report, 3).failed == 1
+    report.write_text(
+        '<testsuites><testsuite tests="3" failures="1" errors="1"><testcase classname="a.test_b" name="test_c[1]">'
+        '<failure message="no">first\nlast</failure></testcase><testcase classname="a" name="d"><error message="broke off"/>'
+        '</testcase><testcase classname="a" name="e"/></testsuite></testsuites>'
+    )
+    assert read_counts(report, 1).failures == ("a.test_b::test_c[1]\n    first\n    last", "a::d\n    broke off")
     assert FLOORS == ("unit", "component", "contract", "faults", "integration", "e2e")
 
 

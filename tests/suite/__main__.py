@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ NICENESS = 5
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Of torch, in the same lanes: threads that wait for one whose core is taken lose more than they win on small models."""
 LAST_WORDS_SECONDS = 10.0
+SHOWN_LINES = 12
+"""Of each failure, said again at the end: the place itself may be thousands of lines further up."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,34 @@ class Counts:
     passed: int = 0
     skipped: int = 0
     failed: int = 0
+    failures: tuple[str, ...] = ()
+    """Of each that failed its name and the last lines of what pytest says of it."""
 
 
 def read_counts(report: Path, exit_status: int) -> Counts:
     """Sum up a junit file. A run that broke off without one counts as a failure."""
     if not report.is_file():
-        return Counts(failed=1)
+        return Counts(failed=1, failures=("no report: pytest broke off",))
     total = skipped = failed = 0
-    for suite in ET.parse(report).getroot().iter("testsuite"):
+    root = ET.parse(report).getroot()
+    for suite in root.iter("testsuite"):
         total += int(suite.get("tests", 0))
         skipped += int(suite.get("skipped", 0))
         failed += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    failures = tuple(failures_in(root))
     if exit_status not in (0, 1, 5) and failed == 0:
-        failed = 1
-    return Counts(passed=max(0, total - skipped - failed), skipped=skipped, failed=failed)
+        failed, failures = 1, (f"pytest ended with exit status {exit_status}",)
+    return Counts(passed=max(0, total - skipped - failed), skipped=skipped, failed=failed, failures=failures)
+
+
+def failures_in(root: ET.Element) -> Iterator[str]:
+    """What failed, by name and last lines, of the root of a junit file."""
+    for case in root.iter("testcase"):
+        for problem in [*case.findall("failure"), *case.findall("error")]:
+            lines = (problem.text or problem.get("message", "")).rstrip().splitlines()[-SHOWN_LINES:]
+            yield "\n".join(
+                [f"{case.get('classname', '')}::{case.get('name', '')}", *(f"    {line}" for line in lines)]
+            )
 
 
 def lanes_of(floors: Sequence[str]) -> list[list[str]]:
@@ -127,6 +143,9 @@ def main() -> int:
     passed = sum(counts.passed for counts in results.values())
     failed = sum(counts.failed for counts in results.values())
     skipped = sum(counts.skipped for counts in results.values())
+    for floor, counts in results.items():
+        for failure in counts.failures:
+            print(f"FAILED {floor}: {failure}")
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     summary = {floor: results.get(floor, Counts()).passed for floor in FLOORS}
     print(json.dumps({**summary, "skipped": skipped, "failed": failed}), flush=True)

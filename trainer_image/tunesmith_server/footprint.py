@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from tunesmith_api.plan import ServingPlan
-from tunesmith_store.memory import memory_limit_bytes, spare_memory
+from tunesmith_store.memory import memory_limit_bytes, own_bytes, spare_memory
 
 __all__ = ["cache_bound", "known_cache_bound", "measure", "prompt_cache_bytes", "writable_bytes"]
 
@@ -85,10 +85,9 @@ def _main(model: Path, threads: int) -> None:
 
 def writable_bytes() -> int:
     """Return the size of this process's own memory, touched or not yet, without the stacks of its threads."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
     stack = GLIBC_STACK if stack == resource.RLIM_INFINITY else stack
-    return int(status["VmData"].split()[0]) * 1024 - (int(status["Threads"]) - 1) * stack
+    return own_bytes("VmData") - (len(os.listdir("/proc/self/task")) - 1) * stack
 
 
 def _mapped_bytes(path: Path) -> int:

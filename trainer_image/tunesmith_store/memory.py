@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["memory_limit", "memory_limit_bytes", "oom_kills", "peak_resident_bytes", "spare_memory"]
+__all__ = ["memory_limit", "memory_limit_bytes", "oom_kills", "own_bytes", "peak_resident_bytes", "spare_memory"]
 
 # cgroup v2, then v1
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -27,13 +27,18 @@ def memory_limit() -> str:
     return f"{limit / 2**30:.2f} GiB" if limit else "unlimited"
 
 
+def own_bytes(figure: str) -> int:
+    """Return a figure of this process from /proc/self/status (VmRSS, VmData, RssAnon), 0 where the kernel has none."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{figure}:")), 0)
+
+
 def peak_resident_bytes() -> int:
     """Return the most that this process has held in memory so far.
 
     Not getrusage's ru_maxrss: a program that is started inherits it from the process that starts it, however large.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    return own_bytes("VmHWM")
 
 
 def spare_memory() -> int:

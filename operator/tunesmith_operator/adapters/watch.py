@@ -20,7 +20,7 @@ import kubernetes.client
 
 from tunesmith_api import __version__, keys
 from tunesmith_operator.adapters.errors import Transient, classify
-from tunesmith_operator.core.kubernetes.resources import Resource
+from tunesmith_operator.core.kubernetes.resources import EVENT, Resource
 
 __all__ = ["ApiServerSource", "Change", "Page", "Selectors"]
 
@@ -31,6 +31,9 @@ WATCH_SECONDS: Final = 300
 """A watch is ended by the API server after about so long, and begun again where it ended."""
 INACTIVE_SECONDS: Final = 150.0
 """The API server sends a bookmark every minute: a stream that is silent for longer than this is dead."""
+SILENT: Final = frozenset({EVENT})
+"""Kinds that it keeps no cache of, and so sends no bookmarks for: their streams end before they could seem dead."""
+SILENT_WATCH_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +92,13 @@ class ApiServerSource:
 
     async def watch(self, resource: Resource, namespace: str | None, version: str) -> AsyncIterator[Change]:
         """What changes after that version, until the API server ends the stream."""
+        seconds = SILENT_WATCH_SECONDS if resource in SILENT else WATCH_SECONDS
         query = self._query(resource) | {
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
             # watches that were begun together are not to end together
-            "timeoutSeconds": str(round(WATCH_SECONDS * random.uniform(1.0, 2.0))),
+            "timeoutSeconds": str(round(seconds * random.uniform(1.0, 2.0))),
         }
         patience = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=INACTIVE_SECONDS)
         async with self._get("watch", resource, namespace, query, patience) as response:

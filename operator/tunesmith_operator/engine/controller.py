@@ -371,6 +371,9 @@ class Controller:
         except ClusterError as error:
             self._failures[key] = Failure(error, case.version)
             raise
+        finally:
+            if not urgent:
+                self._pace.answered()
         if urgent and (seconds := self._queue.since(key)) is not None:
             self._metrics.status_seconds.labels(key.kind).observe(seconds)
         for note in decision.events if failure is None else ():

@@ -15,6 +15,8 @@ from typing import Final, Generic, TypeVar
 __all__ = ["WorkQueue"]
 
 K = TypeVar("K")
+NEW_TURNS: Final = 3
+"""Of keys that were never worked on, for each of one that was, where both wait."""
 LONGEST_HOLD: Final = 20.0
 """A key that has failed is held until its backoff is over, whatever happens to it, but for no longer than this."""
 
@@ -58,7 +60,8 @@ class WorkQueue(Generic[K]):
     """Keys to be worked on. `get` and `done` belong together, in a try/finally.
 
     Keys that can wait stand in a line of their own, behind all others. Of those, new keys and keys that were worked on
-    before take turns: a flood of new objects must not keep back what becomes of those that are there, nor they it.
+    before take turns, three to one: a flood of new objects must not keep back what becomes of those that are there, nor
+    they it, and a job that hasn't begun waits for more than one whose status has.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class WorkQueue(Generic[K]):
         self._first: _Line[K] = _Line()
         self._second: _Line[K] = _Line()
         self._known: set[K] = set()
-        self._new_is_next = False
+        self._turn = 0
         self._working: dict[K, float] = {}
         self._since: dict[K, float] = {}
         self._again: dict[K, float | None] = {}
@@ -181,8 +184,8 @@ class WorkQueue(Generic[K]):
         """The line whose turn it is; None where nobody is ready."""
         lines = [line for line in (self._new, self._first) if line.ready]
         if len(lines) == 2:
-            self._new_is_next = not self._new_is_next
-            return self._new if self._new_is_next else self._first
+            self._turn = (self._turn + 1) % (NEW_TURNS + 1)
+            return self._new if self._turn else self._first
         return lines[0] if lines else self._second if self._second.ready else None
 
     def done(self, key: K) -> None:

@@ -69,7 +69,7 @@ class Operator:
             cluster=self.cluster,
             recorder=EventRecorder(self.cluster, socket.gethostname()),
             queue=self.queue,
-            pace=RequestPace(config.qps, config.burst, self.metrics.token_seconds.observe),
+            pace=RequestPace(config.qps, config.burst, self.metrics.token_seconds.observe, max(1, config.workers // 4)),
             poller=self.poller,
             metrics=self.metrics,
             config=config,

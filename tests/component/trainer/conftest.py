@@ -168,6 +168,10 @@ class Pod:
     def report(self) -> TerminationReport:
         return TerminationReport.from_json((self.folder / "termination").read_bytes())
 
+    def result(self) -> TerminationReport:
+        """What the driver has written down, which the supervisor makes a report of."""
+        return TerminationReport.from_json((self.folder / "scratch" / "result.json").read_bytes())
+
 
 @dataclass
 class Pods:
@@ -179,7 +183,8 @@ class Pods:
     token: str = "token-of-the-test-0123456789abcdef"
     started: list[Pod] = field(default_factory=list)
 
-    def start(self, plan: TrainingPlan, index: int = 0) -> Pod:
+    def start(self, plan: TrainingPlan, index: int = 0, module: str = "tunesmith_trainer") -> Pod:
+        """The supervisor, with all that it starts, or another program of a pod's."""
         number = len(self.started)
         folder = self.folder / f"{number}"
         (folder / "scratch").mkdir(parents=True)
@@ -202,7 +207,7 @@ class Pods:
         log = folder / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*inside, sys.executable, "-m", "tunesmith_trainer"],
+                [*inside, sys.executable, "-m", module],
                 env=environment,
                 stdout=output,
                 stderr=output,
@@ -233,6 +238,16 @@ class Pods:
             time.sleep(0.1)
         logs = "\n".join(f"--- pod {pod.index}\n{pod.output()[-6000:]}" for pod in self.started)
         raise AssertionError(f"waited in vain for {what}; last progress {self.progress()}\n{logs}")
+
+    def ask_ray(self, token: str) -> tuple[int, str]:
+        """What Ray tells a client on the pods' own network: exit code and output."""
+        ask = "import sys, ray; ray.init(address=sys.argv[1], logging_level='ERROR'); print('joined')"
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_TMPDIR": str(self.folder)}
+        command = [sys.executable, "-c", ask, f"{IPS[0]}:{keys.PORT_RAY_GCS}"]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=self.folder, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
 
     def history(self, uri: str) -> list[dict]:
         return json.loads(self.store.get_bytes(f"{uri}/metrics.json"))["history"]

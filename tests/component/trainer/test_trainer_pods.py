@@ -94,10 +94,30 @@ def test_a_lost_driver_a_lost_raylet_and_sigterm_cost_no_step(pods, job, make_pl
     assert "nothing to do" in third.output()
 
 
+def test_ray_answers_nobody_without_its_token(pods, job, make_plan, make_training):
+    pods.start(make_plan(job, training=long_training(make_training)))
+    pods.wait_for(lambda report: report.workers_joined == 1, what="Ray")
+    code, said = pods.ask_ray("another-token-0123456789abcdef")
+    assert code != 0
+    assert "joined" not in said
+    assert "token" in said.lower(), said
+    assert pods.ask_ray(pods.token)[0] == 0, "else the refusal says nothing"
+
+
 def fails(pods, plan, code, reason):
     pod = pods.start(plan)
     assert pod.wait() == code, pod.output()
-    report = pod.report()
+    return failure(pod.report(), reason)
+
+
+def refused(pods, plan, code, reason):
+    """By the driver alone, which checks its input before it needs Ray; `fails` shows that the pod passes it on."""
+    driver = pods.start(plan, module="tunesmith_trainer.group.driver")
+    assert driver.wait() == code, driver.output()
+    return failure(driver.result(), reason)
+
+
+def failure(report, reason):
     assert report.outcome is Outcome.FAILED
     assert report.reason is reason, report
     return report.message
@@ -113,7 +133,7 @@ def test_a_bad_row_names_its_line(pods, pod_store, job, make_plan):
 def test_an_unwritable_bucket_ends_the_job_and_says_why(pods, pod_store, job, make_plan):
     pod_store.credentials, admin = pod_store.read_only, pod_store.credentials
     try:
-        message = fails(pods, make_plan(job), ExitCode.STORAGE_DENIED, Reason.STORAGE_UNWRITABLE)
+        message = refused(pods, make_plan(job), ExitCode.STORAGE_DENIED, Reason.STORAGE_UNWRITABLE)
     finally:
         pod_store.credentials = admin
     assert "spec.checkpoint.uri" in message
@@ -138,7 +158,7 @@ def test_missing_input_names_the_field(pods, job, make_plan, field, value, reaso
     code = ExitCode.STORAGE_DENIED if reason is Reason.STORAGE_UNREADABLE else ExitCode.INVALID_INPUT
     uri = value.format(job=job)
     change = {"dataset": dataset(uri)} if field == "dataset" else {field: uri}
-    assert words in fails(pods, make_plan(job, **change), code, reason)
+    assert words in refused(pods, make_plan(job, **change), code, reason)
 
 
 def test_a_diverging_run_ends_with_its_reason(pods, job, make_plan, make_training):

@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 
 from tunesmith_operator.adapters.errors import Expired, Gone, Rejected, Transient
-from tunesmith_operator.adapters.watch import PAGE_SIZE, ApiServerSource, Selectors
-from tunesmith_operator.core.kubernetes.resources import FINETUNEJOB, POD
+from tunesmith_operator.adapters.watch import INACTIVE_SECONDS, PAGE_SIZE, ApiServerSource, Selectors
+from tunesmith_operator.core.kubernetes.resources import EVENT, FINETUNEJOB, POD
 
 
 def pod(name, version="5", **more):
@@ -89,6 +89,12 @@ async def test_events_come_whole_however_the_stream_is_cut(server, source):
     query = server.requests[0].query
     assert (query["resourceVersion"], query["watch"], query["allowWatchBookmarks"]) == ("5", "true", "true")
     assert 300 <= int(query["timeoutSeconds"]) <= 600
+
+
+async def test_a_stream_without_bookmarks_ends_before_it_could_seem_dead(server, source):
+    server.answer = []
+    assert [it async for it in source.watch(EVENT, None, "1")] == []
+    assert int(server.requests[0].query["timeoutSeconds"]) < INACTIVE_SECONDS - 10
 
 
 async def test_an_expired_version_is_told_by_status_and_within_the_stream(server, source):

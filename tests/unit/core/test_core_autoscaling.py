@@ -69,6 +69,16 @@ def test_a_pod_that_is_not_heard_may_be_busy():
     assert scaled(load(*rounds, *[(0, 0, 2)] * 16, pods=2), desired=2, min_replicas=1).desired == 1
 
 
+def test_what_is_due_before_pods_have_said_so_is_looked_at_again():
+    idle = load(*[0] * 40)
+    assert idle.heard_at == make.at(117)
+    late = scaled(idle, now=make.at(121))
+    assert (late.desired, late.next_look) == (1, make.at(122)), "nobody else would: the next hearing is no news"
+    stale = scaled(idle, now=make.at(300))
+    assert stale.next_look is not None
+    assert stale.next_look > make.at(300)
+
+
 def test_idle_pods_go_but_for_those_that_were_asked_meanwhile():
     idle = [0] * 41
     assert scaled(load(*idle[:-1])).desired == 1
@@ -98,7 +108,8 @@ def test_a_new_revision_wakes_it_to_prove_itself():
 def test_what_is_not_known_changes_nothing_but_bounds_hold(stale):
     later = make.at(3600)
     assert scaled(stale, desired=3, now=later).desired == 3
-    assert scaled(stale, desired=9, now=later) == Scale(8, 9, "autoscaling.maxReplicas is 8.", later)
+    assert scaled(stale, desired=9, now=later).message == "autoscaling.maxReplicas is 8."
+    assert scaled(stale, desired=9, now=later).desired == 8
     assert scaled(stale, desired=1, min_replicas=2, now=later).desired == 2
 
 

@@ -37,7 +37,7 @@ def test_urgent_requests_are_paced_after_a_burst_and_served_in_their_order():
 
 def test_what_is_not_urgent_takes_what_is_left_over_and_leaves_half_of_a_burst():
     async def scenario():
-        pace = RequestPace(rate=1, burst=10)
+        pace = RequestPace(rate=1, burst=10, progress_at_once=100)
         taken = sum(pace.spare() for _ in range(100))
         began = now()
         for _ in range(5):
@@ -51,6 +51,16 @@ def test_what_is_not_urgent_takes_what_is_left_over_and_leaves_half_of_a_burst()
         return taken
 
     assert virtually(scenario()) == 5
+
+
+def test_of_what_is_not_urgent_only_so_much_is_under_way():
+    async def scenario():
+        pace = RequestPace(rate=100, burst=100, progress_at_once=2)
+        assert [pace.spare() for _ in range(3)] == [True, True, False]
+        pace.answered()
+        assert [pace.spare() for _ in range(2)] == [True, False]
+
+    virtually(scenario())
 
 
 @pytest.mark.parametrize(("jobs", "seconds"), [(0, 10), (60, 10), (100, 10), (1000, 100)])

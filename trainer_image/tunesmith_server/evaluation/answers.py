@@ -14,13 +14,9 @@ from pathlib import Path
 from tunesmith_api.v1alpha1.engine import EngineType
 from tunesmith_server.evaluation.interview import Answers, Interview, LlamaInterview, Task
 from tunesmith_server.process import answer_for
+from tunesmith_store.memory import own_bytes
 
 __all__ = ["start"]
-
-
-def _resident_bytes() -> int:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmRSS"].split()[0]) * 1024
 
 
 def _free_port() -> int:
@@ -44,7 +40,7 @@ def _main(model: Path, threads: int, output: Path) -> None:
     task = Task.from_json(sys.stdin.read())
     interview = start(task, model, threads)
     answers = tuple(interview.answer(row) for row in task.rows)
-    found = Answers(answers=answers, tokens_per_second=interview.speed(), memory_bytes=_resident_bytes())
+    found = Answers(answers=answers, tokens_per_second=interview.speed(), memory_bytes=own_bytes("VmRSS"))
     output.write_text(found.to_json())
 
 

@@ -25,6 +25,8 @@ TOLERANCE = 1.1
 """More in flight than is meant for the pods by less than this changes nothing."""
 FRESH = timedelta(seconds=45)
 """What was heard longer ago decides nothing."""
+SOON = timedelta(seconds=1)
+"""When it is looked again for what is due, but not yet known: pods say it at their next hearing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,10 @@ class Scaler:
         """The number of pods now, where `before` were asked for."""
         bounded = self._bounded(before, now)
         load = self.load
-        if load is None or now - load.heard_at > FRESH:
+        if load is None:
             return bounded
+        if now - load.heard_at > FRESH:
+            return replace(bounded, next_look=now + FRESH)
         if bounded.desired == 0:
             return self._woken(bounded, load, now)
         return self._more(bounded, load, now) or self._fewer(bounded, load, now)
@@ -114,8 +118,8 @@ class Scaler:
         if settled and peak is not None and (needed := self._needed(peak)) < before.desired:
             message = f"{peak:.0f} requests at most were in flight for {duration(delay.total_seconds())}."
             return before.moved(needed, message, now)
-        looks = [quiet_since + idle] if sleeps and not load.in_flight else []
+        looks = [max(quiet_since + idle, now + SOON)] if sleeps and not load.in_flight else []
         if self._needed(load.in_flight) < before.desired:
             # a part of the window may be over by then, and its most forgotten
-            looks.append(now + max(delay / 12, timedelta(seconds=1)))
+            looks.append(now + max(delay / 12, SOON))
         return replace(before, next_look=min(looks, default=None))
