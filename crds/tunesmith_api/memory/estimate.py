@@ -23,8 +23,12 @@ FILL = 0.85
 """Part of the memory that an estimate may fill: the rest is for what no estimate sees, such as fragmentation."""
 FLOAT = 4
 """Bytes of a float32: trained weights, gradients and optimizer state."""
-RUNTIME = 700 << 20
-"""Bytes of Python, torch and transformers themselves, or of a GPU's context and workspaces."""
+RUNTIME = 440 << 20
+"""Bytes of Python, torch and transformers themselves: what a run takes whose model has next to no weights."""
+BITSANDBYTES = 64 << 20
+"""Bytes beside them of what QLoRA and the 8-bit optimizer import."""
+GPU_RUNTIME = 700 << 20
+"""Bytes of a GPU's context and workspaces."""
 QUANTIZED = 0.5
 """Bytes of a 4-bit weight."""
 CONSTANTS = 4 / 64
@@ -32,7 +36,7 @@ CONSTANTS = 4 / 64
 QUANTIZED_CONSTANTS = 1 / 64 + 4 / (64 * 256)
 """The same where those constants are held in 8 bits (Dettmers et al., 2023: QLoRA, section 3)."""
 SCATTERED = 0.5
-"""Of the activations, on a CPU: what glibc's heap grows by, since what is freed lies between what isn't."""
+"""Of activations and gradients, on a CPU: what glibc's heap grows by, since what is freed lies between what isn't."""
 TAUGHT = 5
 """Numbers for each logit that learning from a teacher takes: its logits, both distributions, their difference."""
 
@@ -51,7 +55,7 @@ class MemoryEstimate:
     """What the forward pass keeps for the backward pass."""
     logits: int
     """The output of the head, its log-probabilities and their gradient."""
-    runtime: int = RUNTIME
+    runtime: int
     teacher: int = 0
     """Of a distillation: its weights, and what is computed with its answers."""
     transient: int = 0
@@ -120,19 +124,28 @@ def estimate(
     activations = _activations(facts, plan, tokens, width) / plan.tensor_parallel
     logits = _logits(facts, plan, tokens, width)
     optimizer = int(count * _state_bytes(plan) / shares)
+    gradients = int(count * FLOAT / shares)
     return MemoryEstimate(
         weights=int(weights + casts),
-        gradients=int(count * FLOAT / shares),
+        gradients=gradients,
         optimizer=optimizer,
         activations=int(activations),
         logits=logits,
+        runtime=_runtime(plan),
         teacher=_teacher(teacher, facts, plan, tokens, width),
-        transient=_transient(facts, plan, int(activations), logits),
-        saving=int(weights + optimizer + _put_together(facts, plan, width, shares > 1)) + RUNTIME,
+        transient=_transient(facts, plan, int(activations), gradients, logits),
+        saving=int(weights + optimizer + _put_together(facts, plan, width, shares > 1)) + _runtime(plan),
     )
 
 
 # ---- what is held all the time
+
+
+def _runtime(plan: TrainingPlan) -> int:
+    if plan.gpus_per_worker:
+        return GPU_RUNTIME
+    short = plan.method.type is MethodType.QLORA or plan.training.optim is Optim.ADAMW_8BIT
+    return RUNTIME + (BITSANDBYTES if short else 0)
 
 
 def base_parameters(facts: ModelFacts, plan: TrainingPlan) -> int:
@@ -237,8 +250,8 @@ def _activations(facts: ModelFacts, plan: TrainingPlan, tokens: int, width: int)
     feed_forward = 4 if facts.is_gated else 2
     narrow = 2 * facts.hidden + 2 * facts.attention + 2 * facts.key_value + feed_forward * facts.intermediate
     norms = 2 if plan.method.has_adapters else 4
-    layer = narrow * width + norms * facts.hidden * FLOAT
-    layer += _dropped(facts, plan, width) + _adapted(facts, plan, width)
+    kept = narrow * width + norms * facts.hidden * FLOAT
+    layer = kept + _dropped(facts, plan, width) + _adapted(facts, plan, width)
     if plan.training.gradient_checkpointing:
         return float(tokens * (facts.layers * facts.hidden * width + layer))
     return float(tokens * facts.layers * layer)
@@ -290,9 +303,9 @@ def _teacher(teacher: ModelFacts | None, facts: ModelFacts, plan: TrainingPlan, 
     return base_parameters(teacher, plan) * _frozen_bytes(teacher, width) + compared
 
 
-def _transient(facts: ModelFacts, plan: TrainingPlan, activations: int, logits: int) -> int:
+def _transient(facts: ModelFacts, plan: TrainingPlan, activations: int, gradients: int, logits: int) -> int:
     """Return the bytes that come and go beside the rest of a step's peak."""
-    scattered = 0 if plan.gpus_per_worker else int(SCATTERED * activations)
+    scattered = 0 if plan.gpus_per_worker else int(SCATTERED * (activations + gradients))
     if plan.method.has_adapters or plan.task not in _WITH_VOCABULARY:
         return scattered
     # the head's gradient waits, whole, for that of the embeddings, which it is added to where both are one
