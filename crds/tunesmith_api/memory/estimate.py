@@ -125,6 +125,10 @@ def estimate(
     logits = _logits(facts, plan, tokens, width)
     optimizer = int(count * _state_bytes(plan) / shares)
     gradients = int(count * FLOAT / shares)
+    transient = _transient(facts, plan, int(activations), gradients, logits)
+    # the heap of a CPU keeps what a step has taken, in pieces too small for a model of its own
+    is_beside = plan.method.type is MethodType.QLORA and not plan.gpus_per_worker and not plan.publishes_adapter_only
+    kept = int(activations) + logits + gradients + transient if is_beside else 0
     return MemoryEstimate(
         weights=int(weights + casts),
         gradients=gradients,
@@ -133,8 +137,8 @@ def estimate(
         logits=logits,
         runtime=_runtime(plan),
         teacher=_teacher(teacher, facts, plan, tokens, width),
-        transient=_transient(facts, plan, int(activations), gradients, logits),
-        saving=int(weights + optimizer + _put_together(facts, plan, width, shares > 1)) + _runtime(plan),
+        transient=transient,
+        saving=int(weights + optimizer + _put_together(facts, plan, width, shares > 1)) + _runtime(plan) + kept,
     )
 
 
@@ -337,4 +341,7 @@ def _put_together(facts: ModelFacts, plan: TrainingPlan, width: int, is_shared: 
 def _compared(facts: ModelFacts, plan: TrainingPlan) -> int:
     """Return the bytes of the files that a finished model of 16 bits is compared with, to see what rounding takes."""
     is_compared = facts.stored_bytes == 2 and plan.model_init is Init.PRETRAINED
-    return facts.parameters * 2 if is_compared and plan.output_dtype is not Precision.FP32 else 0
+    if not is_compared or plan.output_dtype is Precision.FP32:
+        return 0
+    # and one tensor after the other, the embeddings for the largest, three times in float32
+    return facts.parameters * 2 + 3 * FLOAT * facts.vocabulary * facts.hidden
