@@ -155,6 +155,11 @@ class TrainingPlan(Contract):
         return digest_of(self.curve)
 
     @property
+    def world_size(self) -> int:
+        """Training processes of all pods together."""
+        return self.replicas
+
+    @property
     def publishes_adapter_only(self) -> bool:
         """Whether the output folder gets an adapter and no whole model."""
         return self.method.has_adapters and self.save is SaveMode.ADAPTER

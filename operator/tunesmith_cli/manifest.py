@@ -1,7 +1,7 @@
 """A FineTuneJob's manifest as the cluster would read it: YAML, overrides, the API's rules, the operator's policies.
 
-`run` calls it. Where a URI stands in the manifest, a path of this machine may stand instead: `local_paths` turns those
-into URIs before anything is checked.
+`run` and `plan` call it. For `run`, where a URI stands in the manifest, a path of this machine may stand instead:
+`local_paths` turns those into URIs before anything is checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tunesmith_cli.refusals import refusals
 from tunesmith_cli.schema import JSON, document_schema, node_at
 from tunesmith_operator.core.finetunejob.policies import violation
 
-__all__ = ["apply_override", "checked_job", "read_manifest"]
+__all__ = ["accepted_job", "apply_override", "checked_job", "read_manifest"]
 
 
 def read_manifest(source: str) -> JSON:
@@ -43,7 +43,7 @@ def read_manifest(source: str) -> JSON:
     found = [it for it in documents if isinstance(it, dict) and it.get("kind") == keys.FINETUNEJOB_KIND]
     if len(found) != 1:
         kinds = ", ".join(str(it.get("kind")) if isinstance(it, dict) else "no object" for it in documents) or "nothing"
-        raise Refused(f"{source}: holds {kinds}; `tunesmith run` takes exactly one {keys.FINETUNEJOB_KIND}")
+        raise Refused(f"{source}: holds {kinds}; exactly one {keys.FINETUNEJOB_KIND} is wanted")
     version = found[0].get("apiVersion")
     if version != keys.API_VERSION:
         raise Refused(f"{source}: apiVersion is {version!r}; this tunesmith knows {keys.API_VERSION}")
@@ -84,8 +84,8 @@ def _value(text: str, node: JSON) -> Any:
         raise Refused(f"--set …={text}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def checked_job(document: JSON, paths: LocalPaths) -> FineTuneJob:
-    """The job, if a cluster would accept it and every path that it reads is there.
+def accepted_job(document: JSON) -> FineTuneJob:
+    """The job, if a cluster would accept it.
 
     Raises:
         Refused: a line for each fault, in the words of the API server or the operator.
@@ -94,10 +94,25 @@ def checked_job(document: JSON, paths: LocalPaths) -> FineTuneJob:
     if not faults:
         job = FineTuneJob.model_validate(document)
         broken = violation(job)
-        faults = [broken.message] if broken is not None else list(paths.faults(document))
-        if not faults:
+        if broken is None:
             return job
-    raise Refused(*(paths.shown(line) for line in _sorted(faults)))
+        faults = [broken.message]
+    raise Refused(*_sorted(faults))
+
+
+def checked_job(document: JSON, paths: LocalPaths) -> FineTuneJob:
+    """The job, if a cluster would accept it and every path that it reads is there.
+
+    Raises:
+        Refused: a line for each fault.
+    """
+    try:
+        job = accepted_job(document)
+        if faults := list(paths.faults(document)):
+            raise Refused(*_sorted(faults))
+    except Refused as refused:
+        raise Refused(*(paths.shown(line) for line in refused.lines)) from None
+    return job
 
 
 def _sorted(faults: Iterable[str]) -> list[str]:

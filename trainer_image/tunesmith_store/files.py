@@ -17,10 +17,11 @@ from pydantic import ValidationError
 from tunesmith_api import keys
 from tunesmith_api.artifacts import FileEntry, ModelManifest
 from tunesmith_api.keys import Reason
+from tunesmith_api.memory.headers import INDEX, is_weights
 from tunesmith_api.model import Contract
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.store import NotFound, ObjectInfo, ObjectStore
-from tunesmith_store.weights import INDEX, is_weights, weight_files
+from tunesmith_store.weights import weight_files
 
 __all__ = [
     "copy_hashed",

@@ -60,6 +60,20 @@ def test_a_refusal_is_a_line_on_standard_error(arguments, words):
         assert word in done.stderr
 
 
+def test_plan_says_what_a_sample_would_make_and_what_it_lacks():
+    done = tunesmith("plan", "-f", "manifests/samples/finetunejob.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Job sentiment-1, 2 pods" in done.stdout
+    assert "--model" in done.stdout
+
+
+def test_plan_refuses_as_run_does():
+    done = tunesmith("plan", "-f", "manifests/samples/finetunejob.yaml", "--set", "spec.task=Chat", "-o", "json")
+    assert done.returncode == ExitCode.INVALID_INPUT
+    assert done.stdout == ""
+    assert 'error: spec.task: Unsupported value: "Chat"' in done.stderr
+
+
 def test_a_missing_option_is_told_without_a_traceback():
     done = tunesmith("run")
     assert done.returncode == 2

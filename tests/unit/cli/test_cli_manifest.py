@@ -50,7 +50,7 @@ def test_standard_input_is_read_too(monkeypatch):
     [
         ("kind: [", "not valid YAML"),
         (HEAD + "spec: {task: DPO, task: DPO}", "'task' is there twice"),
-        ("", "holds nothing; `tunesmith run` takes exactly one FineTuneJob"),
+        ("", "holds nothing; exactly one FineTuneJob is wanted"),
         ("kind: ModelDeployment", "holds ModelDeployment"),
         ("- 1", "holds no object"),
         (f"{HEAD}---\n{HEAD}", "exactly one"),

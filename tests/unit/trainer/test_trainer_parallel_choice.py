@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from support.plans import training_plan
+from tunesmith_api.memory.estimate import MemoryEstimate
 from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_store.errors import UserError
 from tunesmith_trainer.distributed import parallel
 from tunesmith_trainer.distributed.collectives import Group
-from tunesmith_trainer.models.memory import MemoryEstimate
 from tunesmith_trainer.models.numerics import Numerics
 
 SMALL = MemoryEstimate(1, 1, 1, 1, 1, 1)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunesmith_api.keys import Reason
+from tunesmith_api.memory.headers import StoredTensor
 from tunesmith_server.quantizers.converter import json_of
 from tunesmith_store.errors import UserError
-from tunesmith_store.weights import StoredTensor, stored_tensors
+from tunesmith_store.weights import stored_tensors
 
 __all__ = ["CONFIG", "WEIGHTS", "Pair", "pairs_of", "scale_of"]
 

@@ -9,10 +9,10 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from tunesmith_api.memory.headers import is_weights
 from tunesmith_api.v1alpha1.quantization import QuantizationMethod
 from tunesmith_server.predict.kinds import kind_of
 from tunesmith_server.quantizers.base import PLAIN, Made, Options, types_in, weights_in
-from tunesmith_store.weights import is_weights
 
 __all__ = ["SafetensorsQuantizer", "copy_others"]
 

@@ -20,6 +20,8 @@ from torch import distributed as dist
 from torch import nn
 
 from tunesmith_api.keys import Reason
+from tunesmith_api.memory.estimate import MemoryEstimate
+from tunesmith_api.memory.placement import strategy_of
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.method import MethodType
 from tunesmith_api.v1alpha1.task import Task
@@ -27,7 +29,6 @@ from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_store.errors import UserError
 from tunesmith_store.memory import memory_limit_bytes
 from tunesmith_trainer.distributed.collectives import Group
-from tunesmith_trainer.models.memory import MemoryEstimate
 from tunesmith_trainer.models.numerics import Numerics
 from tunesmith_trainer.models.structure import transformer_blocks
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Wrapped", "choose", "held_bytes", "local_tensor", "mesh", "shard_tensors", "share_out", "wrap"]
 
-FILL = 0.85
-"""Part of the memory that an estimate may fill: the rest is for what no estimate sees, such as fragmentation."""
 M_MMAP_THRESHOLD = -3
 """glibc's number of that setting, from malloc.h."""
 LARGE_BLOCK = 4 << 20
@@ -127,15 +126,11 @@ class Wrapped:
 
 def choose(plan: TrainingPlan, estimate: MemoryEstimate, group: Group) -> Strategy:
     """Resolve strategy Auto: DDP where the estimate of a replica fits into a worker's memory, else FSDP."""
-    data_ranks = group.world_size // plan.tensor_parallel
-    if data_ranks <= 1:
-        return Strategy.DDP
-    if plan.strategy is not Strategy.AUTO:
-        return plan.strategy
-    if plan.tensor_parallel > 1:
-        return Strategy.FSDP
-    fits = estimate.total <= FILL * _memory_bytes(group.device)
-    return group.broadcast(Strategy.DDP if fits else Strategy.FSDP)
+
+    def fits() -> bool:
+        return bool(group.broadcast(estimate.fits(_memory_bytes(group.device))))
+
+    return strategy_of(plan, group.world_size, fits)
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunesmith_api.memory.estimate import estimate
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_api.v1alpha1.method import MethodType
@@ -26,9 +27,8 @@ from tunesmith_trainer.distributed.collectives import Group
 from tunesmith_trainer.loop.inputs import Inputs
 from tunesmith_trainer.loop.optimizer import make_optimizer
 from tunesmith_trainer.methods.distillation import Distiller
-from tunesmith_trainer.models import memory
 from tunesmith_trainer.models.attention import packs_exactly
-from tunesmith_trainer.models.files import ModelFacts
+from tunesmith_trainer.models.files import facts_of
 from tunesmith_trainer.models.loading import load_options, stored_dtype
 from tunesmith_trainer.models.numerics import Numerics
 from tunesmith_trainer.models.structure import apply_dropout, enable_gradient_checkpointing
@@ -73,9 +73,11 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
         UserError: the model can't be loaded, or doesn't go with the method.
     """
     training, task = plan.training, inputs.task
+    teacher_folder = _fetch_teacher(plan, store, scratch)
     numerics = Numerics.choose(training.precision, plan.gpus_per_worker)
-    facts, width = ModelFacts.of(inputs.base), numerics.bytes_per_activation
-    strategy = parallel.choose(plan, memory.estimate(facts, plan, width), group)
+    facts, width = facts_of(inputs.base), numerics.bytes_per_activation
+    teacher = None if teacher_folder is None else facts_of(teacher_folder)
+    strategy = parallel.choose(plan, estimate(facts, plan, width, teacher=teacher), group)
     mesh = parallel.mesh(plan, group)
     stored = stored_dtype(inputs.base)
     weights, is_shared = numerics.weights_dtype(plan.method.type, stored), strategy is Strategy.FSDP
@@ -98,7 +100,7 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
         f"{plan.method.type}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%}), "
         f"{numerics.name} on {numerics.device}, {group.world_size} worker(s), {strategy}, "
         f"{'without padding' if packed else 'padded'}; memory estimate per worker "
-        f"{memory.estimate(facts, plan, width, strategy)}"
+        f"{estimate(facts, plan, width, strategy, teacher)}"
     )
     return Assembly(
         numerics,
@@ -106,7 +108,7 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
         wrapped,
         optimizer,
         numerics.scaler(),
-        _loss(plan, task, store, scratch, numerics),
+        _loss(plan, task, teacher_folder, numerics),
         packed,
         prepared.removed_layers,
         ModelSize(total, trained, str(strategy)),
@@ -142,13 +144,20 @@ def _load(plan: TrainingPlan, task: Task, base: Path, options: dict[str, Any]) -
     return model
 
 
+def _fetch_teacher(plan: TrainingPlan, store: ObjectStore, scratch: Path) -> Path | None:
+    """Return the folder of the teacher, where there is one."""
+    settings = plan.method.distillation
+    if settings is None:
+        return None
+    return fetch_model(store, settings.teacher_uri, scratch / "teacher", "spec.method.distillation.teacherUri")
+
+
 def _loss(
-    plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, numerics: Numerics
+    plan: TrainingPlan, task: Task, teacher: Path | None, numerics: Numerics
 ) -> Callable[[nn.Module, Batch], torch.Tensor]:
     """The task's loss; with a teacher, the distilled one."""
-    if plan.method.distillation is None:
-        return task.loss
     settings = plan.method.distillation
-    folder = fetch_model(store, settings.teacher_uri, scratch / "teacher", "spec.method.distillation.teacherUri")
-    distiller = Distiller.load(folder, task, settings, numerics)
+    if settings is None or teacher is None:
+        return task.loss
+    distiller = Distiller.load(teacher, task, settings, numerics)
     return lambda model, batch: distiller.loss(task, model, batch)
