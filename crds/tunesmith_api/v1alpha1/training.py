@@ -62,13 +62,13 @@ class Parallelism(SpecModel):
 
     strategy: Strategy = Field(
         default=Strategy.AUTO,
-        description="DDP: a copy of the model on each worker. FSDP: weights, gradients and optimizer state are shared out (FSDP2). Auto takes DDP where the memory estimate says that a copy fits.",
+        description="DDP: a copy of the model in each training process. FSDP: weights, gradients and optimizer state are shared out (FSDP2). Auto takes DDP where the memory estimate says that a copy fits.",
     )
     tensor_parallel: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Workers that share each layer's matrices, by the model's own plan in transformers; a divisor of workers.replicas.",
+        description="Training processes that share each layer's matrices, by the model's own plan in transformers. A divisor of those of a worker keeps them within it.",
     )
 
 

@@ -118,7 +118,7 @@ class Wrapped:
 
 
 def choose(plan: TrainingPlan, estimate: MemoryEstimate, group: Group) -> Strategy:
-    """Resolve strategy Auto: DDP where the estimate of a replica fits into a worker's memory, else FSDP."""
+    """Resolve strategy Auto: DDP where a replica for each process fits into the memory by the estimate, else FSDP."""
     data_ranks = group.world_size // plan.tensor_parallel
     if data_ranks <= 1:
         return Strategy.DDP
@@ -126,19 +126,22 @@ def choose(plan: TrainingPlan, estimate: MemoryEstimate, group: Group) -> Strate
         return plan.strategy
     if plan.tensor_parallel > 1:
         return Strategy.FSDP
-    fits = estimate.total <= FILL * _memory_bytes(group.device)
+    fits = estimate.total <= FILL * _memory_bytes(group)
     return group.broadcast(Strategy.DDP if fits else Strategy.FSDP)
 
 
-def _memory_bytes(device: torch.device) -> int:
-    """Return how much memory a worker has: its GPU's, its container's, or its machine's."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return memory_limit_bytes() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _memory_bytes(group: Group) -> int:
+    """Return how much memory a process has: its GPU's, or its share of its container's or its machine's."""
+    if group.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(group.device).total_memory)
+    shared = memory_limit_bytes() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return shared // group.local_world_size
 
 
 def mesh(plan: TrainingPlan, group: Group) -> DeviceMesh | None:
     """Lay the ranks out as [data, tensor]: neighbours share layers. None without tensor parallelism.
+
+    Ray Train numbers the ranks pod by pod: so those that share layers lie in one pod, if it has as many processes.
 
     Raises:
         UserError: the workers can't be divided so, or method or task don't go with it.
@@ -158,7 +161,7 @@ def _check(plan: TrainingPlan, group: Group) -> None:
     if size > 1:
         name = f"spec.parallelism.tensorParallel {size}"
         if group.world_size % size:
-            problem = f"{name} is no divisor of spec.workers.replicas {group.world_size}"
+            problem = f"{name} is no divisor of the {group.world_size} training processes"
         elif plan.strategy is Strategy.DDP and group.world_size > size:
             problem = f"{name} with several replicas of the model needs strategy FSDP or Auto, not DDP"
         elif method.type not in {MethodType.FULL, MethodType.LORA}:

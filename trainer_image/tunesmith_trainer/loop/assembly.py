@@ -96,8 +96,8 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     total = sum(parameter.numel() for parameter in bare.parameters())
     log(
         f"{plan.method.type}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%}), "
-        f"{numerics.name} on {numerics.device}, {group.world_size} worker(s), {strategy}, "
-        f"{'without padding' if packed else 'padded'}; memory estimate per worker "
+        f"{numerics.name} on {numerics.device}, {group.world_size} process(es), {strategy}, "
+        f"{'without padding' if packed else 'padded'}; memory estimate per process "
         f"{memory.estimate(facts, plan, width, strategy)}"
     )
     return Assembly(

@@ -1,4 +1,4 @@
-"""How much memory a worker will need, by arithmetic on the model's files: no torch, nothing is loaded.
+"""How much memory a training process will need, by arithmetic on the model's files: no torch, nothing is loaded.
 
 `assembly` logs it before the first step and `parallel.choose` picks the strategy by it. It is an upper bound in the
 number of tokens (every example is taken to be maxLength long) and an estimate in all else; the test beside it holds it
@@ -34,7 +34,7 @@ _WITH_VOCABULARY = {Task.CHAT_SFT, Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ,
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes per worker at the peak of a step."""
+    """Bytes per training process at the peak of a step."""
 
     weights: int
     gradients: int
@@ -62,12 +62,12 @@ def _gibibytes(size: int) -> str:
 def estimate(
     facts: ModelFacts, plan: TrainingPlan, bytes_per_activation: int, strategy: Strategy = Strategy.DDP
 ) -> MemoryEstimate:
-    """Estimate what one worker needs. `strategy` Auto counts as DDP. A teacher of a distillation is left out.
+    """Estimate what one process needs. `strategy` Auto counts as DDP. A teacher of a distillation is left out.
 
-    With FSDP weights, gradients and optimizer state are shared out over the workers; with tensor parallelism over
+    With FSDP weights, gradients and optimizer state are shared out over all of them; with tensor parallelism over
     those that share a replica.
     """
-    copies = plan.replicas // plan.tensor_parallel if strategy is Strategy.FSDP else 1
+    copies = plan.world_size // plan.tensor_parallel if strategy is Strategy.FSDP else 1
     shares = max(1, copies) * plan.tensor_parallel
     trained = _trained(facts, plan)
     weights = _weights(facts, plan, trained, bytes_per_activation)
@@ -134,7 +134,7 @@ def _constants(facts: ModelFacts, plan: TrainingPlan) -> float:
 def _tokens(facts: ModelFacts, plan: TrainingPlan) -> int:
     """Return the most tokens of a micro-batch."""
     training = plan.training
-    share = -(-training.global_batch_size // max(1, plan.replicas // plan.tensor_parallel))
+    share = -(-training.global_batch_size // max(1, plan.world_size // plan.tensor_parallel))
     length = min(training.max_length, facts.positions or training.max_length)
     if plan.task is Task.IMAGE_CLASSIFICATION and facts.positions:
         length = facts.positions
