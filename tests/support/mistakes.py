@@ -102,6 +102,7 @@ RULES = [
     _spec("a batch smaller than the workers", {"training": {"globalBatchSize": 1}}, "every process needs an example"),
     _spec("workers that can't be shared out", {"parallelism": {"tensorParallel": 3}}, "parallelism.tensorParallel must divide workers.replicas"),
     _spec("layers shared across workers", {"workers": {"processesPerWorker": 3}, "parallelism": {"tensorParallel": 2}}, "parallelism.tensorParallel must divide the training processes of a worker"),
+    _spec("shares within a worker of one process", {"parallelism": {"strategy": "HSDP"}}, "parallelism.strategy HSDP shares a model out over the training processes of a worker"),
     _spec("processes without a GPU", {"workers": {"gpusPerWorker": 4, "processesPerWorker": 2}}, "each GPU has a training process", "spec.workers"),
     _spec("classes for a chat", {"classification": {}}, "classification belongs to the classification tasks"),
     _spec("numbers for tokens", {"task": "TokenClassification", "classification": {"problemType": "Regression"}}, "classification.problemType MultiLabel and Regression belong to task SequenceClassification"),

@@ -352,6 +352,10 @@ class FineTuneJobSpec(SpecModel):
                     "parallelism.tensorParallel must divide the training processes of a worker, or be a multiple of them: those that share layers lie side by side, in as few workers as can be",
                 ),
                 cel(
+                    f"self.parallelism.strategy != 'HSDP' || ({_PROCESSES} > 1 && self.parallelism.tensorParallel == 1)",
+                    "parallelism.strategy HSDP shares a model out over the training processes of a worker: give it several, and leave tensorParallel at 1 (it goes with FSDP)",
+                ),
+                cel(
                     "!has(self.classification) || self.task in ['SequenceClassification', 'TokenClassification', 'ImageClassification']",
                     "classification belongs to the classification tasks: remove it or set task",
                 ),

@@ -46,6 +46,7 @@ def test_the_processes_of_a_pod_learn_what_pods_of_one_do(trained):
         (2, 2, {}),
         (1, 4, {}),
         (2, 2, {"tensor_parallel": 2, "strategy": Strategy.FSDP}),  # layers within a pod, shares across
+        (2, 2, {"strategy": Strategy.HSDP}),  # shares within a pod, copies across
     ):
         again, same = trained(pods, each, **changes)
         assert again == pytest.approx(losses, abs=2e-5 if changes else 1e-6), (pods, each, changes)

@@ -107,6 +107,12 @@ def test_the_processes_of_a_worker_count_as_workers_of_one_do(folders, strategy)
     assert two_of_two.total < found(folders, replicas=2, **changes).total
 
 
+def test_hybrid_shares_are_those_of_one_worker(folders):
+    hybrid = found(folders, replicas=4, processes_per_worker=2, strategy=Strategy.HSDP)
+    worker = found(folders, replicas=1, processes_per_worker=2, strategy=Strategy.FSDP)
+    assert (hybrid.weights, hybrid.gradients, hybrid.optimizer) == (worker.weights, worker.gradients, worker.optimizer)
+
+
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing_and_precision(folders):
     one = found(folders, training={"micro_batch_size": 2})
     assert found(folders, training={"micro_batch_size": 4}).activations == 2 * one.activations

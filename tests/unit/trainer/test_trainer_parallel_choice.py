@@ -36,6 +36,8 @@ class Pair(Group):
         (HUGE, Pair(), {"method": "QLoRA"}, Strategy.FSDP),
         (SMALL, Pair(4), {"tensor_parallel": 2}, Strategy.FSDP),
         (SMALL, Pair(2), {"tensor_parallel": 2}, Strategy.DDP),
+        (SMALL, Pair(4), {"strategy": "HSDP", "replicas": 2, "processes_per_worker": 2}, Strategy.HSDP),
+        (SMALL, Pair(2), {"strategy": "HSDP", "processes_per_worker": 2}, Strategy.FSDP),
     ],
     ids=[
         "one worker",
@@ -46,6 +48,8 @@ class Pair(Group):
         "4-bit base",
         "replicas of parts",
         "one of parts",
+        "HSDP asked for",
+        "HSDP in one worker",
     ],
 )
 def test_the_strategy_is_chosen_by_memory_unless_it_is_given(estimate, group, changes, strategy):

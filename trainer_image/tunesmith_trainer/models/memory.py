@@ -64,11 +64,11 @@ def estimate(
 ) -> MemoryEstimate:
     """Estimate what one process needs. `strategy` Auto counts as DDP. A teacher of a distillation is left out.
 
-    With FSDP weights, gradients and optimizer state are shared out over all of them; with tensor parallelism over
+    With FSDP weights, gradients and optimizer state are shared out over all of them, with HSDP over a worker's; with tensor parallelism over
     those that share a replica.
     """
-    copies = plan.world_size // plan.tensor_parallel if strategy is Strategy.FSDP else 1
-    shares = max(1, copies) * plan.tensor_parallel
+    over = {Strategy.FSDP: plan.world_size // plan.tensor_parallel, Strategy.HSDP: plan.processes_per_worker}
+    shares = max(1, over.get(strategy, 1)) * plan.tensor_parallel
     trained = _trained(facts, plan)
     weights = _weights(facts, plan, trained, bytes_per_activation)
     state = {Optim.ADAMW_TORCH: 2 * FLOAT, Optim.ADAMW_8BIT: 2, Optim.SGD: FLOAT if plan.training.adam_beta1 else 0}
@@ -77,7 +77,7 @@ def estimate(
         gathered = facts.vocabulary * facts.hidden + sum(matrix.size for matrix in facts.matrices) // facts.layers
         constants = _constants(facts, plan)
         weights = (weights - constants) / shares + constants
-        weights += gathered * bytes_per_activation if strategy is Strategy.FSDP else 0
+        weights += gathered * bytes_per_activation if strategy.is_sharded else 0
     tokens = _tokens(facts, plan)
     return MemoryEstimate(
         weights=int(weights),
