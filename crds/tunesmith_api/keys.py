@@ -78,9 +78,10 @@ MLFLOW_SECRET_OPTIONAL_KEYS: Final = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_
 # a PersistentVolumeClaim of a pvc:// URI is mounted below this folder, by its name
 VOLUMES_DIRECTORY: Final = "/mnt/tunesmith"
 ENV_VOLUMES: Final = "TUNESMITH_VOLUMES"
-# where one "pod" does all the work on a machine that it shares with others (the command line): training processes in
-# it, its progress port, and the port of Ray's head
 ENV_PROCESSES: Final = "TUNESMITH_PROCESSES"
+"""Training processes in this pod; 1 where it is absent."""
+# where one "pod" does all the work on a machine that it shares with others (the command line): its progress port, and
+# the port of Ray's head
 ENV_PROGRESS_PORT: Final = "TUNESMITH_PROGRESS_PORT"
 ENV_RAY_PORT: Final = "TUNESMITH_RAY_PORT"
 

@@ -118,6 +118,8 @@ class TrainingPlan(Contract):
     tensor_parallel: int = 1
     replicas: int
     gpus_per_worker: int = 0
+    processes_per_worker: int = 1
+    """Training processes of a pod; with GPUs as many as it has of them."""
     cpus_per_worker: float = 1.0
     max_restarts: int = 10
     max_rollbacks: int = 3
@@ -157,7 +159,7 @@ class TrainingPlan(Contract):
     @property
     def world_size(self) -> int:
         """Training processes of all pods together."""
-        return self.replicas
+        return self.replicas * self.processes_per_worker
 
     @property
     def publishes_adapter_only(self) -> bool:

@@ -70,13 +70,20 @@ def check_gpus(spec: FineTuneJobSpec, found: int) -> None:
     Raises:
         Refused: there are fewer.
     """
-    wanted = spec.workers.replicas * spec.workers.gpus_per_worker
-    if wanted > found:
-        raise Refused(
-            f"spec.workers: {spec.workers.replicas} replicas with {spec.workers.gpus_per_worker} GPU each; this "
-            f"machine has {found}. Use fewer (--set spec.workers.replicas={max(1, found)}), or the CPU "
-            "(--set spec.workers.gpusPerWorker=0): the result is the same"
-        )
+    replicas, each = spec.workers.replicas, spec.workers.gpus_per_worker
+    if replicas * each <= found:
+        return
+    number = f"{each} GPUs" if each > 1 else "1 GPU"
+    if each <= found:
+        fewer = f"Use fewer (--set spec.workers.replicas={found // each}), or the CPU"
+    elif found:
+        fewer = f"Use fewer (--set spec.workers.replicas=1 --set spec.workers.gpusPerWorker={found}), or the CPU"
+    else:
+        fewer = "Use the CPU"
+    raise Refused(
+        f"spec.workers: {replicas} replicas with {number} each; this machine has {found}. {fewer} "
+        "(--set spec.workers.gpusPerWorker=0): the result is the same"
+    )
 
 
 def free_ports(count: int) -> list[int]:

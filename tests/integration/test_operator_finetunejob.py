@@ -289,7 +289,7 @@ def test_suspending_frees_the_pods_and_resuming_brings_them_back(stage):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"training": {"globalBatchSize": 1}}, "every worker needs an example"),
+        ({"training": {"globalBatchSize": 1}}, "every process needs an example"),
         ({"training": {"learningRate": 2}}, "learningRate must lie between 0 and 1"),
         ({"output": {"uri": "s3://checkpoints/sentiment"}}, "must be different folders"),
         ({"output": {"uri": "s3://models/base"}}, "the model to start from would be overwritten"),

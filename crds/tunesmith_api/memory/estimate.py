@@ -105,12 +105,12 @@ def estimate(
 ) -> MemoryEstimate:
     """Estimate what one process needs. `strategy` Auto counts as DDP; a teacher that isn't known is left out.
 
-    With FSDP weights, gradients and optimizer state are shared out over all processes; with tensor parallelism over
-    those that share a replica.
+    With FSDP weights, gradients and optimizer state are shared out over all processes, with HSDP over a worker's; with
+    tensor parallelism over those that share a replica.
     """
-    width, is_shared = bytes_per_activation, strategy is Strategy.FSDP
-    copies = plan.world_size // plan.tensor_parallel if is_shared else 1
-    shares = max(1, copies) * plan.tensor_parallel
+    width, is_shared = bytes_per_activation, strategy.is_sharded
+    over = {Strategy.FSDP: plan.world_size // plan.tensor_parallel, Strategy.HSDP: plan.processes_per_worker}
+    shares = max(1, over.get(strategy, 1)) * plan.tensor_parallel
     count = trained(facts, plan)
     weights = _weights(facts, plan, count, width)
     if shares > 1:

@@ -68,6 +68,8 @@ def strategy_of(plan: TrainingPlan, ranks: int, fits: Callable[[], bool]) -> Str
     data_ranks = ranks // plan.tensor_parallel
     if data_ranks <= 1:
         return Strategy.DDP
+    if plan.strategy is Strategy.HSDP and plan.replicas == 1:
+        return Strategy.FSDP
     if plan.strategy is not Strategy.AUTO:
         return plan.strategy
     if plan.tensor_parallel > 1:
@@ -80,7 +82,7 @@ def need_of(models: Models, plan: TrainingPlan, capacity: Capacity) -> PodNeed:
 
     Where a GPU's memory isn't known, Auto counts as DDP.
     """
-    width, processes = activation_bytes(plan), max(1, plan.world_size // plan.replicas)
+    width, processes = activation_bytes(plan), plan.processes_per_worker
     whole = estimate(models.student, plan, width, Strategy.DDP, models.teacher)
     has_gpus = bool(plan.gpus_per_worker)
     size = capacity.gpu if has_gpus else capacity.host // processes
@@ -111,7 +113,7 @@ def _host(process: MemoryEstimate, processes: int) -> int:
 def _host_beside_gpus(models: Models, plan: TrainingPlan, width: int, strategy: Strategy, processes: int) -> int:
     """A model passes through the host when it is loaded, and is put together there where no GPU has all of it."""
     loaded = base_parameters(models.student, plan)
-    is_shared = strategy is Strategy.FSDP or plan.tensor_parallel > 1
+    is_shared = strategy.is_sharded or plan.tensor_parallel > 1
     is_short = plan.method.has_adapters and models.student.stored_bytes == width == 2
     in_pieces = is_shared or plan.method.type is MethodType.QLORA  # read where they lie, and sent piece by piece
     loading = 0 if in_pieces else processes * loaded * (2 if is_short else FLOAT)

@@ -86,7 +86,7 @@ def _more_workers(own: Remedy) -> Iterator[Remedy]:
         shared = own.with_plan("parallelism.strategy", Strategy.FSDP, strategy=Strategy.FSDP)
         if plan.world_size > 1:
             yield shared
-    replicas, processes = plan.replicas, plan.world_size // plan.replicas
+    replicas, processes = plan.replicas, plan.processes_per_worker
     while (replicas := 2 * replicas) <= MOST_WORKERS and replicas * processes <= plan.training.global_batch_size:
         more = shared.with_plan("workers.replicas", replicas, replicas=replicas)
         yield more

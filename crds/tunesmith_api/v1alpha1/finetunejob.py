@@ -117,12 +117,22 @@ class Gpu(SpecModel):
 
 
 class Workers(SpecModel):
-    """The pods that train. Each is one Ray node and one training process."""
+    """The pods that train. Each is one Ray node, and holds one training process or several."""
 
     replicas: int = Field(default=1, ge=1, le=1024, description="Number of worker pods.")
-    gpus_per_worker: int = Field(default=0, ge=0, le=1, description="GPUs of each worker: 1, or 0 to train on CPU.")
+    gpus_per_worker: int = Field(
+        default=0, ge=0, le=16, description="GPUs of each worker, with a training process for each; 0 trains on CPU."
+    )
+    processes_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        description="Training processes of each worker, which share its CPUs and memory. Left out, one for each GPU, or one on CPU.",
+    )
     gpu: Gpu = Field(default_factory=Gpu, description="Which kind of GPU.")
-    resources: Resources = Field(default_factory=Resources, description="CPU and memory of each worker.")
+    resources: Resources = Field(
+        default_factory=Resources, description="CPU and memory of each worker, for all of its processes together."
+    )
     node_selector: NodeSelector = Field(default_factory=dict, description="Labels that a worker's node must have.")
     tolerations: Tolerations = Field(default_factory=list, description="Taints that workers may run beside.")
     priority_class_name: Annotated[str, Field(max_length=253)] | None = Field(
@@ -134,6 +144,22 @@ class Workers(SpecModel):
     image: Image | None = Field(
         default=None, description="Trainer image; leave it out for the one that the operator was installed with."
     )
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.processesPerWorker) || self.gpusPerWorker in [0, self.processesPerWorker]",
+                    "each GPU has a training process: leave processesPerWorker out, or set it to gpusPerWorker",
+                ),
+            ]
+        },
+    )
+
+    @property
+    def processes(self) -> int:
+        """Training processes of each worker."""
+        return self.gpus_per_worker or self.processes_per_worker or 1
 
 
 class Checkpoint(SpecModel):
@@ -271,6 +297,13 @@ class Budget(SpecModel):
     )
 
 
+_PROCESSES = (
+    "(self.workers.gpusPerWorker > 0 ? self.workers.gpusPerWorker : "
+    "has(self.workers.processesPerWorker) ? self.workers.processesPerWorker : 1)"
+)
+"""`Workers.processes` in CEL."""
+
+
 class FineTuneJobSpec(SpecModel):
     """What to train, on what, how, and where it goes."""
 
@@ -335,12 +368,20 @@ class FineTuneJobSpec(SpecModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "self.training.globalBatchSize >= self.workers.replicas",
-                    "training.globalBatchSize must be at least workers.replicas: every worker needs an example",
+                    f"self.training.globalBatchSize * self.parallelism.tensorParallel >= self.workers.replicas * {_PROCESSES}",
+                    "training.globalBatchSize must be at least workers.replicas times the training processes of each, divided by parallelism.tensorParallel: every process needs an example",
                 ),
                 cel(
-                    "self.workers.replicas % self.parallelism.tensorParallel == 0",
-                    "parallelism.tensorParallel must divide workers.replicas",
+                    f"self.workers.replicas * {_PROCESSES} % self.parallelism.tensorParallel == 0",
+                    "parallelism.tensorParallel must divide workers.replicas times the training processes of each",
+                ),
+                cel(
+                    f"{_PROCESSES} % self.parallelism.tensorParallel == 0 || self.parallelism.tensorParallel % {_PROCESSES} == 0",
+                    "parallelism.tensorParallel must divide the training processes of a worker, or be a multiple of them: those that share layers lie side by side, in as few workers as can be",
+                ),
+                cel(
+                    f"self.parallelism.strategy != 'HSDP' || ({_PROCESSES} > 1 && self.parallelism.tensorParallel == 1)",
+                    "parallelism.strategy HSDP shares a model out over the training processes of a worker: give it several, and leave tensorParallel at 1 (it goes with FSDP)",
                 ),
                 cel(
                     "!has(self.classification) || self.task in ['SequenceClassification', 'TokenClassification', 'ImageClassification']",

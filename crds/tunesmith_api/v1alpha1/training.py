@@ -41,11 +41,17 @@ class Precision(StrEnum):
 
 
 class Strategy(StrEnum):
-    """How a model is spread over the workers."""
+    """How a model is spread over the training processes."""
 
     AUTO = "Auto"
     DDP = "DDP"
     FSDP = "FSDP"
+    HSDP = "HSDP"
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes share out weights, gradients and optimizer state."""
+        return self in {Strategy.FSDP, Strategy.HSDP}
 
 
 class EarlyStopping(SpecModel):
@@ -62,13 +68,13 @@ class Parallelism(SpecModel):
 
     strategy: Strategy = Field(
         default=Strategy.AUTO,
-        description="DDP: a copy of the model on each worker. FSDP: weights, gradients and optimizer state are shared out (FSDP2). Auto takes DDP where the memory estimate says that a copy fits.",
+        description="DDP: a copy of the model in each training process. FSDP: weights, gradients and optimizer state are shared out over all of them (FSDP2). HSDP: they are over those of a worker, and each worker has a copy. Auto takes DDP where the memory estimate says that a copy fits.",
     )
     tensor_parallel: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Workers that share each layer's matrices, by the model's own plan in transformers; a divisor of workers.replicas.",
+        description="Training processes that share each layer's matrices, by the model's own plan in transformers. A divisor of those of a worker keeps them within it.",
     )
 
 

@@ -153,6 +153,10 @@ class Pod:
         alive = set(self.descendants())
         return [int(path.name) for path in (self.folder / "scratch" / "ranks").glob("*") if int(path.name) in alive]
 
+    def number(self, pid: int) -> int:
+        """Which of the training processes of this pod that is."""
+        return int(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2])
+
     def driver(self) -> int:
         for pid in self.descendants():
             if b"tunesmith_trainer.group.driver" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -201,7 +205,8 @@ class Pods:
             keys.ENV_PLAN: str(folder / "plan.json"),
             keys.ENV_SCRATCH: str(folder / "scratch"),
             keys.ENV_TERMINATION_LOG: str(folder / "termination"),
-            keys.ENV_CPU_LIMIT: "1000",
+            keys.ENV_CPU_LIMIT: f"{1000 * plan.processes_per_worker}",
+            keys.ENV_PROCESSES: f"{plan.processes_per_worker}",
         }
         inside = ["nsenter", f"--net={self.network}"] if index else []
         log = folder / "log"

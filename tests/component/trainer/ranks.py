@@ -20,11 +20,11 @@ class Stopped(Exception):
     """What a test stops a run with, in place of a crash."""
 
 
-def pod_at(folder: Path, index: int = 0) -> PodEnvironment:
+def pod_at(folder: Path, index: int = 0, processes: int = 1) -> PodEnvironment:
     folder.mkdir(parents=True, exist_ok=True)
     return PodEnvironment(
         index=index, ip="127.0.0.1", token="", scratch=folder, plan_path=folder / "plan.json",
-        termination_log=folder / "termination", cpu_millicores=1000,
+        termination_log=folder / "termination", cpu_millicores=1000, processes=processes,
     )  # fmt: skip
 
 
@@ -39,8 +39,12 @@ def run_rank(
     digest="digest",
     environment=None,
     own_pod=False,
+    per_pod=1,
 ):
-    """Train as one rank, in a pod of its own or in one with the others; return the result, or the exception."""
+    """Train as one rank, in a pod of its own or in one with all the others; return the result, or the exception.
+
+    With `per_pod`, in one with so many, as the operator makes them.
+    """
     os.environ.update(environment or {})
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
@@ -50,9 +54,15 @@ def run_rank(
     from tunesmith_trainer.loop.run import TrainingRun
 
     torch.set_num_threads(1)
-    # Ray gives ranks to pods in an order of its own
-    pod = pod_at(Path(folder) / f"pod-{rank}", world_size - 1 - rank) if own_pod else pod_at(Path(folder))
-    group = join_group(rank, world_size, address, torch.device("cpu"))
+    # Ray gives ranks to pods in an order of its own, but pod by pod
+    if own_pod or per_pod > 1:
+        place = rank // per_pod
+        pod = pod_at(Path(folder) / f"pod-{place}", world_size // per_pod - 1 - place, per_pod)
+    else:
+        pod = pod_at(Path(folder))
+    group = join_group(
+        rank, world_size, address, torch.device("cpu"), name=pod.name_of(rank), local_world_size=pod.processes
+    )
 
     def after_step(step):
         if step == crash_after:

@@ -113,5 +113,5 @@ def test_one_full_disk_means_no_checkpoint_and_training_goes_on(forks, setup_of)
     found = run_ranks(forks, setup_of(save=True, trouble="rank-1-full", after=1))
     assert [item.error for item in found] == [None, None]
     assert [item.newest for item in found] == [None, None]
-    assert any("disk of worker 1" in line for line in found[0].lines)
+    assert any("disk of rank 1" in line for line in found[0].lines)
     assert run_ranks(forks, setup_of(restore=True))[0].restored is None

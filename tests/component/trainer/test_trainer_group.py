@@ -10,6 +10,10 @@ import pytest
 TIMEOUT = 4.0
 
 
+def name_of(rank):
+    return f"rank {rank} (worker {rank // 2})"
+
+
 def as_rank(rank, world_size, address, what, answers):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     import torch
@@ -17,7 +21,7 @@ def as_rank(rank, world_size, address, what, answers):
     from tunesmith_trainer.distributed.collectives import join_group
 
     torch.set_num_threads(1)
-    group = join_group(rank, world_size, address, torch.device("cpu"), TIMEOUT)
+    group = join_group(rank, world_size, address, torch.device("cpu"), TIMEOUT, name=name_of(rank))
     try:
         with group.explained():
             group.barrier()
@@ -106,7 +110,7 @@ def test_who_hangs_is_named_by_those_that_wait(run, culprit):
         assert isinstance(error, HungCollective), error
         assert error.ranks == [culprit]
         assert (error.reason, error.exit_code) == (Reason.COLLECTIVE_TIMEOUT, ExitCode.COLLECTIVE_TIMEOUT)
-        assert f"worker {culprit} didn't take part" in error.message
+        assert error.message.startswith(f"{name_of(culprit)} didn't take part")
         assert "collectiveTimeoutSeconds" in error.message
 
 
@@ -116,6 +120,7 @@ def test_rank_0_is_named_when_its_store_is_silent(run):
     answers = run(Hang(0), 2, expected=1)
     assert isinstance(answers[1], HungCollective), answers[1]
     assert answers[1].ranks == [0]
+    assert answers[1].message.startswith(f"{name_of(0)} didn't take part")
 
 
 def test_a_rank_that_is_gone_is_lost_not_hung(run):

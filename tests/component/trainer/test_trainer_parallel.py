@@ -12,7 +12,7 @@ import pytest
 CASES = ["ddp", "fsdp", "tensor", "tensor+fsdp"]
 METHODS = ["Full", "LoRA", "DoRA", "Pruning", "QAT"]
 CLIP = 0.005
-RANKS = {"tensor+fsdp": 4}
+RANKS = {"tensor+fsdp": 4, "hybrid": 4}
 KEPT = []
 """What is never let go of, as in `tunesmith_trainer.group.worker`."""
 
@@ -103,8 +103,8 @@ def train(rank, world, port, case, method, steps=2):
         if rank == 1 and method == "LoRA" and mesh is None:  # as if another CPU had drawn the adapters
             for parameter in bare.parameters():
                 parameter.data.mul_(1 + parameter.requires_grad)
-        strategy = Strategy.FSDP if "fsdp" in case else Strategy.DDP
-        wrapped = parallel.wrap(bare, group, strategy, numerics, mesh)
+        strategy = {"hybrid": Strategy.HSDP}.get(case, Strategy.FSDP if "fsdp" in case else Strategy.DDP)
+        wrapped = parallel.wrap(bare, group, strategy, numerics, mesh, within=2 if case == "hybrid" else 0)
         KEPT.append(wrapped)
         optimizer = make_optimizer(bare, plan.training, cpu)
         share = batches()[wrapped.dp_rank :: wrapped.dp_size]
@@ -211,6 +211,8 @@ PAIRS = [
     ("tensor", "LoRA"),
     ("tensor+fsdp", "Full"),
     ("tensor+fsdp", "LoRA"),
+    ("hybrid", "Full"),
+    ("hybrid", "QLoRA"),
 ]
 
 

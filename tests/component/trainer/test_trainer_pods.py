@@ -36,12 +36,27 @@ def wait_for_a_new_rank(pods, pod, lost, step):
 
 
 def test_a_lost_rank_and_a_lost_pod_cost_no_step(pods, job, make_plan, make_training):
-    plan = make_plan(job, replicas=2, method="LoRA", training=long_training(make_training), checkpoint_every_steps=20)
+    plan = make_plan(
+        job,
+        replicas=2,
+        processes_per_worker=2,
+        method="LoRA",
+        training=long_training(make_training),
+        checkpoint_every_steps=20,
+    )
     head, other = pods.start(plan, 0), pods.start(plan, 1)
     pods.wait_for(lambda report: report.global_step >= 45, what="step 45")
-    lost = other.ranks()[0]
+    assert "2 of 2 workers have joined" in head.output()
+    assert "worker 1 of 2, with 2 processes" in other.output()
+    here, there = set(head.ranks()), set(other.ranks())
+    assert (len(here), len(there)) == (2, 2)
+    lost = min(there)
+    # which pod has ranks 0 and 1 is Ray's choice
+    names = [f"rank {first + other.number(lost)} (worker 1) ended unexpectedly" for first in (0, 2)]
     os.kill(lost, signal.SIGKILL)
-    wait_for_a_new_rank(pods, other, {lost}, 60)
+    wait_for_a_new_rank(pods, other, there, 60)
+    assert not here & set(head.ranks()), "the whole group has begun anew"
+    assert any(f"restarting the workers: {name}" in head.output() for name in names)
     other.kill()
     replacement = pods.start(plan, 1)
     assert head.wait() == ExitCode.SUCCESS, head.output() + replacement.output()

@@ -54,6 +54,25 @@ def test_too_few_gpus_are_told_with_both_ways_out():
     machine.check_gpus(job(replicas=8).spec, 0)
 
 
+@pytest.mark.parametrize(
+    ("replicas", "found", "way_out"),
+    [
+        (
+            3,
+            5,
+            "replicas with 2 GPUs each; this machine has 5. Use fewer (--set spec.workers.replicas=2), or the CPU (",
+        ),
+        (1, 1, "(--set spec.workers.replicas=1 --set spec.workers.gpusPerWorker=1), or the CPU ("),
+        (1, 0, "this machine has 0. Use the CPU ("),
+    ],
+)
+def test_with_several_gpus_in_a_worker_the_ways_out_fit_the_machine(replicas, found, way_out):
+    with pytest.raises(Refused) as refused:
+        machine.check_gpus(job(replicas=replicas, gpusPerWorker=2).spec, found)
+    assert way_out in str(refused.value)
+    machine.check_gpus(job(replicas=2, gpusPerWorker=2).spec, 4)
+
+
 def test_free_ports_differ_and_can_be_had():
     first, second = machine.free_ports(2)
     assert first != second
@@ -94,8 +113,8 @@ def test_a_work_dir_that_cannot_be_made_is_refused(tmp_path):
         pass
 
 
-def environment(tmp_path, replicas=2, cores=8, **environ):
-    plan = local_plan(job(replicas=replicas))
+def environment(tmp_path, replicas=2, cores=8, processes=None, **environ):
+    plan = local_plan(job(replicas=replicas, processesPerWorker=processes))
     environ = {"HOME": str(tmp_path), **environ}
     return environment_of(plan, Path("/tmp/ts-1"), Path("/tmp/ts-1/volumes"), cores, (4001, 4002), environ)
 
@@ -108,6 +127,11 @@ def test_all_workers_are_in_one_pod_that_reads_back_what_it_is_told(tmp_path):
     assert pod.plan_path == Path("/tmp/ts-1/plan.json")
     assert len(pod.token) == 32
     assert pod.token != PodEnvironment.read(environment(tmp_path)).token
+
+
+def test_the_processes_of_all_workers_are_in_the_one_pod(tmp_path):
+    pod = PodEnvironment.read(environment(tmp_path, replicas=2, processes=3, cores=12))
+    assert (pod.processes, pod.threads) == (6, 2)
 
 
 def test_more_processes_than_cores_have_a_thread_each(tmp_path):

@@ -1,7 +1,10 @@
 """Where pods run, what a platform asks of them, and how they reach a store of its own."""
 
+import pytest
+
 from support import make
 from tunesmith_api import keys
+from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1 import FineTuneJob, ModelDeployment, Storage
 from tunesmith_operator.core.finetunejob.children import build
 from tunesmith_operator.core.modeldeployment.children import server_deployment
@@ -26,6 +29,32 @@ def test_placement_reaches_the_pods():
     assert pod["priorityClassName"] == "batch"
     assert pod["containers"][0]["image"] == "mine:1"
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("workers", "processes", "gpus"),
+    [
+        ({}, None, None),
+        ({"gpusPerWorker": 1}, None, "1"),
+        ({"processesPerWorker": 2}, "2", None),
+        ({"gpusPerWorker": 8}, "8", "8"),
+        ({"gpusPerWorker": 8, "processesPerWorker": 8}, "8", "8"),
+    ],
+)
+def test_a_pod_is_told_of_its_processes_and_gets_a_gpu_for_each(workers, processes, gpus):
+    children = build(job(workers={"replicas": 3, **workers}), make.CONFIG, 1)
+    spec = children.job.body["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    told = [entry["value"] for entry in container["env"] if entry["name"] == keys.ENV_PROCESSES]
+    assert told == ([processes] if processes else []), "Jobs of an operator that knew of one process stay as they are"
+    assert container["resources"]["limits"].get("nvidia.com/gpu") == gpus
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in spec["template"]["spec"]["volumes"], (
+        "as large as memory"
+    )
+    plan = TrainingPlan.from_json(children.config_map.body["data"][keys.PLAN_FILE])
+    assert (plan.replicas, plan.processes_per_worker) == (3, int(processes or 1))
+    assert plan.world_size == 3 * int(processes or 1)
+    assert (spec["completions"], spec["parallelism"]) == (3, 3)
 
 
 def test_a_store_of_ones_own_is_reached_as_it_wants_to_be_with_its_authorities():

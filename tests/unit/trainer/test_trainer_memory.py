@@ -101,6 +101,20 @@ def test_sharing_out_divides_state_and_not_activations(folders):
     assert four.activations == one.activations
 
 
+@pytest.mark.parametrize("strategy", [Strategy.DDP, Strategy.FSDP])
+def test_the_processes_of_a_worker_count_as_workers_of_one_do(folders, strategy):
+    changes = {"strategy": strategy, "training": {"micro_batch_size": 8}}
+    two_of_two = found(folders, replicas=2, processes_per_worker=2, **changes)
+    assert two_of_two == found(folders, replicas=4, **changes)
+    assert two_of_two.total < found(folders, replicas=2, **changes).total
+
+
+def test_hybrid_shares_are_those_of_one_worker(folders):
+    hybrid = found(folders, replicas=4, processes_per_worker=2, strategy=Strategy.HSDP)
+    worker = found(folders, replicas=1, processes_per_worker=2, strategy=Strategy.FSDP)
+    assert (hybrid.weights, hybrid.gradients, hybrid.optimizer) == (worker.weights, worker.gradients, worker.optimizer)
+
+
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing_and_precision(folders):
     one = found(folders, training={"micro_batch_size": 2})
     assert found(folders, training={"micro_batch_size": 4}).activations == 2 * one.activations

@@ -18,8 +18,8 @@ HUGE = MemoryEstimate(1 << 50, 1, 1, 1, 1, 1)
 class Pair(Group):
     """Two ranks that agree without talking."""
 
-    def __init__(self, world_size=2):
-        super().__init__(0, world_size)
+    def __init__(self, world_size=2, local_world_size=1):
+        super().__init__(0, world_size, local_world_size=local_world_size)
 
     def broadcast(self, value):
         return value
@@ -36,6 +36,8 @@ class Pair(Group):
         (HUGE, Pair(), {"method": "QLoRA"}, Strategy.FSDP),
         (SMALL, Pair(4), {"tensor_parallel": 2}, Strategy.FSDP),
         (SMALL, Pair(2), {"tensor_parallel": 2}, Strategy.DDP),
+        (SMALL, Pair(4), {"strategy": "HSDP", "replicas": 2, "processes_per_worker": 2}, Strategy.HSDP),
+        (SMALL, Pair(2), {"strategy": "HSDP", "processes_per_worker": 2}, Strategy.FSDP),
     ],
     ids=[
         "one worker",
@@ -46,16 +48,25 @@ class Pair(Group):
         "4-bit base",
         "replicas of parts",
         "one of parts",
+        "HSDP asked for",
+        "HSDP in one worker",
     ],
 )
 def test_the_strategy_is_chosen_by_memory_unless_it_is_given(estimate, group, changes, strategy):
     assert parallel.choose(training_plan(**changes), estimate, group) is strategy
 
 
+@pytest.mark.parametrize(("processes", "strategy"), [(1, Strategy.DDP), (2, Strategy.FSDP)])
+def test_the_processes_of_a_pod_share_its_memory(monkeypatch, processes, strategy):
+    monkeypatch.setattr(parallel, "memory_limit_bytes", lambda: 100)
+    half = MemoryEstimate(45, 1, 1, 1, 1, 1)
+    assert parallel.choose(training_plan(), half, Pair(4, processes)) is strategy
+
+
 @pytest.mark.parametrize(
     ("world", "changes", "message"),
     [
-        (4, {"tensor_parallel": 3}, r"tensorParallel 3 is no divisor of spec\.workers\.replicas 4"),
+        (4, {"tensor_parallel": 3}, r"tensorParallel 3 is no divisor of the 4 training processes"),
         (4, {"tensor_parallel": 2, "strategy": "DDP"}, "needs strategy FSDP or Auto"),
         (2, {"tensor_parallel": 2, "method": "QLoRA"}, r"method\.type Full and LoRA only"),
         (2, {"tensor_parallel": 2, "method": {"type": "Full", "pruning": {}}}, r"method\.pruning"),

@@ -59,7 +59,7 @@ class Snapshots:
     """This rank's own."""
     disk_usage: DiskUsage
     neighbours: int = 1
-    """How many ranks write to this disk at the same time."""
+    """How many ranks there are in this pod: they write to its disk at the same time."""
     _pinned: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def take(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> Snapshot:
@@ -82,8 +82,9 @@ class Snapshots:
         return self._copied(snapshot) if on_gpu and self._has_memory_for(pieces) else self._written(snapshot)
 
     def _has_memory_for(self, pieces: list[Piece]) -> bool:
-        """Whether the host has memory for the pieces twice over: torch rounds pinned buffers up."""
-        return 2 * sum(piece.size_bytes for piece in pieces if piece.key not in self._pinned) <= spare_memory()
+        """Whether the pod has memory for all ranks' pieces twice over: torch rounds pinned buffers up."""
+        more = 2 * sum(piece.size_bytes for piece in pieces if piece.key not in self._pinned)
+        return more * self.neighbours <= spare_memory()
 
     def _copied(self, snapshot: Snapshot) -> Snapshot:
         """Copy from the GPU to pinned memory, which is kept for the next time."""

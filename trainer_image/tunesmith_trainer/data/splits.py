@@ -53,7 +53,16 @@ class Prepared:
     """With streaming: where training examples come from."""
 
 
-def prepare(plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, *, writer: bool, log: Log) -> Prepared:
+def prepare(
+    plan: TrainingPlan,
+    task: Task,
+    store: ObjectStore,
+    scratch: Path,
+    *,
+    writer: bool,
+    log: Log,
+    begun: Callable[[], None] = lambda: None,
+) -> Prepared:
     """Have the plan's data ready. `task.load_processor` was called before; `task.prepare` is called in here.
 
     Args:
@@ -61,8 +70,9 @@ def prepare(plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, *
         task: checks and encodes rows.
         store: where the data and the cache are.
         scratch: this pod's disk; shared by the ranks that run on it.
-        writer: whether this rank writes to the cache. One of a group does.
+        writer: whether this rank writes to the cache. One of a group does, the first of its pod to be here.
         log: takes lines for people.
+        begun: called once the ranks of this pod wait for this one.
 
     Raises:
         UserError: the data can't be used; the message names file and line, or the field to change.
@@ -77,6 +87,7 @@ def prepare(plan: TrainingPlan, task: Task, store: ObjectStore, scratch: Path, *
     cache = TokenCache(store, f"{plan.tokens_uri}/{digest}", log)
     augmenter = augmenter_of(plan, task)
     with locked(folder.with_name(folder.name + ".lock")), _room_in(folder):
+        begun()
         manifest = _on_disk(folder) or _cached(plan, cache, folder, writer, log, with_rows=augmenter is not None)
         if manifest is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -127,7 +138,7 @@ def _on_disk(folder: Path) -> TokenManifest | None:
 def _must_be_shared(plan: TrainingPlan) -> bool:
     """Whether all ranks need the very same files: a translation may come out otherwise on another machine."""
     augmentation = plan.dataset.augmentation
-    return plan.replicas > 1 and augmentation is not None and augmentation.back_translation is not None
+    return plan.world_size > 1 and augmentation is not None and augmentation.back_translation is not None
 
 
 def _cached(

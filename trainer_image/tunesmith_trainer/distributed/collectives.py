@@ -11,8 +11,8 @@ import math
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -35,14 +35,15 @@ TAKEN_SECONDS = 10.0
 class HungCollective(Retryable):
     """A rank kept the others waiting in a collective operation for longer than is allowed."""
 
-    def __init__(self, ranks: Sequence[int], seconds: float) -> None:
-        names = ", ".join(f"worker {rank}" for rank in ranks) or "a worker"
+    def __init__(self, silent: Mapping[int, str], seconds: float) -> None:
+        """`silent` has what to call each of them."""
+        names = ", ".join(silent.values()) or "a rank"
         message = (
             f"{names} didn't take part in a collective operation for {seconds:.0f} s "
             "(spec.failurePolicy.collectiveTimeoutSeconds): it hangs, or its node or network is too slow"
         )
         super().__init__(message, Reason.COLLECTIVE_TIMEOUT, ExitCode.COLLECTIVE_TIMEOUT)
-        self.ranks = list(ranks)
+        self.ranks = list(silent)
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,24 @@ class Group:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     timeout_seconds: float = 600.0
+    local_world_size: int = 1
+    """Ranks in this pod, which share its memory."""
     store: Any = None
     """The key-value store that rank 0 serves; None with one rank."""
     _turns: Iterator[int] = field(default_factory=itertools.count)
+    _names: dict[int, str] = field(default_factory=dict)
+
+    def name_of(self, rank: int) -> str:
+        """Return what to call a rank: its number, and the worker that Ray Train has put it into."""
+        key = f"name-{rank}"
+        if rank not in self._names and self.store is not None and self.store.check([key]):
+            self._names[rank] = self.store.get(key).decode()
+        return self._names.get(rank, f"rank {rank}")
+
+    def _introduce(self, name: str) -> None:
+        """Tell the others what to call this rank, and ask for rank 0's name: it serves those of all."""
+        self.store.set(f"name-{self.rank}", name)
+        self._names[0] = self.store.get("name-0").decode()
 
     def _reduce(self, values: Sequence[float], operation: Any) -> list[float]:
         if self.world_size == 1:
@@ -140,6 +156,19 @@ class Group:
             self._until(lambda: self.store.add(gone, 0) == self.world_size, TAKEN_SECONDS)
         return values
 
+    def mark(self, name: str) -> None:
+        """Let the ranks go on that wait in `await_mark`."""
+        if self.store is not None:
+            self.store.set(f"mark-{name}", b"1")
+
+    def await_mark(self, name: str) -> None:
+        """Wait until another rank has called `mark`, however long that takes; not with one rank.
+
+        Raises:
+            Retryable: rank 0 is gone.
+        """
+        self._until(lambda: self.store.check([f"mark-{name}"]))
+
     @staticmethod
     def _until(condition: Callable[[], bool], seconds: float = math.inf) -> None:
         deadline, pause = time.monotonic() + seconds, POLL_SECONDS / 64
@@ -166,26 +195,28 @@ class Group:
                 raise Retryable(f"lost contact with another worker: {line}") from error
             raise
 
-    def _absent(self) -> list[int]:
+    def _absent(self) -> dict[int, str]:
         """Call the roll: all that wait in vain say so at about the same time, and who hangs doesn't."""
         if self.store is None:
-            return []
-        missing: list[int] = [0]  # if the store doesn't answer either: rank 0 serves it
+            return {}
+        missing = [{0: self._names[0]}]  # if the store doesn't answer either: rank 0 serves it
 
         def call() -> None:
-            self.store.set(f"waited-{self.rank}", b"1")
-            deadline = time.monotonic() + ROLL_CALL_SECONDS
-            silent = set(range(self.world_size))
-            while silent and time.monotonic() < deadline:
-                silent = {rank for rank in silent if not self.store.check([f"waited-{rank}"])}
-                time.sleep(POLL_SECONDS)
-            missing[:] = sorted(silent)
+            # rank 0 may end when it has called the roll itself, and the store with it: what was heard until then counts
+            with suppress(RuntimeError):
+                self.store.set(f"waited-{self.rank}", b"1")
+                silent = {rank: self.name_of(rank) for rank in range(self.world_size)}
+                deadline = time.monotonic() + ROLL_CALL_SECONDS
+                while silent and time.monotonic() < deadline:
+                    silent = {rank: name for rank, name in silent.items() if not self.store.check([f"waited-{rank}"])}
+                    missing[:] = [silent]
+                    time.sleep(POLL_SECONDS)
 
         # a thread, since asking a store whose process hangs takes for ever
         roll = threading.Thread(target=call, name="roll-call", daemon=True)
         roll.start()
         roll.join(2 * ROLL_CALL_SECONDS)
-        return list(missing)
+        return missing[0]
 
 
 # gloo raises plain RuntimeErrors whose text names its own source files
@@ -203,8 +234,20 @@ def _is_timeout(text: str) -> bool:
     return "Timed out waiting" in text or "Watchdog caught collective operation timeout" in text
 
 
-def join_group(rank: int, world_size: int, address: str, device: torch.device, timeout_seconds: float = 600.0) -> Group:
-    """Join the process group whose rank 0 listens at `address` ("host:port"): NCCL on GPUs, else gloo."""
+def join_group(
+    rank: int,
+    world_size: int,
+    address: str,
+    device: torch.device,
+    timeout_seconds: float = 600.0,
+    *,
+    name: str = "",
+    local_world_size: int = 1,
+) -> Group:
+    """Join the process group whose rank 0 listens at `address` ("host:port"): NCCL on GPUs, else gloo.
+
+    `name` is what to call this rank where it is the one that keeps the others waiting.
+    """
     if world_size == 1:
         return Group(device=device)
     host, _, port = address.rpartition(":")
@@ -213,4 +256,7 @@ def join_group(rank: int, world_size: int, address: str, device: torch.device, t
     store = dist.TCPStore(host, int(port), world_size, is_master=rank == 0, timeout=max(timeout, timedelta(minutes=10)))
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    return Group(rank, world_size, device, timeout_seconds, dist.PrefixStore("tunesmith", store))
+    shared = dist.PrefixStore("tunesmith", store)
+    group = Group(rank, world_size, device, timeout_seconds, local_world_size, shared)
+    group._introduce(name or f"rank {rank}")
+    return group

@@ -1,4 +1,4 @@
-"""How a model is spread over the ranks: replicas (DDP), shares (FSDP2), layers split between ranks (tensor parallel).
+"""How a model is spread over the ranks: replicas (DDP), shares (FSDP2, HSDP), layers split between ranks (tensor parallel).
 
 Called by `assembly`. Whatever the way, gradients are the average over the ranks that see different examples, so `step`
 knows nothing of it; `clip_grad_norm` knows how to add up a norm whose parts lie on several ranks.
@@ -35,7 +35,7 @@ from tunesmith_trainer.models.structure import transformer_blocks
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Wrapped", "choose", "held_bytes", "local_tensor", "mesh", "shard_tensors", "share_out", "wrap"]
+__all__ = ["Wrapped", "choose", "held_bytes", "local_tensor", "mesh", "shard_tensors", "shards", "share_out", "wrap"]
 
 M_MMAP_THRESHOLD = -3
 """glibc's number of that setting, from malloc.h."""
@@ -67,7 +67,7 @@ class Wrapped:
     @property
     def is_sharded(self) -> bool:
         """Whether ranks need each other for a forward pass: then all have to run it equally often."""
-        return self.strategy is Strategy.FSDP or self.ranks_per_replica > 1
+        return self.strategy.is_sharded or self.ranks_per_replica > 1
 
     @property
     def meets_always(self) -> bool:
@@ -125,23 +125,31 @@ class Wrapped:
 
 
 def choose(plan: TrainingPlan, estimate: MemoryEstimate, group: Group) -> Strategy:
-    """Resolve strategy Auto: DDP where the estimate of a replica fits into a worker's memory, else FSDP."""
+    """Resolve strategy Auto: DDP where the estimate of a replica fits into a process's memory, else FSDP."""
 
     def fits() -> bool:
-        return bool(group.broadcast(estimate.fits(_memory_bytes(group.device))))
+        return bool(group.broadcast(estimate.fits(_memory_bytes(group))))
 
     return strategy_of(plan, group.world_size, fits)
 
 
-def _memory_bytes(device: torch.device) -> int:
-    """Return how much memory a worker has: its GPU's, its container's, or its machine's."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return memory_limit_bytes() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def shards(plan: TrainingPlan, strategy: Strategy) -> int:
+    """Return how many neighbours share a copy of the model out; 0: all that see different examples."""
+    return plan.processes_per_worker if strategy is Strategy.HSDP else 0
+
+
+def _memory_bytes(group: Group) -> int:
+    """Return how much memory a process has: its GPU's, or its share of its container's or its machine's."""
+    if group.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(group.device).total_memory)
+    shared = memory_limit_bytes() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return shared // group.local_world_size
 
 
 def mesh(plan: TrainingPlan, group: Group) -> DeviceMesh | None:
     """Lay the ranks out as [data, tensor]: neighbours share layers. None without tensor parallelism.
+
+    Ray Train numbers the ranks pod by pod: so those that share layers lie in one pod, if it has as many processes.
 
     Raises:
         UserError: the workers can't be divided so, or method or task don't go with it.
@@ -161,7 +169,7 @@ def _check(plan: TrainingPlan, group: Group) -> None:
     if size > 1:
         name = f"spec.parallelism.tensorParallel {size}"
         if group.world_size % size:
-            problem = f"{name} is no divisor of spec.workers.replicas {group.world_size}"
+            problem = f"{name} is no divisor of the {group.world_size} training processes"
         elif plan.strategy is Strategy.DDP and group.world_size > size:
             problem = f"{name} with several replicas of the model needs strategy FSDP or Auto, not DDP"
         elif method.type not in {MethodType.FULL, MethodType.LORA}:
@@ -229,23 +237,24 @@ def wrap(
     numerics: Numerics,
     mesh: DeviceMesh | None = None,
     weights: torch.dtype = torch.float32,
+    within: int = 0,
 ) -> Wrapped:
     """Make the ranks of a group train a model together. Before the optimizer is made: FSDP replaces parameters.
 
-    `weights` is the number format to train in, which the model may not have yet where ranks share it out.
+    `within` is as for `share_out`; `weights` is the number format to train in, which the model may not have yet where ranks share it out.
     """
     tensor_ranks = mesh[TENSOR].size() if mesh is not None else 1
     data_ranks = group.world_size // tensor_ranks
-    is_shared = tensor_ranks > 1 or (strategy is Strategy.FSDP and data_ranks > 1)
+    is_shared = tensor_ranks > 1 or (strategy.is_sharded and data_ranks > 1)
     skeleton = _skeleton(bare) if is_shared else None
     if group.world_size > 1:
         _start_alike(bare, group)
     if data_ranks == 1:
         return Wrapped(bare, bare, Strategy.DDP, 0, 1, tensor_ranks, group.rank, skeleton)
     data_rank = mesh[DATA].get_local_rank() if mesh is not None else group.rank
-    if strategy is Strategy.FSDP:
-        share_out(bare, numerics, mesh, weights)
-        return Wrapped(bare, bare, Strategy.FSDP, data_rank, data_ranks, tensor_ranks, group.rank, skeleton)
+    if strategy.is_sharded:
+        share_out(bare, numerics, mesh, weights, within)
+        return Wrapped(bare, bare, strategy, data_rank, data_ranks, tensor_ranks, group.rank, skeleton)
     from torch.nn.parallel import DistributedDataParallel
 
     module = DistributedDataParallel(
@@ -266,8 +275,13 @@ def _may_leave_out(model: nn.Module) -> bool:
     return getattr(config, "vision_config", None) is not None
 
 
-def share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None, weights: torch.dtype) -> None:
+def share_out(
+    model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None, weights: torch.dtype, within: int = 0
+) -> None:
     """Apply FSDP2 (Zhao et al., 2023; `fully_shard`) in place: to each transformer block, and to what is left.
+
+    Over all data ranks; or over each `within` neighbours, and the others have copies (hybrid sharding): what is gathered
+    layer by layer then stays in a pod, and gradients alone go across.
 
     Trained weights, gradients and optimizer state are float32; what is gathered for computing is short where the
     precision is. Weights get the number format `weights` one block at a time: a rank never holds more in it than its
@@ -280,7 +294,12 @@ def share_out(model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None, wei
     policy = MixedPrecisionPolicy(param_dtype=short, reduce_dtype=torch.float32 if short else None)
     if numerics.device.type == "cpu":
         _give_memory_back()
-    ranks = mesh[DATA] if mesh is not None else init_device_mesh(numerics.device.type, (dist.get_world_size(),))
+    if mesh is not None:
+        ranks = mesh[DATA]
+    else:
+        world = dist.get_world_size()
+        sizes = (world // within, within) if within else (world,)
+        ranks = init_device_mesh(numerics.device.type, sizes)
     for block in transformer_blocks(model):
         fully_shard(_in_format(block, weights, numerics.device), mesh=ranks, mp_policy=policy)
     # without it a forward pass alone, as evaluation's, would leave whole embeddings behind for checkpoints to find

@@ -155,7 +155,7 @@ def _fit(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
         train_loop_per_worker,
         train_loop_config={"run_digest": digest},
         scaling_config=ScalingConfig(
-            num_workers=plan.replicas, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=_worker_resources(plan)
+            num_workers=plan.world_size, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=_worker_resources(plan)
         ),
         # Ray Train's own storage stays empty: checkpoints are ours, and nothing is handed to ray.train.report
         run_config=RunConfig(
@@ -183,8 +183,12 @@ def _fit(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
 
 
 def _worker_resources(plan: TrainingPlan) -> dict[str, float]:
-    """Every Ray node offers exactly one CPU slot for each of its training processes, whatever its number of cores."""
-    return {"CPU": 1.0, "GPU": float(plan.gpus_per_worker)} if plan.gpus_per_worker else {"CPU": 1.0}
+    """What Ray's worker of one rank takes of its node.
+
+    Every node offers exactly one CPU slot for each of its training processes, whatever its number of cores: so each gets
+    as many ranks as it has processes.
+    """
+    return {"CPU": 1.0, "GPU": 1.0} if plan.gpus_per_worker else {"CPU": 1.0}
 
 
 def _connect(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher) -> None:
@@ -197,7 +201,8 @@ def _connect(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher) ->
     pusher.phase("rayConnected")
     joined = -1
     while joined < plan.replicas:
-        alive = sum(pod.processes for node in ray.nodes() if node["Alive"])
+        # a worker is what has its processes: on a machine that has those of all, there is one node for them
+        alive = sum(pod.processes for node in ray.nodes() if node["Alive"]) // plan.processes_per_worker
         if alive != joined:
             joined = alive
             message = "" if joined >= plan.replicas else f"waiting for workers: {joined} of {plan.replicas} have joined"

@@ -1,6 +1,6 @@
 """From Ray's process to the one that trains. Light on imports: Ray's end of it needs no torch. Used by `driver`.
 
-Ray Train places a worker of its own in every pod, watches it and restarts it. That worker only holds one end of a
+Ray Train places a worker of its own for each rank, watches it and restarts it. That worker only holds one end of a
 socket; at the other end trains a process that the supervisor has started at the same time as Ray, so that importing
 torch and transformers and fetching the model take no time of their own. Each ends when the other does.
 """
@@ -80,7 +80,7 @@ def assign(pod: PodEnvironment, number: int, assignment: Assignment) -> dict[str
             connection.send(assignment)
             answer: Answer = connection.recv()
     except (EOFError, OSError) as error:
-        message = f"a training process of worker {pod.index} ended unexpectedly{_last_words(pod.training_log(number))}"
+        message = f"{pod.name_of(assignment.rank)} ended unexpectedly{_last_words(pod.training_log(number))}"
         raise ProcessLost(message) from error
     if answer.error is not None:
         raise answer.error

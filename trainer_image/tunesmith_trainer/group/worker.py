@@ -42,7 +42,15 @@ def run(assignment: Assignment) -> dict[str, Any]:
     pod.interrupted_file.unlink(missing_ok=True)
     with _announced(pod):
         device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
-        group = join_group(rank, world_size, assignment.address, device, plan.collective_timeout_seconds)
+        group = join_group(
+            rank,
+            world_size,
+            assignment.address,
+            device,
+            plan.collective_timeout_seconds,
+            name=pod.name_of(rank),
+            local_world_size=pod.processes,
+        )
         plan = _that_fits(plan, pod, group)
         run = TrainingRun(plan, pod, group, store_of(plan), assignment.run_digest, pusher)
         _KEPT.append(run)
@@ -109,10 +117,12 @@ def _out_of_memory(run: TrainingRun, error: BaseException) -> OutOfMemory | Smal
             f"the same result; set spec.training.microBatchSize to {half} to have it from the start"
         )
     limit = f" of {memory.limit_bytes / 2**30:.1f}" if memory.limit_bytes else ""
+    shared = run.pod.processes if not plan.gpus_per_worker else 1
+    others = f", which {shared} processes share" if shared > 1 else ""
     message = (
-        f"a worker ran out of {where} (at most {memory.peak_bytes / 2**30:.1f}{limit} GiB used) with microBatchSize "
-        f"{training.micro_batch_size} and maxLength {training.max_length}; halve spec.training.microBatchSize (the "
-        "result stays the same), lower maxLength, set gradientCheckpointing, or raise spec.workers.resources.memory. "
+        f"a worker ran out of {where} (at most {memory.peak_bytes / 2**30:.1f}{limit} GiB used{others}) with "
+        f"microBatchSize {training.micro_batch_size} and maxLength {training.max_length}; halve "
+        "spec.training.microBatchSize (the result stays the same), lower maxLength, set gradientCheckpointing, or raise spec.workers.resources.memory. "
         f"{str(error).splitlines()[0][:300] if str(error) else ''}"
     )
     return OutOfMemory(message, memory)

@@ -18,7 +18,6 @@ from tunesmith_api.memory.estimate import estimate
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.finetunejob import Init
 from tunesmith_api.v1alpha1.method import MethodType
-from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_store.files import fetch_model
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer import methods
@@ -80,7 +79,7 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     strategy = parallel.choose(plan, estimate(facts, plan, width, teacher=teacher), group)
     mesh = parallel.mesh(plan, group)
     stored = stored_dtype(inputs.base)
-    weights, is_shared = numerics.weights_dtype(plan.method.type, stored), strategy is Strategy.FSDP
+    weights, is_shared = numerics.weights_dtype(plan.method.type, stored), strategy.is_sharded
     options = _load_options(plan, task, numerics, stored, is_shared or mesh is not None)
     model = _load(plan, task, inputs.base, options)
     packed = training.packing and task.supports_packing and packs_exactly(model)
@@ -90,16 +89,17 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     if not is_shared:  # FSDP moves each rank's share alone: the whole may not fit
         bare = bare.to(numerics.device)
     reference = task.freeze_reference(bare, is_shared)
-    wrapped = parallel.wrap(bare, group, strategy, numerics, mesh, weights)
+    within = parallel.shards(plan, strategy)
+    wrapped = parallel.wrap(bare, group, strategy, numerics, mesh, weights, within)
     if is_shared and reference is not None:
-        parallel.share_out(reference, numerics, mesh, numerics.frozen_dtype(stored))
+        parallel.share_out(reference, numerics, mesh, numerics.frozen_dtype(stored), within)
     optimizer = make_optimizer(bare, training, numerics.device)
     trained = sum(parameter.numel() for parameter in bare.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in bare.parameters())
     log(
         f"{plan.method.type}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%}), "
-        f"{numerics.name} on {numerics.device}, {group.world_size} worker(s), {strategy}, "
-        f"{'without padding' if packed else 'padded'}; memory estimate per worker "
+        f"{numerics.name} on {numerics.device}, {group.world_size} process(es), {strategy}, "
+        f"{'without padding' if packed else 'padded'}; memory estimate per process "
         f"{estimate(facts, plan, width, strategy, teacher)}"
     )
     return Assembly(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = ["Inputs", "load_inputs"]
 
 Log = Callable[..., None]
 SAMPLES = 3
+PREPARING = "preparing"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ def load_inputs(plan: TrainingPlan, scratch: Path, group: Group, store: ObjectSt
     config = json.loads((base / "config.json").read_text())
     task = task_for(plan, config)
     task.load_processor(base)
-    found = prepare(plan, task, store, scratch, writer=group.rank == 0, log=log)
+    if 0 < group.rank < group.local_world_size:
+        # rank 0 is in this pod: it goes first, as it tells people how far it is, and writes the cache
+        group.await_mark(PREPARING)
+    begun = partial(group.mark, PREPARING) if group.rank == 0 else lambda: None
+    found = prepare(plan, task, store, scratch, writer=group.rank == 0, log=log, begun=begun)
     _check_fit(config, task, found)
     training = plan.training
     if found.stream is not None:

@@ -181,10 +181,10 @@ def _placed(
 ) -> nn.Module:
     """Load a whole model and put this rank's part of it where it computes: as `assembly` does, without gradients."""
     mesh = parallel.mesh(reader.plan, group)
-    is_shared = strategy is Strategy.FSDP or mesh is not None
+    is_shared = strategy.is_sharded or mesh is not None
     model = reader.load_model(folder, dtype=stored_dtype(folder) if is_shared else weights)
     model = parallel.shard_tensors(model.requires_grad_(False).eval(), mesh, weights)
-    if strategy is Strategy.FSDP:
-        parallel.share_out(model, numerics, mesh, weights)
+    if strategy.is_sharded:
+        parallel.share_out(model, numerics, mesh, weights, parallel.shards(reader.plan, strategy))
         return model
     return model.to(numerics.device)

@@ -115,6 +115,10 @@ class PodEnvironment:
 
     @property
     def threads(self) -> int:
-        """Compute threads for one training process: the CPU limit in whole cores, at least 1."""
+        """Compute threads for one training process: its share of the CPU limit in whole cores, at least 1."""
         cores = self.cpu_millicores // 1000 if self.cpu_millicores else (os.cpu_count() or 1)
-        return max(1, cores)
+        return max(1, cores // self.processes)
+
+    def name_of(self, rank: int) -> str:
+        """Return what to call a rank that trains here: Ray Train numbers ranks, and the log is its pod's."""
+        return f"rank {rank} (worker {self.index})"

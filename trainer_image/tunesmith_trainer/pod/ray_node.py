@@ -118,7 +118,7 @@ class RayNode:
             gcs_port=pod.gcs_port if pod.is_head else 0,
             # one CPU slot for each training process, whatever the number of cores
             cpus=pod.processes,
-            gpus=plan.gpus_per_worker * pod.processes,
+            gpus=pod.processes if plan.gpus_per_worker else 0,
             object_store_bytes=OBJECT_STORE_BYTES,
         )
         read, self._address_pipe = os.pipe()

@@ -110,10 +110,7 @@ class Supervisor:
             path.unlink(missing_ok=True)  # of the container's own earlier life, where it was restarted in place
         shutil.rmtree(self.pod.ranks_folder, ignore_errors=True)
         self.server.start()
-        say(
-            f"tunesmith trainer: {self.plan.namespace}/{self.plan.name} attempt {self.plan.attempt}, "
-            + (f"worker {self.pod.index} of {self.plan.replicas}" if self.pod.processes == 1 else "all workers here")
-        )
+        say(f"tunesmith trainer: {self.plan.namespace}/{self.plan.name} attempt {self.plan.attempt}, {self._place()}")
         try:
             while True:
                 self.children.reap()
@@ -129,6 +126,13 @@ class Supervisor:
         finally:
             self.children.kill_all()
             self.server.close()
+
+    def _place(self) -> str:
+        processes, plan = self.pod.processes, self.plan
+        if processes > plan.processes_per_worker:
+            return "all workers here"
+        several = f", with {processes} processes" if processes > 1 else ""
+        return f"worker {self.pod.index} of {plan.replicas}{several}"
 
     def _on_stop(self, *_: object) -> None:
         self.stopping = True
@@ -261,9 +265,10 @@ class Supervisor:
     def _out_of_memory(self) -> int | None:
         if oom_kills() <= self.killed_for_memory:
             return None
-        training = self.plan.training
+        training, processes = self.plan.training, self.pod.processes
+        shared = f", which {processes} training processes share" if processes > 1 else ""
         message = (
-            f"the kernel killed a process of worker {self.pod.index} at the memory limit of {memory_limit()}; "
+            f"the kernel killed a process of worker {self.pod.index} at the memory limit of {memory_limit()}{shared}; "
             "raise spec.workers.resources.memory, or lower spec.training.microBatchSize "
             f"({training.micro_batch_size}) or maxLength ({training.max_length})"
         )

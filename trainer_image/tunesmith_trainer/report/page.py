@@ -156,8 +156,9 @@ def _figures(record: RunRecord) -> list[Figure]:
         figures.append(Figure("optimizer steps", count(last.step), note))
     speed = _speed(record)
     if speed:
-        workers = record.environment.workers
-        figures.append(Figure("tokens per second", count(speed), f"{workers} worker{'s' if workers > 1 else ''}"))
+        processes = record.environment.workers
+        note = f"{processes} training process{'es' if processes > 1 else ''}"
+        figures.append(Figure("tokens per second", count(speed), note))
     seconds = record.environment.wall_seconds or record.environment.train_seconds
     if seconds:
         spent = record.environment.train_seconds
@@ -218,7 +219,7 @@ def _environment_rows(record: RunRecord) -> list[tuple[str, str]]:
     facts = record.environment
     rows = [
         ("device", facts.device),
-        ("workers", str(facts.workers)),
+        ("training processes", str(facts.workers)),
         ("precision", facts.precision),
         ("strategy", facts.strategy),
     ]

@@ -264,7 +264,7 @@ class Environment(_Part):
 
     versions: dict[str, str] = Field(default_factory=dict)
     device: str = "cpu"
-    workers: int = 1
+    workers: int = Field(default=1, description="Training processes, over all workers.")
     precision: str = "FP32"
     strategy: str = "DDP"
     trained_parameters: int | None = None

@@ -42,7 +42,11 @@ def settings_of(plan: TrainingPlan) -> dict[str, str]:
     if plan.translation is not None:
         document["translation"] = plan.translation.model_dump(mode="json", by_alias=True)
     document["generation"] = plan.generation.model_dump(mode="json", by_alias=True)
-    document["workers"] = {"replicas": plan.replicas, "gpusPerWorker": plan.gpus_per_worker}
+    document["workers"] = {
+        "replicas": plan.replicas,
+        "gpusPerWorker": plan.gpus_per_worker,
+        "processesPerWorker": plan.processes_per_worker,
+    }
     document["checkpoint"] = {"uri": plan.checkpoint_uri, "everySteps": plan.checkpoint_every_steps}
     document["output"] = {"uri": plan.output_uri, "save": plan.save.value, "dtype": plan.output_dtype.value}
     return dict(_flatten(document, ""))

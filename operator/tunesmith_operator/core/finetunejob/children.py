@@ -9,6 +9,7 @@ from tunesmith_api import keys
 from tunesmith_api.model import digest_of
 from tunesmith_api.v1alpha1 import FineTuneJob, FineTuneJobSpec
 from tunesmith_api.v1alpha1.common import PodTemplate
+from tunesmith_api.v1alpha1.finetunejob import Workers
 from tunesmith_operator.core.config import Config
 from tunesmith_operator.core.finetunejob.observed import child_name, owner_of, service_name
 from tunesmith_operator.core.finetunejob.training_plan import training_plan
@@ -102,6 +103,11 @@ def _account_env(spec: FineTuneJobSpec) -> list[JSON]:
     return found
 
 
+def _processes_env(workers: Workers) -> list[JSON]:
+    # left out for one, the default: Jobs of an operator that knew of no others stay as they are
+    return [env(keys.ENV_PROCESSES, str(workers.processes))] if workers.processes > 1 else []
+
+
 def _workload(job: FineTuneJob, config: Config, attempt: int) -> Workload:
     workers = job.spec.workers
     probe: JSON = {
@@ -128,6 +134,7 @@ def _workload(job: FineTuneJob, config: Config, attempt: int) -> Workload:
             env("RAY_AUTH_MODE", "token"),
             secret_env(keys.ENV_RAY_TOKEN, _secret_name(job, attempt), keys.RAY_TOKEN_KEY),
             env(keys.ENV_VOLUMES, keys.VOLUMES_DIRECTORY),
+            *_processes_env(workers),
             *_account_env(job.spec),
         ],
         claims=claims(job.spec),

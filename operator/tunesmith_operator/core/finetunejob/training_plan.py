@@ -42,6 +42,7 @@ def training_plan(job: FineTuneJob, attempt: int) -> TrainingPlan:
         tensor_parallel=spec.parallelism.tensor_parallel,
         replicas=spec.workers.replicas,
         gpus_per_worker=spec.workers.gpus_per_worker,
+        processes_per_worker=spec.workers.processes,
         cpus_per_worker=cores(spec.workers.resources.cpu),
         max_restarts=failure.max_restarts,
         max_rollbacks=failure.max_rollbacks,
