@@ -16,10 +16,12 @@ from typing import Any
 from devcluster import binaries, paths, progress
 from devcluster.errors import ClusterFailed
 
-__all__ = ["drift", "healths"]
+__all__ = ["definitions", "drift", "healths"]
 
 JSON = dict[str, Any]
 SOURCE = Path(__file__).parent / "lua"
+MODULE = "github.com/argoproj/argo-cd/v3@v3.5.7"
+SUM = "h1:Xm1BF+I5OgDKUG3SDK49vn2/Y5AMyaNVko+/JT08gj0="
 
 
 def healths(script: str, objects: Sequence[JSON]) -> list[tuple[str, str]]:
@@ -54,6 +56,21 @@ def _interpreter() -> Path:
             raise ClusterFailed(f"`go build` in {SOURCE} failed: {done.stderr}")
         made.rename(program)
     return program
+
+
+def definitions() -> tuple[Path, ...]:
+    """Files with the definitions of Application and ApplicationSet, from Argo CD's own Go module."""
+    go = binaries.find_go(progress.to_stderr()).go
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "go.mod").write_text("module scratch\n")
+        argv = [go, "mod", "download", "-json", MODULE]
+        environment = binaries.go_environment()
+        done = subprocess.run(argv, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout or "{}")
+    if done.returncode or found["Sum"] != SUM:
+        raise ClusterFailed(f"{' '.join(argv)} failed: {found.get('Error') or found.get('Sum') or done.stderr}")
+    folder = Path(found["Dir"]) / "manifests/crds"
+    return (folder / "application-crd.yaml", folder / "applicationset-crd.yaml")
 
 
 def drift(config: Any, live: Any, place: str = "") -> Iterator[str]:

@@ -5,11 +5,12 @@ Each sample is applied to a real API server, by the client and by the server, an
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from argocd import drift
+from argocd import definitions, drift
 from support import make
 from tunesmith_api import keys
 from tunesmith_api.v1alpha1.engine import ENGINE_METHODS, EngineType
@@ -141,6 +142,31 @@ def test_each_number_format_is_accepted_with_the_engine_that_reads_it(api, names
         "create", "-n", namespace, "--validate=strict", "--dry-run=server", "-f", "-", stdin=json.dumps(listed)
     )
     assert said.count("created (server dry run)") == len(items)
+
+
+@pytest.fixture
+def argo_cd(api):
+    """The server with Argo CD's kinds and its namespace."""
+    names = [f"{plural}.argoproj.io" for plural in ("applications", "applicationsets")]
+
+    def established(name):
+        conditions = api.get("crd", name).get("status", {}).get("conditions") or ()
+        return any(it["type"] == "Established" and it["status"] == "True" for it in conditions)
+
+    for path in definitions():
+        api.kubectl("apply", "--server-side", "-f", str(path))
+    api.kubectl("create", "namespace", "argocd")
+    deadline = time.monotonic() + 60
+    while not all(map(established, names)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    yield api
+    api.kubectl("delete", "--wait=false", "ns/argocd", *(f"crd/{name}" for name in names))
+
+
+def test_argo_cd_accepts_the_samples_for_it(argo_cd):
+    files = [str(ROOT / f"manifests/argocd/{name}.yaml") for name in ("application", "applicationset")]
+    said = argo_cd.kubectl("create", "--validate=strict", "--dry-run=server", *(f"--filename={it}" for it in files))
+    assert said.count("created (server dry run)") == 2
 
 
 def test_the_health_checks_are_added_to_what_the_configuration_has(api, namespace):
