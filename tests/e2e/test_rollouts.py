@@ -15,7 +15,7 @@ def test_no_request_fails_whatever_becomes_of_a_revision(testbed: Testbed, tmp_p
     with capsys.disabled():
         print(json.dumps(results), flush=True)
     assert set(results) == {it.__name__ for it in SCENARIOS}
-    outcomes = {name: it["outcome"] for name, it in results.items()}
+    outcomes = {name: it.get("error", it["outcome"]) for name, it in results.items()}
     taken_back = {"bad_canary": "RolledBack", "slow_canary": "RolledBack"}
     over = dict.fromkeys(("blue_green", "rolling_update", "canary"), "RolledOut")
     moved = {"scaling": "Scaled", "zero_and_back": "Woken", "drained_node": "Drained"}

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,10 @@ def _evict(stage: Stage, pod: str) -> None:
         try:
             core.create_namespaced_pod_eviction(pod, stage.namespace, eviction)
         except kubernetes.client.ApiException as error:
-            if error.status == 429:
+            if error.status == HTTPStatus.TOO_MANY_REQUESTS:
                 return False
-            raise
+            if error.status != HTTPStatus.NOT_FOUND:  # it may have ended by itself, as an activator's pod does
+                raise
         return True
 
     stage.bed.wait_until(evicted, f"{pod} is evicted", SECONDS)

@@ -50,6 +50,13 @@ class Hang:
         return hang_if(self.culprit)(group, rank)
 
 
+class HangOneAndComeLate:
+    def __call__(self, group, rank):
+        if rank == 0:
+            time.sleep(1.5 * TIMEOUT)
+        return hang_if(2)(group, rank)
+
+
 class Vanish:
     def __call__(self, group, rank):
         if rank == 1:
@@ -112,6 +119,14 @@ def test_who_hangs_is_named_by_those_that_wait(run, culprit):
         assert (error.reason, error.exit_code) == (Reason.COLLECTIVE_TIMEOUT, ExitCode.COLLECTIVE_TIMEOUT)
         assert error.message.startswith(f"{name_of(culprit)} didn't take part")
         assert "collectiveTimeoutSeconds" in error.message
+
+
+def test_who_comes_when_the_others_have_given_up_names_who_hangs(run):
+    from tunesmith_trainer.distributed.collectives import HungCollective
+
+    for error in run(HangOneAndComeLate(), 3, expected=2).values():
+        assert isinstance(error, HungCollective), error
+        assert error.ranks == [2]
 
 
 def test_rank_0_is_named_when_its_store_is_silent(run):

@@ -28,7 +28,10 @@ __all__ = ["Group", "HungCollective", "join_group"]
 T = TypeVar("T")
 
 POLL_SECONDS = 0.05
-ROLL_CALL_SECONDS = 5.0
+ROLL_CALL_SECONDS = 10.0
+"""How long a rank that waited in vain listens for others that did: on a busy machine they are seconds behind."""
+LOSS_SECONDS = 2.0
+"""How long a rank that has lost another one listens whether the others wait in vain."""
 TAKEN_SECONDS = 10.0
 
 
@@ -191,6 +194,9 @@ class Group:
             if _is_timeout(text):
                 raise HungCollective(self._absent(), self.timeout_seconds) from error
             if isinstance(error, dist.DistError) or any(sign in text for sign in _SIGNS_OF_LOSS):
+                # gloo takes a rank's connections down where one wait was too long, for those that come later as well
+                if self._others_wait():
+                    raise HungCollective(self._absent(), self.timeout_seconds) from error
                 line = text.splitlines()[0][:200] if text else repr(error)
                 raise Retryable(f"lost contact with another worker: {line}") from error
             raise
@@ -202,21 +208,46 @@ class Group:
         missing = [{0: self._names[0]}]  # if the store doesn't answer either: rank 0 serves it
 
         def call() -> None:
-            # rank 0 may end when it has called the roll itself, and the store with it: what was heard until then counts
-            with suppress(RuntimeError):
-                self.store.set(f"waited-{self.rank}", b"1")
-                silent = {rank: self.name_of(rank) for rank in range(self.world_size)}
-                deadline = time.monotonic() + ROLL_CALL_SECONDS
-                while silent and time.monotonic() < deadline:
-                    silent = {rank: name for rank, name in silent.items() if not self.store.check([f"waited-{rank}"])}
-                    missing[:] = [silent]
-                    time.sleep(POLL_SECONDS)
+            self.store.set(f"waited-{self.rank}", b"1")
+            silent = {rank: self.name_of(rank) for rank in range(self.world_size)}
+            deadline = time.monotonic() + ROLL_CALL_SECONDS
+            while silent and time.monotonic() < deadline:
+                silent = {rank: name for rank, name in silent.items() if not self._has_waited(rank)}
+                missing[:] = [silent]
+                time.sleep(POLL_SECONDS)
 
-        # a thread, since asking a store whose process hangs takes for ever
-        roll = threading.Thread(target=call, name="roll-call", daemon=True)
-        roll.start()
-        roll.join(2 * ROLL_CALL_SECONDS)
+        _ask(call, 2 * ROLL_CALL_SECONDS)
         return missing[0]
+
+    def _others_wait(self) -> bool:
+        """Whether a rank has said within a moment that it waited in vain."""
+        found = [False]
+
+        def listen() -> None:
+            deadline = time.monotonic() + LOSS_SECONDS
+            while not found[0] and time.monotonic() < deadline:
+                found[0] = any(self._has_waited(rank) for rank in range(self.world_size))
+                time.sleep(POLL_SECONDS)
+
+        if self.store is not None:
+            _ask(listen, 2 * LOSS_SECONDS)
+        return found[0]
+
+    def _has_waited(self, rank: int) -> bool:
+        return bool(self.store.check([f"waited-{rank}"]))
+
+
+def _ask(questions: Callable[[], None], seconds: float) -> None:
+    """Ask the store, for so long at most. What was heard until it was gone counts."""
+
+    def ask() -> None:
+        with suppress(RuntimeError):  # rank 0 may end when it has heard enough itself, and the store with it
+            questions()
+
+    # a thread, since asking a store whose process hangs takes for ever
+    thread = threading.Thread(target=ask, name="roll-call", daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 # gloo raises plain RuntimeErrors whose text names its own source files

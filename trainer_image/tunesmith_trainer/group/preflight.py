@@ -14,6 +14,7 @@ from typing import Any
 
 from tunesmith_api import keys
 from tunesmith_api.keys import Reason
+from tunesmith_api.memory.headers import is_weights
 from tunesmith_api.model import digest_of
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.v1alpha1.dataset import Deduplication
@@ -23,7 +24,6 @@ from tunesmith_store.errors import UserError
 from tunesmith_store.files import model_files
 from tunesmith_store.store import ObjectStore
 from tunesmith_store.volumes import in_place
-from tunesmith_store.weights import is_weights
 from tunesmith_trainer.data.cache import read_manifest, token_digest
 from tunesmith_trainer.data.contents import Contents
 from tunesmith_trainer.data.image_loader import ImageLoader
