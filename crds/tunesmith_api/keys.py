@@ -34,6 +34,7 @@ ANNOTATION_STANDS_IN_FOR: Final = f"{GROUP}/stands-in-for"
 # Kueue's: the queue of a FineTuneJob and its priority there, which its Job gets too; and of a Workload, whose Job it is
 LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
+QUEUE_LABELS: Final = (LABEL_QUEUE, LABEL_QUEUE_PRIORITY)
 LABEL_WORKLOAD_JOB: Final = "kueue.x-k8s.io/job-uid"
 
 COMPONENT_TRAINER: Final = "trainer"

@@ -285,3 +285,13 @@ def test_a_label_that_names_no_queue_is_refused_with_the_command_that_lists_them
     stage.apply(job(stage, queue="My_Queue"))
     message = stage.wait_condition("ftj", "sentiment", "Succeeded", "False", "InvalidSpec")
     assert f"kubectl get localqueues -n {stage.namespace}" in message
+
+
+def test_a_corrected_label_moves_the_waiting_job_to_that_queue(stage):
+    stage.apply(job(stage, queue="gpsu"))
+    stage.wait("the Job", lambda: stage.get("job", "sentiment-1"))
+    stage.wait_condition("ftj", "sentiment", "Succeeded", "Unknown", "QuotaPending")
+    stage.kubectl("label", "ftj", "sentiment", "--overwrite", f"{LABEL_QUEUE}=gpus")
+    stage.wait("its new queue", lambda: stage.get("job", "sentiment-1")["metadata"]["labels"][LABEL_QUEUE] == "gpus")
+    assert stage.get("job", "sentiment-1")["spec"]["suspend"] is True
+    stage.wait("the message", lambda: "queue gpus" in stage.condition("ftj", "sentiment", "Succeeded")[2], 40)

@@ -358,9 +358,10 @@ class Controller:
             status = with_apply_failure(
                 case.before, status, decision.starts, case.kind.summary, str(failure), now, case.meta.generation
             )
-        if not differs(case.before, status):
+        fleeting = decision.fleeting and status != case.before
+        if not fleeting and not differs(case.before, status):
             return
-        urgent = is_urgent(case.before, status)
+        urgent = fleeting or is_urgent(case.before, status)
         if not urgent and (wait := self._put_off(key, now)) > 0:
             self._queue.add_after(key, wait, urgent=False)
             return

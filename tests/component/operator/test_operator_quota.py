@@ -340,3 +340,72 @@ def test_children_go_before_the_object_which_keeps_its_status():
     assert world.status() == ended
     world.wait(30)
     assert world.cluster.get(FINETUNEJOB_KIND, "sentiment") is None
+
+
+def test_a_preemption_is_waited_out_from_its_own_beginning_however_late_the_job_controller_says_so():
+    world = started(preRunningDeadlineSeconds=60)
+    kueue(world, suspend=False)
+    trains(world, world.pod(JOB, 0, ready=True))
+    world.wait(7200)
+    world.cluster.change("Job", JOB, {"spec": {"suspend": True}})  # its conditions are still those of before
+    world.reconcile()
+    assert world.condition("Succeeded")[:2] == ("Unknown", "QuotaPending")
+    world.wait(5)
+    kueue(world, suspend=True)
+    world.wait(59)
+    assert world.condition("Succeeded")[:2] == ("Unknown", "QuotaPending")
+    world.wait(1)
+    assert world.condition("Succeeded")[:2] == ("False", "QuotaPending")
+
+
+def test_a_job_that_waits_goes_to_the_queue_that_its_label_names_now():
+    world = started("gpus")
+    world.job_is(JOB, "Suspended", "JobSuspended")
+    world.wait(6)
+    world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"metadata": {"labels": {LABEL_QUEUE: "night"}}})
+    world.wait(20)
+    assert child(world)["metadata"]["labels"][LABEL_QUEUE] == "night"
+    assert "queue night" in world.condition("Succeeded")[2]
+    kueue(world, suspend=False)
+    world.cluster.change(FINETUNEJOB_KIND, "sentiment", {"metadata": {"labels": {LABEL_QUEUE: "day"}}})
+    world.wait(60)
+    assert child(world)["metadata"]["labels"][LABEL_QUEUE] == "night", (
+        "Kueue refuses that of a Job that it has admitted"
+    )
+    assert len(touched(world)) == 1
+
+
+def test_a_suspended_job_that_is_given_a_queue_and_resumed_in_one_edit_is_put_into_the_queue():
+    world = started(queue="", suspend=False)
+    world.wait(6)
+    edit(world, suspend=True)
+    assert child(world)["spec"]["suspend"] is True
+    raw = {"metadata": {"labels": {LABEL_QUEUE: "gpus"}}, "spec": {"suspend": False}}
+    world.cluster.change(FINETUNEJOB_KIND, "sentiment", raw)
+    world.wait(6)
+    assert child(world)["metadata"]["labels"].get(LABEL_QUEUE) == "gpus", "Kueue would never hear of it"
+    assert child(world)["spec"]["suspend"] is True
+    assert world.condition("Succeeded")[1] == "QuotaPending"
+
+
+def test_the_seconds_in_which_a_preempted_pod_saves_its_checkpoint_are_counted_though_it_is_gone_at_once():
+    world = started(workers={"gpusPerWorker": 1})
+    kueue(world, suspend=False)
+    pods = [world.pod(JOB, index, ready=True) for index in (0, 1)]
+    trains(world, pods[0], 1)
+    world.wait(100)
+    kueue(world, suspend=True)
+    world.samples.pop(KEY)
+    for pod in pods:
+        world.terminates(pod)
+    world.wait(10)
+    for wait, pod in zip((50, 20), pods, strict=True):
+        world.wait(wait)
+        world.ends(pod, 75)
+        world.wait(1)
+        world.cluster.remove("Pod", "ml", pod)
+    before = len(world.cluster.writes)
+    world._boot()
+    world.wait(300)
+    assert world.status()["gpuSeconds"] == 160 + 181
+    assert world.cluster.writes[before:] == []

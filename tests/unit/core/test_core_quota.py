@@ -55,10 +55,22 @@ def test_the_job_of_a_queue_is_made_suspended_with_the_labels_that_kueue_looks_a
 @pytest.mark.parametrize("suspend", [True, False])
 def test_suspend_of_a_queued_job_is_never_put_right_and_all_else_is(labels, suspend):
     made = manifest(labels=labels)
-    live = {"metadata": {"labels": {LABEL_QUEUE: "default"}}, "spec": {"suspend": suspend}}
+    live = {"metadata": {"labels": {LABEL_QUEUE: "default"} | labels}, "spec": {"suspend": suspend}}
     assert correction(made, JobView.of(make.merged(made.body, live))) == {}
     scaled = make.merged(live, {"spec": {"parallelism": 1}})
     assert correction(made, JobView.of(make.merged(made.body, scaled))) == {"spec": {"parallelism": 2}}
+
+
+@pytest.mark.parametrize("queue", ["another", None])
+def test_a_job_that_is_suspended_is_put_into_the_queue_that_its_owner_names_and_one_that_runs_is_left_where_it_is(
+    queue,
+):
+    made = manifest(labels={LABEL_QUEUE: "gpus"})
+    live = {"metadata": {"labels": {LABEL_QUEUE: queue, LABEL_QUEUE_PRIORITY: "urgent"}}, "spec": {"suspend": True}}
+    wanted = {"metadata": {"labels": {LABEL_QUEUE: "gpus", LABEL_QUEUE_PRIORITY: None}}}
+    assert correction(made, JobView.of(make.merged(made.body, live))) == wanted
+    live["spec"]["suspend"] = False
+    assert correction(made, JobView.of(make.merged(made.body, live))) == {}
 
 
 def test_suspend_of_a_job_without_a_queue_is_the_specs():

@@ -45,8 +45,7 @@ def _labels(attempt: int) -> dict[str, str]:
 
 def _queue_labels(job: FineTuneJob) -> dict[str, str]:
     """Of the Job alone: where its pods had them, Kueue would queue each by itself."""
-    names = (keys.LABEL_QUEUE, keys.LABEL_QUEUE_PRIORITY)
-    return {name: job.metadata.labels[name] for name in names if job.metadata.labels.get(name)}
+    return {name: job.metadata.labels[name] for name in keys.QUEUE_LABELS if job.metadata.labels.get(name)}
 
 
 def _secret_name(job: FineTuneJob, attempt: int) -> str:

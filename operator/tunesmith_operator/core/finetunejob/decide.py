@@ -36,7 +36,7 @@ from tunesmith_operator.core.finetunejob.status import (
     startup_verdict,
     waiting_status,
 )
-from tunesmith_operator.core.finetunejob.usage import budget_end, budget_verdict, counted, over_budget
+from tunesmith_operator.core.finetunejob.usage import budget_end, budget_verdict, counted, is_last_look, over_budget
 from tunesmith_operator.core.kubernetes.objects import ChildView
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, FINETUNEJOB, JOB, Resource
 from tunesmith_operator.core.pods.crashes import ended_at
@@ -75,7 +75,8 @@ def decide(observed: Observed, now: datetime, config: Config) -> Decision:
     decision = _under_way(job, children, now, config)
     if decision.status is None:
         return decision
-    return replace(decision, status=counted(decision.status, job, children, now))
+    status = counted(decision.status, job, children, now)
+    return replace(decision, status=status, fleeting=is_last_look(job, children, now))
 
 
 def _under_way(job: FineTuneJob, children: Children, now: datetime, config: Config) -> Decision:

@@ -2,8 +2,9 @@
 
 Each pod counts from the moment it has its node until its container has ended, in whole seconds, by the times that
 Kubernetes has recorded. The status says how many there are and until when they count; from there on the pods that are
-seen are added. So the count is the same however often it is looked at, and an operator that starts anew counts on. Of a
-pod that ended and was removed while no status was written, what came after the last one isn't known and isn't counted.
+seen are added. So the count is the same however often it is looked at, and an operator that starts anew counts on. The
+end of a pod that is being deleted is written at once (`is_last_look`); of one that was gone before an operator saw its
+end, what came after the last write isn't known and isn't counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tunesmith_operator.core.pods.view import PodView
 from tunesmith_operator.core.status.resource import Status
 from tunesmith_operator.core.text import parse_time, rfc3339
 
-__all__ = ["budget_end", "budget_verdict", "counted", "gpu_seconds", "over_budget"]
+__all__ = ["budget_end", "budget_verdict", "counted", "gpu_seconds", "is_last_look", "over_budget"]
 
 S = TypeVar("S", bound=Status)
 
@@ -41,6 +42,13 @@ def counted(status: S, job: FineTuneJob, children: Children, now: datetime) -> S
         return status
     until = now if since is None else max(since, now)  # the clock may have been set back
     return status.model_copy(update={"gpu_seconds": used, "gpu_seconds_time": rfc3339(until)})
+
+
+def is_last_look(job: FineTuneJob, children: Children, now: datetime) -> bool:
+    """Whether a pod that is being deleted has ended with seconds that the status doesn't have: soon it is gone."""
+    since = parse_time(job.status.gpu_seconds_time)
+    ended = (pod for pod in (*children.pods, *children.leaving) if pod.deleting and not _is_busy(pod))
+    return job.spec.workers.gpus_per_worker > 0 and any(_seconds(pod, since, now) > 0 for pod in ended)
 
 
 def over_budget(job: FineTuneJob, children: Children, now: datetime) -> bool:

@@ -7,8 +7,8 @@ Deployment or edits a Service leaves the annotation alone. So every child's own 
   of others, but for maps that mean something else with one more entry (selectors, node selectors, amounts).
 * A list is ours as a whole: one more port or rule is drift. A merge patch replaces the list, where server-side apply
   would leave the entries of another manager in it.
-* Of a Job only what Kubernetes lets change is compared, but for `suspend` where Kueue holds the Job in a queue; of a
-  ConfigMap, digests of the entries.
+* Of a Job only what Kubernetes lets change is compared, but for `suspend` where Kueue holds the Job in a queue, and the
+  queue itself, which Kueue lets change while the Job is suspended; of a ConfigMap, digests of the entries.
 
 `reconcile.children` asks for it, and the engine, of the API server's answer to a write.
 """
@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tunesmith_api.keys import LABEL_QUEUE
+from tunesmith_api.keys import LABEL_QUEUE, QUEUE_LABELS
 from tunesmith_operator.core.kubernetes.manifest import JSON, Manifest
 from tunesmith_operator.core.kubernetes.objects import ChildView, digests
 from tunesmith_operator.core.kubernetes.resources import CONFIG_MAP, JOB
@@ -51,9 +51,15 @@ def correction(manifest: Manifest, child: ChildView) -> JSON:
     patch: JSON = found[0] if found else {}
     if manifest.resource == CONFIG_MAP and patch:
         patch = {"data": {name: manifest.body["data"][name] for name in patch["data"]}}
+    metadata = manifest.body["metadata"]
     if manifest.resource != JOB and child.spec_hash != manifest.hash:
-        metadata = manifest.body["metadata"]
         patch["metadata"] = {name: metadata[name] for name in ("labels", "annotations")}
+    if (
+        isinstance(child, JobView)
+        and child.suspended
+        and metadata["labels"].get(LABEL_QUEUE, child.queue) != child.queue
+    ):
+        patch["metadata"] = {"labels": {name: metadata["labels"].get(name) for name in QUEUE_LABELS}}
     return patch
 
 

@@ -18,4 +18,6 @@ def quota_problem(job: JobView, queue: str, words: str = "") -> StartupProblem:
         "queue, and what is missing."
     )
     text = f"Job {job.name} waits in queue {queue} for quota. {cause} It starts by itself once there is room."
-    return StartupProblem(Reason.QUOTA_PENDING, text, job.suspended_at or job.created, waits_for_room=True)
+    # one that Kueue has just preempted waits since the Job controller says so, not since it was made
+    since = job.created if job.resumed_at is None else None
+    return StartupProblem(Reason.QUOTA_PENDING, text, job.suspended_at or since, waits_for_room=True)

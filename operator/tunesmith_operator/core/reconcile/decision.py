@@ -68,7 +68,8 @@ class Decision:
 
     `actions` are carried out in order and stop at the first failure; `status` is written afterwards, if given and
     changed; `requeue_after` is in seconds. `starts` says that the status presupposes the actions: when one fails, the
-    status before is kept.
+    status before is kept. `fleeting` says that the status has counted what will soon be gone: it is written at once,
+    even where nothing else has changed.
     """
 
     actions: tuple[Action, ...] = ()
@@ -77,6 +78,7 @@ class Decision:
     requeue_after: float | None = None
     poll: Target | None = None
     starts: bool = False
+    fleeting: bool = False
 
 
 def conclude(resource: CustomResource, summary: str, status: Status, actions: Iterable[Action] = ()) -> Decision:
