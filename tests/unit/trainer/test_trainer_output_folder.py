@@ -186,7 +186,7 @@ def test_a_job_that_is_created_again_waits_until_the_pods_of_the_last_have_ended
 
     began(store, "u-2", sleep, name="job")
     assert len(slept) == LAST_RENEWALS + MISSED
-    with pytest.raises(UserError, match="ml/job is running"):  # of another cluster
+    with pytest.raises(UserError, match="another ml/job is running"):  # of another cluster
         lease(store, "u-3", lambda seconds: renewed(store), name="job").wait()
 
 

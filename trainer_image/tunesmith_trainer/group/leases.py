@@ -69,10 +69,12 @@ class FolderLease:
                 missed += 1
                 continue
             seen, missed, renewed = now, 0, renewed + 1
-            if renewed > (LAST_RENEWALS if name_of(now) == name_of(self.mine) else 0):
+            is_namesake = name_of(now) == name_of(self.mine)
+            if renewed > (LAST_RENEWALS if is_namesake else 0):
+                who = f"another {name_of(now)}" if is_namesake else name_of(now)
                 message = (
-                    f"{self.field}: {name_of(now)} is running and writes into {self.uri}, too: wait until it has "
-                    "ended, or give this run a folder of its own. The folder is free as soon as that run ends, and "
+                    f"{self.field}: {who} is running and writes into {self.uri}, too: wait until it has ended, or "
+                    "give this run a folder of its own. The folder is free as soon as that run ends, and "
                     f"{MISSED * RENEW_SECONDS:.0f} seconds after its last sign of life where it is killed"
                 )
                 raise UserError(Reason.FOLDER_IN_USE, message)
