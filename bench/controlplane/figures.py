@@ -180,7 +180,7 @@ class Life:
         }  # fmt: skip
 
     def finish(self) -> None:
-        """`all_writes_per_job`, `all_writes` by kind, progress among them; `seconds` in all, `rss_mib` at most, `cpu_seconds`."""
+        """`all_writes_per_job`, `all_writes` by kind, progress among them; `seconds` in all, `cpu_seconds`."""
         begun = min(self.observer.first("there").values())
         self.stage.simulator.order(finish_per_second=self.settings.qps / 4)
         ended = self.observer.wait("good", set(self.names), self.patience, say)
@@ -191,9 +191,12 @@ class Life:
             "all_writes_per_job": self.writes.total() / len(self.names),
             "all_writes": {what: round(number / len(self.names), 3) for what, number in self.writes.most_common()},
             "seconds": ended - begun,
-            "rss_mib": max(used.peak_mib, self.figures.get("first_rss_mib", 0.0)),
             "cpu_seconds": self.cpu + used.cpu_seconds,
         }
+
+    def memory(self) -> None:
+        """`rss_mib`: the most that it ever held."""
+        self.figures["rss_mib"] = max(self.operator.usage().peak_mib, self.figures.get("first_rss_mib", 0.0))
 
 
 def through(count: int, settings: Settings) -> Figures:
@@ -214,12 +217,14 @@ def through(count: int, settings: Settings) -> Figures:
         return {"writes_per_job": found.total() / count, "writes": by_kind}
 
 
-def lifecycle(count: int, settings: Settings, latency: bool = False, restart: bool = False) -> Figures:
+def lifecycle(
+    count: int, settings: Settings, latency: bool = False, restart: bool = False, finish: bool = True
+) -> Figures:
     """So many jobs; the figures of the methods of `Life`."""
     with opened(settings.code) as stage:
         life = Life(stage, count, settings)
-        phases = (life.create, *([life.latency] if latency else []), *([life.restart] if restart else []), life.finish)
-        for phase in phases:
+        chosen = ((life.latency, latency), (life.restart, restart), (life.finish, finish))
+        for phase in (life.create, *(phase for phase, is_wanted in chosen if is_wanted), life.memory):
             before = set(life.figures)
             phase()
             # whoever has no patience for the rest keeps what is known

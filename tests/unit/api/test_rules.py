@@ -46,6 +46,8 @@ CARRIED_OUT = {
     "activeDeadlineSeconds",
     "preRunningDeadlineSeconds",
     "ttlSecondsAfterFinished",
+    "childrenTTLSecondsAfterFinished",
+    "budget",
     "failurePolicy.backoffLimit",
     "failurePolicy.startupTimeoutSeconds",
 }
