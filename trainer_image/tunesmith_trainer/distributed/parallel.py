@@ -1,4 +1,4 @@
-"""How a model is spread over the ranks: replicas (DDP), shares (FSDP2, HSDP), split layers (tensor parallel).
+"""How a model is spread over the ranks: replicas (DDP), shares (FSDP2, HSDP), layers in parts (tensor parallel).
 
 Called by `assembly`. Whatever the way, gradients are the average over the ranks that see different examples, so `step`
 knows nothing of it; `clip_grad_norm` knows how to add up a norm whose parts lie on several ranks.
