@@ -43,8 +43,9 @@ def _numbered(found: Figures, count: int, unnumbered: Collection[str] = ()) -> F
 
 
 def jobs(counts: list[int], settings: Settings) -> Figures:
-    """So many FineTuneJobs of two workers, from create to Succeeded or, of very many, to the restart; each count on a
-    control plane of its own.
+    """So many FineTuneJobs of two workers, from create to Succeeded or, of very many, to the restart.
+
+    Each count has a control plane of its own.
     """
     results: Figures = {}
     for count in counts:

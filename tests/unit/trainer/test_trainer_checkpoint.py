@@ -91,6 +91,18 @@ def newest(checkpointer):
     return None if state is None else state.step
 
 
+def test_nothing_is_replaced_in_a_folder_that_another_run_has_taken(make, store):
+    save(make(), 1)
+    there = store.list(URI)
+
+    def held():
+        raise UserError(Reason.FOLDER_IN_USE, "taken over")
+
+    with pytest.raises(UserError, match="taken over"):
+        save(make(held=held), 1)
+    assert store.list(URI) == there
+
+
 OPTIMIZERS = {
     "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
     "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),

@@ -10,8 +10,10 @@ import pytest
 
 from support.plans import dataset, training_plan
 from tunesmith_api import keys
+from tunesmith_api.artifacts import ModelManifest
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import TerminationReport
+from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_store.errors import UserError, is_disk_full
 from tunesmith_store.volumes import VolumeStore
 from tunesmith_trainer.group import driver, preflight
@@ -82,9 +84,18 @@ def test_a_volume_that_is_too_small_for_the_model_is_found_before_training(tmp_p
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=10**9, free=free["bytes"]))
     preflight.check(plan, store, tmp_path / "scratch", lambda *_: None)
     free["bytes"] = 4999
+    digest = preflight.check(
+        plan.model_copy(update={"save": SaveMode.ADAPTER}), store, tmp_path / "scratch", lambda *_: None
+    )
     if save == "Adapter":
         preflight.check(plan, store, tmp_path / "scratch", lambda *_: None)
         return
     with pytest.raises(UserError, match=r"spec\.output\.uri: the model takes .* pvc://b/tuned has .* left") as found:
         preflight.check(plan, store, tmp_path / "scratch", lambda *_: None)
     assert found.value.reason is Reason.DISK_FULL
+    # its own model has taken the room: there is nothing to do
+    manifest = ModelManifest(
+        digest="d", base_uri="", plan_digest=digest, created_time="", output_form=plan.output_form, files=()
+    )
+    store.put_bytes(f"{BASE}/tuned/{keys.MODEL_MANIFEST}", manifest.to_json().encode())
+    preflight.check(plan, store, tmp_path / "scratch", lambda *_: None)

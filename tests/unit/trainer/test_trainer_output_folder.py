@@ -1,13 +1,20 @@
 """What lies in the folder of the output is nobody's loss: foreign files are named, a second run is kept out."""
 
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from support.plans import training_plan
+from support.plans import dataset, training_plan
 from tunesmith_api.artifacts import FileEntry, ModelManifest
-from tunesmith_api.keys import MODEL_MANIFEST, Reason
+from tunesmith_api.keys import ENV_VOLUMES, MODEL_MANIFEST, Reason
+from tunesmith_api.reports import Outcome
 from tunesmith_store.errors import UserError
 from tunesmith_store.volumes import VolumeStore
-from tunesmith_trainer.group.leases import MISSED, FolderLease, held_leases, lease_of
+from tunesmith_trainer.group import driver, preflight
+from tunesmith_trainer.group.leases import LAST_RENEWALS, MISSED, FolderLease, held_leases, lease_of
 from tunesmith_trainer.loop.export import finished_model, upload
 from tunesmith_trainer.loop.output_folder import LEASE, check_lease, check_output, find_lease
 
@@ -90,8 +97,14 @@ def test_what_this_run_was_writing_when_it_was_stopped_is_its_own(store):
     lease.take()
     put(store, "model.safetensors")
     check_output(store, PLAN, OURS)
-    with pytest.raises(UserError, match=r"files of ml/job, which did not end: model\.safetensors"):
-        check_output(store, PLAN, OTHER)
+    check_output(store, PLAN, OTHER)  # of the same job
+    with pytest.raises(UserError, match=r"files of an unfinished model of ml/job: model\.safetensors"):
+        check_output(store, PLAN.model_copy(update={"uid": "u-2"}), OTHER)
+
+
+def test_hidden_files_are_nobodys_model(store):
+    put(store, preflight.PROBE)  # of a run that looks in the same moment whether it may write there
+    check_output(store, PLAN, OURS)
 
 
 def test_nothing_of_an_earlier_model_is_left_beside_the_new_one(store, tmp_path):
@@ -116,8 +129,19 @@ def test_nothing_of_an_earlier_model_is_left_beside_the_new_one(store, tmp_path)
 
 
 def lease(store, uid, sleep=None, said=None, **changes):
-    mine = lease_of(PLAN, OURS).model_copy(update={"uid": uid, "host": "elsewhere", "name": uid, **changes})
-    return FolderLease(store, OUTPUT, "spec.output.uri", mine, (said if said is not None else []).append, sleep)
+    """A run's lease of the output; without `sleep`, nobody may be waited for."""
+    mine = lease_of(PLAN, OURS).model_copy(update={"uid": uid, "host": f"of {uid}", "name": uid, **changes})
+    return FolderLease(
+        store, OUTPUT, "spec.output.uri", mine, (said if said is not None else []).append, sleep or never
+    )
+
+
+def began(*arguments, **changes):
+    """The lease of a run that has begun to write."""
+    taken = lease(*arguments, **changes)
+    taken.wait()
+    taken.take()
+    return taken
 
 
 def never(seconds):
@@ -125,57 +149,141 @@ def never(seconds):
 
 
 def test_a_second_run_is_refused_while_the_first_lives(store):
-    first = lease(store, "first", never)
-    first.take()
-    said = []
-    with pytest.raises(
-        UserError, match=r"spec\.output\.uri: ml/first is running and writes into pvc://b/tuned"
-    ) as found:
-        lease(store, "second", lambda seconds: first.renew(), said).take()
+    first, said = began(store, "first"), []
+    words = (
+        r"spec\.output\.uri: ml/first is running and writes into pvc://b/tuned.* a folder of its own.*60 seconds after"
+    )
+    with pytest.raises(UserError, match=words) as found:
+        lease(store, "second", lambda seconds: first.renew(), said).wait()
     assert found.value.reason is Reason.FOLDER_IN_USE
-    assert "looking if it still lives" in said[0]
+    assert "looking for a minute if it still lives" in said[0]
     assert find_lease(store, OUTPUT).uid == "first"
 
 
 def test_a_run_that_is_gone_is_followed_after_a_few_missed_renewals(store):
-    lease(store, "first", never).take()
+    began(store, "first")
     slept = []
-    lease(store, "second", slept.append).take()
+    began(store, "second", slept.append)
     assert len(slept) == MISSED
     assert find_lease(store, OUTPUT).uid == "second"
 
 
-def test_a_run_that_ends_meanwhile_is_followed_at_once(store):
-    first = lease(store, "first", never)
-    first.take()
-    lease(store, "second", lambda seconds: first.release()).take()
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_run_that_ends_meanwhile_is_followed_at_once(store, keep):
+    first, slept = began(store, "first"), []
+    began(store, "second", lambda seconds: (slept.append(seconds), first.release(keep)))
+    assert len(slept) == 1
     assert find_lease(store, OUTPUT).uid == "second"
 
 
-def test_the_same_job_and_what_said_that_it_ended_are_not_waited_for(store):
-    lease(store, "first", never).take()
-    first = lease(store, "first", never)
-    first.take()
-    first.release(keep=True)
-    lease(store, "second", never).take()
+def test_a_job_that_is_created_again_waits_until_the_pods_of_the_last_have_ended(store):
+    last, slept = began(store, "u-1", name="job"), []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) <= LAST_RENEWALS:  # its pods save a checkpoint, and are killed
+            last.renew()
+
+    began(store, "u-2", sleep, name="job")
+    assert len(slept) == LAST_RENEWALS + MISSED
+    with pytest.raises(UserError, match="another ml/job is running"):  # of another cluster
+        lease(store, "u-3", lambda seconds: renewed(store), name="job").wait()
+
+
+def renewed(store):
+    found = find_lease(store, OUTPUT)
+    store.put_bytes(f"{OUTPUT}/{LEASE}", found.model_copy(update={"renewals": found.renewals + 1}).to_json().encode())
+
+
+def test_the_next_attempt_of_a_job_that_was_killed_goes_on_at_once_and_the_last_one_leaves_it_alone(store):
+    killed = began(store, "first", host="a node that is out of reach")
+    again = began(store, "first", host="another node")
+    again.renew()
+    mine = find_lease(store, OUTPUT)
+    killed.renew()
+    killed.release()
+    killed.release(keep=True)
+    assert find_lease(store, OUTPUT) == mine == again.mine
+    again.release()
+    assert find_lease(store, OUTPUT) is None
+
+
+def test_what_said_that_it_ended_is_not_waited_for(store):
+    began(store, "first").release(keep=True)
+    began(store, "second")
 
 
 def test_a_process_that_is_gone_from_this_machine_is_not_waited_for(store):
-    first = lease_of(PLAN, OURS)
-    lease(store, "first", never, host=first.host, pid=2**22 + 1).take()
-    lease(store, "second", never).take()
+    began(store, "first", host=lease_of(PLAN, OURS).host, pid=2**22 + 1)
+    began(store, "second")
 
 
-def test_a_run_that_was_taken_for_dead_neither_renews_nor_publishes(store):
-    first = lease(store, PLAN.uid, never)
+def test_where_no_process_can_be_looked_for_every_run_is_waited_for(store, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: Path("/nowhere").read_bytes())
+    monkeypatch.setattr(os, "getpid", lambda: 2**22 + 1)
+    local = PLAN.model_copy(update={"uid": ""})
+    first, second = (FolderLease(store, OUTPUT, "", lease_of(local, OURS), print, never) for _ in "ab")
+    assert first.mine.uid != second.mine.uid
     first.take()
-    check_lease(store, PLAN)
-    lease(store, "second", lambda seconds: None).take()
-    first.renew()
+    with pytest.raises(AssertionError, match="nobody is waited for"):
+        second.wait()
+
+
+def test_a_run_that_was_taken_for_dead_neither_renews_nor_writes(store):
+    said = []
+    first = began(store, PLAN.uid, said=said)
+    check_lease(store, PLAN, OUTPUT, "spec.output.uri")
+    began(store, "second", lambda seconds: None)
+    for _ in range(2):
+        first.renew()
     first.release()
     assert find_lease(store, OUTPUT).uid == "second"
-    with pytest.raises(UserError, match=r"taken over by ml/second .*nothing is published"):
-        check_lease(store, PLAN)
+    assert said == [f"warning: {OUTPUT} was taken over by ml/second"]
+    with pytest.raises(UserError, match=r"spec\.output\.uri: .*taken over by ml/second.*nothing more is written"):
+        check_lease(store, PLAN, OUTPUT, "spec.output.uri")
+
+
+def test_of_two_that_begin_in_the_same_moment_one_writes(store):
+    first, second = lease(store, "u-1"), lease(store, "u-2")
+    first.wait()
+    second.wait()
+    first.take()
+    second.take()
+    check_lease(store, PLAN.model_copy(update={"uid": "u-2"}), OUTPUT, "spec.output.uri")
+    with pytest.raises(UserError, match="began in the same moment"):
+        check_lease(store, PLAN, OUTPUT, "spec.output.uri")
+
+
+def test_what_another_run_published_while_it_was_waited_for_is_kept(store, monkeypatch):
+    other = began(store, "other")
+    monkeypatch.setattr(FolderLease, "wait", lambda lease: publish(store, OTHER, "model.safetensors"))
+    with (
+        pytest.raises(UserError, match="holds the finished model of another run"),
+        held_leases(store, PLAN, OURS, print),
+    ):
+        pass
+    assert find_lease(store, OUTPUT) == other.mine
+    assert find_lease(store, PLAN.checkpoint_uri) is None
+
+
+def test_a_run_that_waited_for_its_like_has_its_model(store, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENV_VOLUMES, str(tmp_path / "volumes"))
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    for name, content in {
+        "model/config.json": {"model_type": "llama"}, "model/model.safetensors": {}, "model/tokenizer.json": {}, "train.jsonl": row,
+    }.items():  # fmt: skip
+        store.put_bytes(f"{BASE}/{name}", json.dumps(content).encode())
+    plan = training_plan(BASE, dataset=dataset(f"{BASE}/train.jsonl"))
+    digest = preflight.check(plan, store, tmp_path, print)
+    said = []
+    pusher = SimpleNamespace(log=said.append, update=lambda **changes: None, phase=said.append)
+    monkeypatch.setattr(
+        FolderLease, "wait", lambda lease: publish(store, digest, "model.safetensors", form=plan.output_form)
+    )
+    report = driver._run(plan, SimpleNamespace(scratch=tmp_path), pusher, 0)
+    assert (report.outcome, report.model.uri) == (Outcome.SUCCEEDED, OUTPUT)
+    assert "nothing to do" in said[-1]
+    assert find_lease(store, OUTPUT) is None
 
 
 def test_a_run_holds_both_folders_and_leaves_them_as_they_were(store):
@@ -186,9 +294,13 @@ def test_a_run_holds_both_folders_and_leaves_them_as_they_were(store):
         assert holders() == [PLAN.uid, PLAN.uid]
         publish(store, OURS, "model.safetensors")
     assert holders() == [None, None]
-    store.delete(f"{OUTPUT}/{MODEL_MANIFEST}")
-    with pytest.raises(RuntimeError), held_leases(store, PLAN, OURS, print):
+
+    def fails_while_it_publishes_again():
+        store.delete(f"{OUTPUT}/{MODEL_MANIFEST}")
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), held_leases(store, PLAN, OURS, print):
+        fails_while_it_publishes_again()
     assert names(store) == ["model.safetensors", LEASE], "half written: whose it is stays"
     assert find_lease(store, OUTPUT).released
     check_output(store, PLAN, OURS)

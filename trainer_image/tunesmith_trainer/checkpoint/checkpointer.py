@@ -77,6 +77,8 @@ class Checkpointer:
     """Whether a higher metric is a better one."""
     ranks_per_pod: int = 1
     """How many ranks write to the disk of `folder`."""
+    held: Callable[[], None] = lambda: None
+    """Asked from a background thread before anything is replaced; it raises where another run has taken the folder."""
     saved: Callable[[CheckpointRef], None] = lambda reference: None
     """Told on rank 0, from a background thread, of each checkpoint that exists from now on."""
     log: Callable[[str], None] = print
@@ -206,6 +208,7 @@ class Checkpointer:
 
     def _upload(self, snapshot: Snapshot, last: bool) -> None:
         # before this rank's files are replaced, and so before any manifest of them can be written
+        self.held()
         self._storage.clear(snapshot.step)
         uri = self._storage.folder(snapshot.step)
         try:
@@ -216,11 +219,13 @@ class Checkpointer:
             self._snapshots.release()
 
     def _say_missing(self, step: int, full: DiskFull) -> None:
+        self.held()
         self._storage.clear(step)
         self._snapshots.say_missing(full, self.store, self._storage.folder(step))
 
     def _commit(self, due: _Due) -> None:
         """Write the manifest, now that all parts are up, and delete old checkpoints. Rank 0 only."""
+        self.held()
         uri = self._storage.folder(due.step)
         names = [part_name(rank) for rank in range(self.group.world_size)]
         texts = dict(
@@ -232,7 +237,8 @@ class Checkpointer:
                 self._warned_missing = True
                 self.log(
                     f"warning: no checkpoint of step {due.step}: no room on the disk of "
-                    f"{self.group.name_of(missing.rank)}: {missing.missing}; training goes on, and saves again once there is room"
+                    f"{self.group.name_of(missing.rank)}: {missing.missing}; training goes on, and saves again once "
+                    "there is room"
                 )
             return
         files: list[FileEntry] = [entry_of_bytes(name, text) for name, text in texts.items()]

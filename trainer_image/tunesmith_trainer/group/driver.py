@@ -88,11 +88,15 @@ def _run(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
     run_digest = preflight.check(plan, store, pod.scratch, pusher.log, contents)
     pusher.phase("inputChecked")
     if finished := finished_model(store, plan, run_digest):
-        model, metrics = finished
-        pusher.log(f"{model.uri} already holds the finished model of this very run: nothing to do")
-        steps = int(metrics.get("steps", 0))
-        return _succeeded(plan, model, None, metrics, steps, restarts)
-    with held_leases(store, plan, run_digest, pusher.log):
+        return _published_already(plan, finished, pusher, restarts)
+
+    def waiting(text: str) -> None:
+        pusher.log(text)
+        pusher.update(message=text)
+
+    with held_leases(store, plan, run_digest, waiting):
+        if finished := finished_model(store, plan, run_digest):  # another run of the same was waited for
+            return _published_already(plan, finished, pusher, restarts)
         contents.write_down(plan, run_digest)
         result = _fit(plan, pod, pusher, restarts, run_digest)
     checkpoint, model_json = result["checkpoint"], result["model"]
@@ -105,6 +109,14 @@ def _run(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
         max(restarts, result["restarts"]),
         DatasetFacts.from_json(result["dataset"]),
     )
+
+
+def _published_already(
+    plan: TrainingPlan, finished: tuple[ModelRef, dict[str, float]], pusher: ProgressPusher, restarts: int
+) -> TerminationReport:
+    model, metrics = finished
+    pusher.log(f"{model.uri} already holds the finished model of this very run: nothing to do")
+    return _succeeded(plan, model, None, metrics, int(metrics.get("steps", 0)), restarts)
 
 
 def _succeeded(
@@ -185,8 +197,8 @@ def _fit(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
 def _worker_resources(plan: TrainingPlan) -> dict[str, float]:
     """What Ray's worker of one rank takes of its node.
 
-    Every node offers exactly one CPU slot for each of its training processes, whatever its number of cores: so each gets
-    as many ranks as it has processes.
+    Every node offers exactly one CPU slot for each of its training processes, whatever its number of cores: so each
+    gets as many ranks as it has processes.
     """
     return {"CPU": 1.0, "GPU": 1.0} if plan.gpus_per_worker else {"CPU": 1.0}
 

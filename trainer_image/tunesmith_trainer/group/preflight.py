@@ -31,6 +31,7 @@ from tunesmith_trainer.data.rows import BadRows, RawRow, RowChecker, columns_of
 from tunesmith_trainer.data.sources import Source, open_sources
 from tunesmith_trainer.data.streaming import check_streamable
 from tunesmith_trainer.data.wordnet import find_wordnet
+from tunesmith_trainer.loop.export import finished_model
 from tunesmith_trainer.loop.output_folder import check_output
 from tunesmith_trainer.tasks.base import Task
 
@@ -75,7 +76,7 @@ def check(plan: TrainingPlan, store: ObjectStore, scratch: Path, log: Log, conte
 
     contents = contents or Contents(store, plan.checkpoint_uri)
     train, held_out = open_sources(plan, store)
-    config, models = _check_models(plan, store, contents)
+    config, models, weight_bytes = _check_models(plan, store, contents)
     _check_targets(plan, config)
     content = {"train": train.tags(contents.tag_of), **models}
     if held_out is not None and plan.dataset.deduplication is Deduplication.EXACT:
@@ -87,6 +88,8 @@ def check(plan: TrainingPlan, store: ObjectStore, scratch: Path, log: Log, conte
         find_wordnet()
     run_digest = digest_of({"plan": plan.digest, "content": content})
     check_output(store, plan, run_digest)
+    if not plan.publishes_adapter_only and finished_model(store, plan, run_digest) is None:
+        _check_room(plan.output_uri, weight_bytes)
     checked = scratch / f".checked-{run_digest[:16]}"
     if not checked.exists():  # a driver that is started anew has seen the rows already
         _check_sources(plan, task_for(plan, config), store, train, held_out, log)
@@ -144,13 +147,15 @@ def _needs(columns: Iterable[str]) -> str:
 
 def _check_models(
     plan: TrainingPlan, store: ObjectStore, contents: Contents
-) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Check the model and those that help to train it; return its config.json and the tags of all their files."""
+) -> tuple[Mapping[str, Any], dict[str, Any], int]:
+    """Check the model and those that help to train it.
+
+    Returns:
+        Its config.json, the tags of all their files, and the size of its weights.
+    """
     image = plan.task is TaskName.IMAGE_CLASSIFICATION
     pretrained = plan.model_init is Init.PRETRAINED
     config, tags, weight_bytes = _check_model(store, contents, plan.model_uri, "spec.model.uri", image, pretrained)
-    if not plan.publishes_adapter_only:
-        _check_room(plan.output_uri, weight_bytes)
     helpers: dict[str, tuple[str, str]] = {}
     if plan.method.distillation is not None:
         helpers["teacher"] = ("spec.method.distillation.teacherUri", plan.method.distillation.teacher_uri)
@@ -165,7 +170,7 @@ def _check_models(
         name: _check_model(store, contents, uri, field, image and name == "teacher")[1]
         for name, (field, uri) in helpers.items()
     }
-    return config, {"model": tags, **checked}
+    return config, {"model": tags, **checked}, weight_bytes
 
 
 def _check_model(

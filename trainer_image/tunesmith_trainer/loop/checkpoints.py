@@ -12,6 +12,7 @@ from tunesmith_trainer.loop.assembly import Assembly
 from tunesmith_trainer.loop.context import RunContext
 from tunesmith_trainer.loop.history import History
 from tunesmith_trainer.loop.inputs import Inputs
+from tunesmith_trainer.loop.output_folder import check_lease
 from tunesmith_trainer.report.record import IncidentKind
 
 __all__ = ["RunCheckpoints"]
@@ -34,6 +35,7 @@ class RunCheckpoints:
             higher_is_better=plan.training.metric_for_best_model in inputs.task.higher_is_better,
             describe={"max_steps": inputs.max_steps, "seed": plan.training.seed, "attempt": plan.attempt},
             group=context.group,
+            held=lambda: check_lease(context.store, plan, plan.checkpoint_uri, "spec.checkpoint.uri"),
             saved=self._saved,
             log=history.report.log,
         )

@@ -75,6 +75,7 @@ def finish(run: FinishedRun, tracker: Tracker, report: Reporter) -> Published:
         tracker.finish(metrics, folder / "report.html")
         if tensorboard.is_dir():
             shutil.copytree(tensorboard, folder / "tensorboard", dirs_exist_ok=True)
+        check_lease(context.store, context.plan, context.plan.output_uri, "spec.output.uri")
         model = publish(context.store, folder, export, there=written.files)
         report.log(f"model saved to {model.uri} ({model.size_bytes / 1e6:.0f} MB), with report.html beside it")
         return model
@@ -105,7 +106,7 @@ def _write(run: FinishedRun, model: nn.Module | None, folder: Path, log: Log) ->
     """Write the adapter, the whole model, or both, as `spec.output.save` has it; on rank 0."""
     context, base, task = run.context, run.inputs.base, run.inputs.task
     plan, trained = context.plan, _present(model)
-    check_lease(context.store, plan)
+    check_lease(context.store, plan, plan.output_uri, "spec.output.uri")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if plan.publishes_adapter_only:

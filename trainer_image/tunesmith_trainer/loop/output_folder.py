@@ -15,7 +15,7 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_store.errors import UserError
 from tunesmith_store.store import NotFound, ObjectStore
 
-__all__ = ["LEASE", "check_lease", "check_output", "find_lease", "find_published", "is_begun", "make_room"]
+__all__ = ["LEASE", "check_lease", "check_output", "find_lease", "find_published", "is_begun", "make_room", "name_of"]
 
 LEASE = "tunesmith-lease.json"
 NAMED = 3
@@ -33,6 +33,11 @@ def find_lease(store: ObjectStore, uri: str) -> RunLease | None:
         return RunLease.from_json(store.get_bytes(f"{uri.rstrip('/')}/{LEASE}"))
     except (NotFound, ValueError):
         return None
+
+
+def name_of(lease: RunLease) -> str:
+    """Return a run's namespace and name."""
+    return f"{lease.namespace}/{lease.name}"
 
 
 def find_published(store: ObjectStore, uri: str) -> ModelManifest | None:
@@ -59,11 +64,11 @@ def check_output(store: ObjectStore, plan: TrainingPlan, run_digest: str) -> Non
             raise _refused(uri, f"holds the finished model of another run or other data ({made})")
         return
     lease = find_lease(store, uri)
-    if lease is not None and lease.run_digest == run_digest:
+    if lease is not None and (lease.run_digest == run_digest or lease.uid == plan.uid):
         return  # what it was writing when it was stopped
     if found := [name for name in _direct(store, uri) if name != LEASE]:
         more = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
-        whose = f"of {lease.namespace}/{lease.name}, which did not end" if lease else "that this run has not written"
+        whose = "that this run has not written" if lease is None else f"of an unfinished model of {name_of(lease)}"
         raise _refused(uri, f"holds files {whose}: {', '.join(found[:NAMED])}{more}")
 
 
@@ -80,18 +85,21 @@ def is_begun(store: ObjectStore, uri: str) -> bool:
     return find_published(store, uri) is None and any(name != LEASE for name in _direct(store, uri))
 
 
-def check_lease(store: ObjectStore, plan: TrainingPlan) -> None:
-    """Check, once more before anything is published, that no other run has taken the folder meanwhile.
+def check_lease(store: ObjectStore, plan: TrainingPlan, uri: str, field: str) -> None:
+    """Check, before anything is written into a folder, that no other run has taken it meanwhile.
+
+    `field` is the spec's name of it.
 
     Raises:
-        UserError: one has: this run was taken for dead.
+        UserError: one has: it began in the same moment, or this run was taken for dead.
     """
-    lease = find_lease(store, plan.output_uri)
+    lease = find_lease(store, uri)
     if lease is None or not plan.uid or lease.uid == plan.uid or lease.released:
         return
     message = (
-        f"spec.output.uri: {plan.output_uri} was taken over by {lease.namespace}/{lease.name} while this run could not "
-        "be seen: nothing is published. Another run with the same checkpoint.uri goes on from the last checkpoint"
+        f"{field}: {uri} was taken over by {name_of(lease)}, which began in the same moment or while this "
+        "run could not be seen: nothing more is written. Give each run folders of its own; one with the same "
+        "checkpoint.uri goes on from the last checkpoint once the other has ended"
     )
     raise UserError(Reason.FOLDER_IN_USE, message)
 
@@ -112,7 +120,7 @@ def make_room(store: ObjectStore, uri: str, wanted: Collection[str]) -> None:
 
 
 def _direct(store: ObjectStore, uri: str) -> list[str]:
-    """Return the names of the files in a folder, without those below it."""
+    """Return the names of the files in a folder, without those below it and hidden ones: nobody's model."""
     base = uri.rstrip("/") + "/"
     names = [info.uri.removeprefix(base) for info in store.list(uri)]
-    return [name for name in names if "/" not in name]
+    return [name for name in names if "/" not in name and not name.startswith(".")]
