@@ -232,7 +232,8 @@ class Checkpointer:
                 self._warned_missing = True
                 self.log(
                     f"warning: no checkpoint of step {due.step}: no room on the disk of "
-                    f"{self.group.name_of(missing.rank)}: {missing.missing}; training goes on, and saves again once there is room"
+                    f"{self.group.name_of(missing.rank)}: {missing.missing}; training goes on, and saves again once "
+                    "there is room"
                 )
             return
         files: list[FileEntry] = [entry_of_bytes(name, text) for name, text in texts.items()]

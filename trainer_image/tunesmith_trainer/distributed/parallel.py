@@ -1,4 +1,4 @@
-"""How a model is spread over the ranks: replicas (DDP), shares (FSDP2, HSDP), layers split between ranks (tensor parallel).
+"""How a model is spread over the ranks: replicas (DDP), shares (FSDP2, HSDP), layers in parts (tensor parallel).
 
 Called by `assembly`. Whatever the way, gradients are the average over the ranks that see different examples, so `step`
 knows nothing of it; `clip_grad_norm` knows how to add up a norm whose parts lie on several ranks.
@@ -241,7 +241,8 @@ def wrap(
 ) -> Wrapped:
     """Make the ranks of a group train a model together. Before the optimizer is made: FSDP replaces parameters.
 
-    `within` is as for `share_out`; `weights` is the number format to train in, which the model may not have yet where ranks share it out.
+    `within` is as for `share_out`; `weights` is the number format to train in, which the model may not have yet where
+    ranks share it out.
     """
     tensor_ranks = mesh[TENSOR].size() if mesh is not None else 1
     data_ranks = group.world_size // tensor_ranks
@@ -285,8 +286,8 @@ def share_out(
 ) -> None:
     """Apply FSDP2 (Zhao et al., 2023; `fully_shard`) in place: to each transformer block, and to what is left.
 
-    Over all data ranks; or over each `within` neighbours, and the others have copies (hybrid sharding): what is gathered
-    layer by layer then stays in a pod, and gradients alone go across.
+    Over all data ranks; or over each `within` neighbours, and the others have copies (hybrid sharding): what is
+    gathered layer by layer then stays in a pod, and gradients alone go across.
 
     Trained weights, gradients and optimizer state are float32; what is gathered for computing is short where the
     precision is. Weights get the number format `weights` one block at a time: a rank never holds more in it than its

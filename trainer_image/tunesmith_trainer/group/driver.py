@@ -185,8 +185,8 @@ def _fit(plan: TrainingPlan, pod: PodEnvironment, pusher: ProgressPusher, restar
 def _worker_resources(plan: TrainingPlan) -> dict[str, float]:
     """What Ray's worker of one rank takes of its node.
 
-    Every node offers exactly one CPU slot for each of its training processes, whatever its number of cores: so each gets
-    as many ranks as it has processes.
+    Every node offers exactly one CPU slot for each of its training processes, whatever its number of cores: so each
+    gets as many ranks as it has processes.
     """
     return {"CPU": 1.0, "GPU": 1.0} if plan.gpus_per_worker else {"CPU": 1.0}
 

@@ -122,7 +122,8 @@ def _out_of_memory(run: TrainingRun, error: BaseException) -> OutOfMemory | Smal
     message = (
         f"a worker ran out of {where} (at most {memory.peak_bytes / 2**30:.1f}{limit} GiB used{others}) with "
         f"microBatchSize {training.micro_batch_size} and maxLength {training.max_length}; halve "
-        "spec.training.microBatchSize (the result stays the same), lower maxLength, set gradientCheckpointing, or raise spec.workers.resources.memory. "
+        "spec.training.microBatchSize (the result stays the same), lower maxLength, set gradientCheckpointing, or "
+        "raise spec.workers.resources.memory. "
         f"{str(error).splitlines()[0][:300] if str(error) else ''}"
     )
     return OutOfMemory(message, memory)
