@@ -5,9 +5,18 @@ Used by the trainer and the server. Standard library only: a pod's first process
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
-__all__ = ["memory_limit", "memory_limit_bytes", "oom_kills", "own_bytes", "peak_resident_bytes", "spare_memory"]
+__all__ = [
+    "give_back_free",
+    "memory_limit",
+    "memory_limit_bytes",
+    "oom_kills",
+    "own_bytes",
+    "peak_resident_bytes",
+    "spare_memory",
+]
 
 # cgroup v2, then v1
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -39,6 +48,13 @@ def peak_resident_bytes() -> int:
     Not getrusage's ru_maxrss: a program that is started inherits it from the process that starts it, however large.
     """
     return own_bytes("VmHWM")
+
+
+def give_back_free() -> None:
+    """Give the kernel back what is free in this process's heap: glibc keeps it below whatever is in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc only
+        trim(0)
 
 
 def spare_memory() -> int:

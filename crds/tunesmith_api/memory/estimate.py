@@ -125,10 +125,6 @@ def estimate(
     logits = _logits(facts, plan, tokens, width)
     optimizer = int(count * _state_bytes(plan) / shares)
     gradients = int(count * FLOAT / shares)
-    transient = _transient(facts, plan, int(activations), gradients, logits)
-    # the heap of a CPU keeps what a step has taken, in pieces too small for a model of its own
-    is_beside = plan.method.type is MethodType.QLORA and not plan.gpus_per_worker and not plan.publishes_adapter_only
-    kept = int(activations) + logits + gradients + transient if is_beside else 0
     return MemoryEstimate(
         weights=int(weights + casts),
         gradients=gradients,
@@ -137,8 +133,8 @@ def estimate(
         logits=logits,
         runtime=_runtime(plan),
         teacher=_teacher(teacher, facts, plan, tokens, width),
-        transient=transient,
-        saving=int(weights + optimizer + _put_together(facts, plan, width, shares > 1)) + _runtime(plan) + kept,
+        transient=_transient(facts, plan, int(activations), gradients, logits),
+        saving=int(weights + optimizer + _put_together(facts, plan, width, shares > 1)) + _runtime(plan),
     )
 
 

@@ -82,7 +82,8 @@ def _more_workers(own: Remedy) -> Iterator[Remedy]:
     """More workers that share weights, gradients and optimizer state out."""
     plan = own.plan
     shared = own
-    if plan.strategy is Strategy.DDP and plan.tensor_parallel == 1:
+    if plan.strategy in {Strategy.DDP, Strategy.HSDP} and plan.tensor_parallel == 1:
+        # more workers alone would have more copies, of all or of a worker's shares
         shared = own.with_plan("parallelism.strategy", Strategy.FSDP, strategy=Strategy.FSDP)
         if plan.world_size > 1:
             yield shared

@@ -62,6 +62,8 @@ def _facts(found: Forecast) -> Iterator[tuple[str, str]]:
     yield "method", f"{plan.method.type} for {plan.task}, at most {training.max_length} tokens"
     yield "batch", f"{training.global_batch_size} examples a step: {share} for each process, {size} at a time"
     workers = f"{plan.replicas} of {found.job.spec.workers.resources.cpu} CPU, {shown(found.capacity.host)}"
+    if plan.processes_per_worker > 1:
+        workers += f", {plan.processes_per_worker} processes in each"
     yield "workers", f"{workers}, {found.gpus} GPUs in all" if found.gpus else f"{workers}, no GPU"
 
 

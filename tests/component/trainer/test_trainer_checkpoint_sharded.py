@@ -33,6 +33,8 @@ CROSSINGS = [
     (("TP", 2), ("FSDP", 2)),
     (("FSDP+TP", 4), ("DDP", 2)),
     (("HSDP", 4), ("FSDP+TP", 4)),
+    (("HSDP", 4), ("FSDP", 3)),
+    (("FSDP", 2), ("HSDP", 4)),
 ]
 
 

@@ -50,6 +50,20 @@ class Hang:
         return hang_if(self.culprit)(group, rank)
 
 
+class HangAmongNeighbours:
+    def __call__(self, group, rank):
+        import torch
+
+        mesh = group.mesh({"copies": 2, "shares": 2})
+        for name in ("shares", "copies"):  # a warm-up: gloo connects lazily
+            torch.distributed.all_reduce(torch.ones(1), group=mesh.get_group(name))
+        if rank == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        for name in ("shares", "copies"):
+            torch.distributed.all_reduce(torch.ones(1), group=mesh.get_group(name))
+        return
+
+
 class HangOneAndComeLate:
     def __call__(self, group, rank):
         if rank == 0:
@@ -119,6 +133,14 @@ def test_who_hangs_is_named_by_those_that_wait(run, culprit):
         assert (error.reason, error.exit_code) == (Reason.COLLECTIVE_TIMEOUT, ExitCode.COLLECTIVE_TIMEOUT)
         assert error.message.startswith(f"{name_of(culprit)} didn't take part")
         assert "collectiveTimeoutSeconds" in error.message
+
+
+def test_who_hangs_is_named_where_ranks_meet_in_parts_of_the_group(run):
+    from tunesmith_trainer.distributed.collectives import HungCollective
+
+    for error in run(HangAmongNeighbours(), 4, expected=3).values():
+        assert isinstance(error, HungCollective), error
+        assert error.ranks == [3]
 
 
 def test_who_comes_when_the_others_have_given_up_names_who_hangs(run):

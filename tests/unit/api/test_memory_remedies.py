@@ -85,6 +85,17 @@ def test_a_copy_for_each_worker_is_shared_out_where_that_is_enough():
     assert {"parallelism.strategy": Strategy.FSDP} in found
 
 
+def test_a_copy_for_each_worker_of_several_gpus_is_shared_out_over_all_of_them_where_that_is_enough():
+    training = TRAINING | {"micro_batch_size": 1}
+    given = training_plan(
+        method="Full", gpus_per_worker=2, processes_per_worker=2, replicas=8, strategy="HSDP", training=training
+    )
+    found = changes(given, Capacity(512 * GIB, 80 * GIB))
+    assert {"parallelism.strategy": Strategy.FSDP} in found
+    more = changes(given.model_copy(update={"replicas": 2}), Capacity(512 * GIB, 40 * GIB))
+    assert {"parallelism.strategy": Strategy.FSDP, "workers.replicas": 4} in more, "more copies take no less"
+
+
 def test_a_gpu_whose_memory_is_not_known_leaves_it_open():
     assert need_of(MODELS, plan(), Capacity(64 * GIB)).fits(Capacity(64 * GIB)) is None
     assert need_of(MODELS, plan(), Capacity(1 * GIB)).fits(Capacity(1 * GIB)) is False, "the host's is known"

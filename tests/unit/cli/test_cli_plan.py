@@ -17,6 +17,7 @@ from tunesmith_cli.plan.command import Options, show
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = sorted((ROOT / "manifests/samples").glob("finetunejob*.yaml"))
 SAMPLE = ROOT / "manifests/samples/finetunejob.yaml"
+FULL = ROOT / "manifests/samples/finetunejob-full.yaml"
 QLORA = ROOT / "manifests/samples/finetunejob-qlora.yaml"
 LLAMA = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -75,6 +76,27 @@ def test_a_job_that_fits_says_so(config):
     assert "It fits." in text
     assert "weights" in text
     assert "guessed from config.json" in text
+
+
+def test_the_processes_of_a_worker_are_told_and_share_its_memory(config):
+    full = ["spec.workers.resources.memory=16Gi"]
+    several = [*full, "spec.workers.processesPerWorker=2"]
+    _, one = document(FULL, model=config, settings=full)
+    _, two = document(FULL, model=config, settings=several)
+    assert (two["workers"], two["processes"], two["memory"]["strategy"]) == (2, 4, "DDP")
+    assert two["memory"]["workerBytes"] > 1.5 * one["memory"]["workerBytes"]
+    assert ", 2 processes in each" in printed(FULL, settings=several)[1]
+    assert "in each" not in printed(FULL, settings=full)[1]
+
+
+@pytest.mark.parametrize(("workers", "strategy"), [(1, "FSDP"), (2, "HSDP")])
+def test_hybrid_shares_are_those_of_the_processes_of_one_worker(config, workers, strategy):
+    settings = ["spec.workers.processesPerWorker=2", "spec.parallelism.strategy=HSDP"]
+    _, found = document(FULL, model=config, settings=[*settings, f"spec.workers.replicas={workers}"])
+    _, whole = document(FULL, model=config, settings=["spec.workers.replicas=1"])
+    assert found["memory"]["strategy"] == strategy
+    for name in ("gradients", "optimizer"):
+        assert found["memory"]["process"][name] == whole["memory"]["process"][name] // 2
 
 
 def test_a_job_that_does_not_fit_names_settings_that_do_and_they_do(config):

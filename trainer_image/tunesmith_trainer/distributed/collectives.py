@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed as dist
 
 from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_store.errors import Retryable
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Group", "HungCollective", "join_group"]
 
@@ -90,6 +93,18 @@ class Group:
     def max(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise maxima over all ranks, in float64."""
         return self._reduce(values, dist.ReduceOp.MAX)
+
+    def mesh(self, sizes: Mapping[str, int]) -> DeviceMesh:
+        """Lay the ranks out in several dimensions, by their names; neighbours differ in the last one.
+
+        Torch lets those along a dimension wait for each other for 10 or 30 minutes, whatever the whole group's timeout.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+
+        found = init_device_mesh(self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+        for name in sizes:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout_seconds), found.get_group(name))
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -44,6 +44,8 @@ PIECE = 1 << 18
 """Numbers that are summed up at a time where ranks compare their weights: few enough for a cache to hold."""
 DATA, TENSOR = "dp", "tp"
 """The second is what transformers and PEFT call it."""
+COPIES, SHARES = "dp_replicate", "dp_shard"
+"""The two levels of hybrid sharding, for which FSDP wants names."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,7 @@ def mesh(plan: TrainingPlan, group: Group) -> DeviceMesh | None:
     _check(plan, group)
     if size == 1:
         return None
-    from torch.distributed.device_mesh import init_device_mesh
-
-    return init_device_mesh(group.device.type, (group.world_size // size, size), mesh_dim_names=(DATA, TENSOR))
+    return group.mesh({DATA: group.world_size // size, TENSOR: size})
 
 
 def _check(plan: TrainingPlan, group: Group) -> None:
@@ -254,7 +254,7 @@ def wrap(
         return Wrapped(bare, bare, Strategy.DDP, 0, 1, tensor_ranks, group.rank, skeleton)
     data_rank = mesh[DATA].get_local_rank() if mesh is not None else group.rank
     if strategy.is_sharded:
-        share_out(bare, numerics, mesh, weights, within)
+        share_out(bare, group, numerics, mesh, weights, within)
         return Wrapped(bare, bare, strategy, data_rank, data_ranks, tensor_ranks, group.rank, skeleton)
     from torch.nn.parallel import DistributedDataParallel
 
@@ -277,7 +277,12 @@ def _may_leave_out(model: nn.Module) -> bool:
 
 
 def share_out(
-    model: nn.Module, numerics: Numerics, mesh: DeviceMesh | None, weights: torch.dtype, within: int = 0
+    model: nn.Module,
+    group: Group,
+    numerics: Numerics,
+    mesh: DeviceMesh | None,
+    weights: torch.dtype,
+    within: int = 0,
 ) -> None:
     """Apply FSDP2 (Zhao et al., 2023; `fully_shard`) in place: to each transformer block, and to what is left.
 
@@ -288,7 +293,6 @@ def share_out(
     precision is. Weights get the number format `weights` one block at a time: a rank never holds more in it than its
     share and one block.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     short = numerics.compute_dtype if numerics.is_short else None
@@ -297,10 +301,10 @@ def share_out(
         _give_memory_back()
     if mesh is not None:
         ranks = mesh[DATA]
+    elif within:
+        ranks = group.mesh({COPIES: group.world_size // within, SHARES: within})
     else:
-        world = dist.get_world_size()
-        sizes = (world // within, within) if within else (world,)
-        ranks = init_device_mesh(numerics.device.type, sizes)
+        ranks = group.mesh({SHARES: group.world_size})
     for block in transformer_blocks(model):
         fully_shard(_in_format(block, weights, numerics.device), mesh=ranks, mp_policy=policy)
     # without it a forward pass alone, as evaluation's, would leave whole embeddings behind for checkpoints to find

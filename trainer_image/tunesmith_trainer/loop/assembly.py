@@ -92,7 +92,7 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     within = parallel.shards(plan, strategy)
     wrapped = parallel.wrap(bare, group, strategy, numerics, mesh, weights, within)
     if is_shared and reference is not None:
-        parallel.share_out(reference, numerics, mesh, numerics.frozen_dtype(stored), within)
+        parallel.share_out(reference, group, numerics, mesh, numerics.frozen_dtype(stored), within)
     optimizer = make_optimizer(bare, training, numerics.device)
     trained = sum(parameter.numel() for parameter in bare.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in bare.parameters())

@@ -19,6 +19,7 @@ from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import ModelRef
 from tunesmith_api.v1alpha1.finetunejob import SaveMode
 from tunesmith_api.v1alpha1.training import Precision
+from tunesmith_store.memory import give_back_free
 from tunesmith_trainer import methods
 from tunesmith_trainer.loop.compatibility import save_processor
 from tunesmith_trainer.loop.evaluation import answers_of, evaluate_held_out
@@ -58,6 +59,7 @@ def finish(run: FinishedRun, tracker: Tracker, report: Reporter) -> Published:
     """Write the model, measure what was written, and publish it with its report; all ranks return the same."""
     context = run.context
     folder = context.pod.scratch / "export"
+    give_back_free()  # what the last step has left free is in pieces too small for a model
     gathered = run.parts.wrapped.gathered(_gathered_format(context.plan))
     written = context.group.on_first(lambda: _write(run, gathered, folder, report.log))
     if written.format is None:
@@ -116,6 +118,7 @@ def _write(run: FinishedRun, model: nn.Module | None, folder: Path, log: Log) ->
     if plan.method.has_adapters and plan.save is SaveMode.BOTH:
         methods.save_adapter(trained, folder / "adapter", plan)
     finished = methods.finished_model(trained, plan, base, task)
+    give_back_free()  # weights before adapters were merged: what threads that load have taken, no other thread reuses
     chosen = choose_format(finished, plan, base, task, run.parts.removed_layers)
     if rounding := chosen.rounding():
         log(rounding)

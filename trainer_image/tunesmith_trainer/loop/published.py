@@ -185,6 +185,6 @@ def _placed(
     model = reader.load_model(folder, dtype=stored_dtype(folder) if is_shared else weights)
     model = parallel.shard_tensors(model.requires_grad_(False).eval(), mesh, weights)
     if strategy.is_sharded:
-        parallel.share_out(model, numerics, mesh, weights, parallel.shards(reader.plan, strategy))
+        parallel.share_out(model, group, numerics, mesh, weights, parallel.shards(reader.plan, strategy))
         return model
     return model.to(numerics.device)
