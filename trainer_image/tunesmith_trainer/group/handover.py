@@ -8,6 +8,7 @@ torch and transformers and fetching the model take no time of their own. Each en
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -19,13 +20,24 @@ from tunesmith_api import keys
 from tunesmith_store.errors import Retryable
 from tunesmith_trainer.pod.environment import PodEnvironment
 
-__all__ = ["Answer", "Assignment", "ProcessLost", "announce_address", "assign", "hand_over", "pick_address"]
+__all__ = [
+    "Answer",
+    "Assignment",
+    "ProcessLost",
+    "announce_address",
+    "assign",
+    "hand_over",
+    "last_words",
+    "pick_address",
+]
 
 POLL_SECONDS = 0.05
 WAIT_SECONDS = 60.0
 """For a training process that is being started anew."""
 ADDRESS_VARIABLE = "TUNESMITH_GROUP_ADDRESS"
 """Where rank 0 listens: picked in its process, told to all others by Ray Train's controller."""
+_WARNING = re.compile(r"\S+:\d+: \w*Warning: ")
+"""Of Python's `warnings`; the line of source follows, indented."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ def assign(pod: PodEnvironment, number: int, assignment: Assignment) -> dict[str
             connection.send(assignment)
             answer: Answer = connection.recv()
     except (EOFError, OSError) as error:
-        message = f"{pod.name_of(assignment.rank)} ended unexpectedly{_last_words(pod.training_log(number))}"
+        message = f"{pod.name_of(assignment.rank)} ended unexpectedly{last_words(pod.training_log(number))}"
         raise ProcessLost(message) from error
     if answer.error is not None:
         raise answer.error
@@ -99,10 +111,14 @@ def _connected(path: Path) -> Connection[Any, Any]:
         time.sleep(POLL_SECONDS)
 
 
-def _last_words(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    said = [line.strip() for line in lines if line.strip()]
-    return f"; it said last: {said[-1][:300]}" if said else ""
+def last_words(log: Path) -> str:
+    """The last line that a process has written, as the end of a sentence. Python's warnings aren't what it died of."""
+    said, is_warned = "", False
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
+        is_source, is_warned = is_warned and line.startswith("  "), _WARNING.match(line) is not None
+        if line.strip() and not is_source and not is_warned:
+            said = line.strip()
+    return f"; it said last: {said[:300]}" if said else ""
 
 
 def pick_address() -> str:
