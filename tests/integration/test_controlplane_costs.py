@@ -43,6 +43,7 @@ def lived(stage):
     rewritten = writes(stage.audit.read(), OPERATOR)
     life.operator = SETTINGS.operator(stage)
     life.finish()
+    life.memory()
     costs = life.figures | {
         "quiet": quiet, "start": start["cpu"] / empty, "start_rss_mib": start["rss"], "rewritten": dict(rewritten),
     }  # fmt: skip
