@@ -25,6 +25,8 @@ FLOAT = 4
 """Bytes of a float32: trained weights, gradients and optimizer state."""
 RUNTIME = 440 << 20
 """Bytes of Python, torch and transformers themselves: what a run takes whose model has next to no weights."""
+CUDA_BUILD = 150 << 20
+"""Bytes beside them on a CPU where torch is built for GPUs, as PyPI has it: its libraries are loaded all the same."""
 BITSANDBYTES = 64 << 20
 """Bytes beside them of what QLoRA and the 8-bit optimizer import."""
 GPU_RUNTIME = 700 << 20
@@ -102,8 +104,12 @@ def estimate(
     bytes_per_activation: int,
     strategy: Strategy = Strategy.DDP,
     teacher: ModelFacts | None = None,
+    *,
+    cuda_build: bool = False,
 ) -> MemoryEstimate:
     """Estimate what one process needs. `strategy` Auto counts as DDP; a teacher that isn't known is left out.
+
+    `cuda_build` is whether its torch is built for GPUs.
 
     With FSDP weights, gradients and optimizer state are shared out over all processes, with HSDP over a worker's; with
     tensor parallelism over those that share a replica.
@@ -119,7 +125,7 @@ def estimate(
         constants = _constants(facts, plan)
         weights = (weights - constants) / shares + constants
         weights += gathered * width if is_shared else 0
-    tokens = _tokens(facts, plan)
+    tokens, runtime = _tokens(facts, plan), _runtime(plan, cuda_build)
     casts = 0.0 if is_shared else _casts(facts, plan, width) / plan.tensor_parallel
     activations = _activations(facts, plan, tokens, width) / plan.tensor_parallel
     logits = _logits(facts, plan, tokens, width)
@@ -131,21 +137,21 @@ def estimate(
         optimizer=optimizer,
         activations=int(activations),
         logits=logits,
-        runtime=_runtime(plan),
+        runtime=runtime,
         teacher=_teacher(teacher, facts, plan, tokens, width),
         transient=_transient(facts, plan, int(activations), gradients, logits),
-        saving=int(weights + optimizer + _put_together(facts, plan, width, shares > 1)) + _runtime(plan),
+        saving=int(weights + optimizer + _put_together(facts, plan, width, shares > 1)) + runtime,
     )
 
 
 # ---- what is held all the time
 
 
-def _runtime(plan: TrainingPlan) -> int:
+def _runtime(plan: TrainingPlan, cuda_build: bool) -> int:
     if plan.gpus_per_worker:
         return GPU_RUNTIME
     short = plan.method.type is MethodType.QLORA or plan.training.optim is Optim.ADAMW_8BIT
-    return RUNTIME + (BITSANDBYTES if short else 0)
+    return RUNTIME + (BITSANDBYTES if short else 0) + (CUDA_BUILD if cuda_build else 0)
 
 
 def base_parameters(facts: ModelFacts, plan: TrainingPlan) -> int:

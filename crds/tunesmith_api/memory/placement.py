@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tunesmith_api.memory.estimate import (
     FLOAT,
@@ -83,11 +84,13 @@ def need_of(models: Models, plan: TrainingPlan, capacity: Capacity) -> PodNeed:
     Where a GPU's memory isn't known, Auto counts as DDP.
     """
     width, processes = activation_bytes(plan), plan.processes_per_worker
-    whole = estimate(models.student, plan, width, Strategy.DDP, models.teacher)
+    # which torch an image has isn't known here
+    estimated = partial(estimate, models.student, plan, width, teacher=models.teacher, cuda_build=True)
+    whole = estimated(strategy=Strategy.DDP)
     has_gpus = bool(plan.gpus_per_worker)
     size = capacity.gpu if has_gpus else capacity.host // processes
     strategy = strategy_of(plan, plan.world_size, lambda: size is None or whole.fits(size))
-    process = whole if strategy is Strategy.DDP else estimate(models.student, plan, width, strategy, models.teacher)
+    process = whole if strategy is Strategy.DDP else estimated(strategy=strategy)
     host = _host_beside_gpus(models, plan, width, strategy, processes) if has_gpus else _host(process, processes)
     return PodNeed(strategy, processes, process, host + RAY, has_gpus)
 

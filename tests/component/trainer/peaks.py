@@ -68,7 +68,8 @@ def peak_of(case, folder):
     used = peak_resident_bytes()
     for path in (scratch, Path(os.environ[keys.ENV_VOLUMES], "data", scratch.name)):
         shutil.rmtree(path)  # gigabytes, in the folder that pytest keeps
-    made = estimate(facts_of(Path(os.environ[keys.ENV_VOLUMES], case["model"])), plan, activation_bytes(plan))
+    facts = facts_of(Path(os.environ[keys.ENV_VOLUMES], case["model"]))
+    made = estimate(facts, plan, activation_bytes(plan), cuda_build=torch.version.cuda is not None)
     return {
         **case,
         "used": used,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
     numerics = Numerics.choose(training.precision, plan.gpus_per_worker)
     facts, width = facts_of(inputs.base), numerics.bytes_per_activation
     teacher = None if teacher_folder is None else facts_of(teacher_folder)
-    strategy = parallel.choose(plan, estimate(facts, plan, width, teacher=teacher), group)
+    estimated = partial(estimate, facts, plan, width, teacher=teacher, cuda_build=torch.version.cuda is not None)
+    strategy = parallel.choose(plan, estimated(), group)
     mesh = parallel.mesh(plan, group)
     stored = stored_dtype(inputs.base)
     weights, is_shared = numerics.weights_dtype(plan.method.type, stored), strategy.is_sharded
@@ -100,7 +102,7 @@ def assemble(plan: TrainingPlan, inputs: Inputs, group: Group, store: ObjectStor
         f"{plan.method.type}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%}), "
         f"{numerics.name} on {numerics.device}, {group.world_size} process(es), {strategy}, "
         f"{'without padding' if packed else 'padded'}; memory estimate per process "
-        f"{estimate(facts, plan, width, strategy, teacher)}"
+        f"{estimated(strategy=strategy)}"
     )
     return Assembly(
         numerics,
