@@ -112,7 +112,7 @@ def test_processes_on_cpus_share_the_memory_of_their_pod_and_one_of_them_writes_
     given = training_plan(method="QLoRA", training=TRAINING | {"micro_batch_size": 1})
     need = need_of(MODELS, given, Capacity(64 * GIB))
     assert need.host == max(need.process.step, need.process.saving) + (600 << 20)
-    assert need.process == estimate(MODELS.student, given, 4)
+    assert need.process == estimate(MODELS.student, given, 4, cuda_build=True)
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from support.plans import training_plan
-from tunesmith_api.memory.estimate import BITSANDBYTES, GPU_RUNTIME, RUNTIME, activation_bytes, estimate
+from tunesmith_api.memory.estimate import BITSANDBYTES, CUDA_BUILD, GPU_RUNTIME, RUNTIME, activation_bytes, estimate
 from tunesmith_api.v1alpha1.training import Strategy
 from tunesmith_trainer.methods.adapters import add_adapters
 from tunesmith_trainer.models.files import facts_of
@@ -113,6 +113,13 @@ def test_hybrid_shares_are_those_of_one_worker(folders):
     hybrid = found(folders, replicas=4, processes_per_worker=2, strategy=Strategy.HSDP)
     worker = found(folders, replicas=1, processes_per_worker=2, strategy=Strategy.FSDP)
     assert (hybrid.weights, hybrid.gradients, hybrid.optimizer) == (worker.weights, worker.gradients, worker.optimizer)
+
+
+@pytest.mark.parametrize(("gpus", "more"), [(0, CUDA_BUILD), (1, 0)])
+def test_a_build_of_torch_for_gpus_takes_more_of_a_cpus_memory(folders, gpus, more):
+    facts, plan = facts_of(folders["llama"]), training_plan(gpus_per_worker=gpus)
+    bare, built = (estimate(facts, plan, 4, cuda_build=cuda_build) for cuda_build in (False, True))
+    assert (built.step - bare.step, built.saving - bare.saving) == (more, more)
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing_and_precision(folders):
