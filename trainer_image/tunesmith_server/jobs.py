@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from tunesmith_api.keys import ExitCode, Reason
 from tunesmith_api.reports import Outcome, TerminationReport
 from tunesmith_server.environment import write_report
 from tunesmith_server.quantizers.conversion import DISK_FULL
-from tunesmith_store.errors import Failure
+from tunesmith_store.errors import FULL, Failure
 
 __all__ = ["run_job"]
 
@@ -24,7 +23,7 @@ def run_job(attempt: Callable[[], TerminationReport], log: logging.Logger) -> in
     except Failure as failure:
         report, code = _failed(failure.reason, failure.message), failure.exit_code
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if isinstance(error, OSError) and error.errno in FULL:
             report, code = _failed(Reason.DISK_FULL, DISK_FULL), ExitCode.STORAGE_DENIED
         else:
             log.exception("unexpected failure")

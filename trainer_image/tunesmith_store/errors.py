@@ -10,7 +10,10 @@ from typing import Any
 
 from tunesmith_api.keys import ExitCode, Reason
 
-__all__ = ["Failure", "Retryable", "UserError", "is_disk_full"]
+__all__ = ["FULL", "Failure", "Retryable", "UserError", "is_disk_full"]
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Numbers of the errors by which the kernel says that a disk is full."""
 
 
 class Failure(Exception):
@@ -54,4 +57,4 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, Failure):
         return False
     code = error.errno if isinstance(error, OSError) else None
-    return code in {errno.ENOSPC, errno.EDQUOT} or "No space left on device" in str(error)
+    return code in FULL or "No space left on device" in str(error)

@@ -32,6 +32,7 @@ __all__ = [
     "file_entry",
     "find_contract",
     "find_manifest",
+    "find_readable",
     "locked",
     "model_files",
     "sha256_of",
@@ -214,6 +215,14 @@ def find_manifest(store: ObjectStore, uri: str) -> ModelManifest | None:
         UserError: it is there, and damaged.
     """
     return find_contract(store, f"{uri.rstrip('/')}/{keys.MODEL_MANIFEST}", ModelManifest, " or restore the folder")
+
+
+def find_readable(store: ObjectStore, uri: str, kind: type[C]) -> C | None:
+    """Return a document of ours that is a help where it is there; None where there is none that can be read."""
+    try:
+        return kind.from_json(store.get_bytes(uri))
+    except (NotFound, ValueError):
+        return None
 
 
 def find_contract(store: ObjectStore, uri: str, kind: type[C], remedy: str) -> C | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tunesmith_api import keys
 from tunesmith_api.keys import ExitCode, Reason
-from tunesmith_store.errors import Retryable, UserError
+from tunesmith_store.errors import FULL, Retryable, UserError
 from tunesmith_store.store import NotFound, ObjectInfo
 
 __all__ = ["VolumeStore", "in_place", "loadable", "volumes_root"]
@@ -27,7 +27,6 @@ PART = ".tunesmith-part-"
 """Beginning of the name of a file that is being written. Never listed."""
 
 DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
-FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def volumes_root() -> Path:

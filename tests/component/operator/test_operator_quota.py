@@ -35,6 +35,14 @@ def kueue(world, suspend):
     world.reconcile()
 
 
+def queued_by_default(kind, body):
+    """What Kueue's webhook does to a new Job in a namespace whose LocalQueue is named `default`."""
+    if kind == "Job" and "uid" not in body["metadata"]:
+        body["metadata"]["labels"][LABEL_QUEUE] = "default"
+        body["spec"]["suspend"] = True
+    return body
+
+
 def hears(world, words):
     world.samples[KEY] = QuotaSample(child(world)["metadata"]["uid"], words)
 
@@ -109,14 +117,8 @@ def test_kueue_alone_says_when_a_queued_job_runs_and_a_preemption_is_no_loss():
 
 
 def test_a_job_that_kueues_webhook_queues_is_left_to_kueue():
-    def webhook(kind, body):
-        if kind == "Job" and "uid" not in body["metadata"]:
-            body["metadata"]["labels"][LABEL_QUEUE] = "default"
-            body["spec"]["suspend"] = True
-        return body
-
     world = World()
-    world.cluster.admit = webhook
+    world.cluster.admit = queued_by_default
     world.cluster.put(make.finetunejob())
     world.reconcile()
     world.wait(6)
@@ -191,14 +193,8 @@ def test_who_waits_too_long_for_quota_fails_with_what_it_waited_for():
 
 
 def test_a_quantize_job_that_kueue_holds_says_so_and_is_left_to_kueue():
-    def webhook(kind, body):
-        if kind == "Job" and "uid" not in body["metadata"]:
-            body["metadata"]["labels"][LABEL_QUEUE] = "default"
-            body["spec"]["suspend"] = True
-        return body
-
     world = World()
-    world.cluster.admit = webhook
+    world.cluster.admit = queued_by_default
     world.cluster.put(make.modeldeployment(rollout={"progressDeadlineSeconds": 60}))
     world.reconcile()
     world.wait(20)

@@ -5,22 +5,19 @@ Used by `checkpointer` before it writes a snapshot and before it fetches a check
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from tunesmith_api.keys import Reason
-from tunesmith_store.errors import UserError
+from tunesmith_store.errors import FULL, UserError
 
 __all__ = ["DiskFull", "DiskUsage", "disk_full", "need_disk"]
 
 MARGIN_BYTES = 1 << 30
 MARGIN_SHARE = 0.05
 """A gibibyte stays free, or a twentieth of a disk smaller than 20 GiB: others write there too."""
-
-FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Usage(Protocol):

@@ -8,15 +8,15 @@ another run's are of no use. No torch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from tunesmith_api.model import Contract
 from tunesmith_api.plan import TrainingPlan
-from tunesmith_store.files import digest_at
-from tunesmith_store.store import NotFound, ObjectInfo, ObjectStore
+from tunesmith_store.files import digest_at, find_readable
+from tunesmith_store.store import ObjectInfo, ObjectStore
 
-__all__ = ["Contents", "RunDescription", "differences", "find_description"]
+__all__ = ["Contents", "RunDescription", "TagOf", "differences", "find_description", "stored_tag"]
 
 FOLDER = "runs"
 VOLUME = "pvc://"
@@ -30,6 +30,14 @@ SPEC_NAMES = {
     "modelInit": "model.init",
     "maskedLm": "maskedLM",
 }
+
+
+TagOf = Callable[[ObjectInfo], str]
+
+
+def stored_tag(info: ObjectInfo) -> str:
+    """Return what the store itself says of a file: nothing is read for it."""
+    return info.tag
 
 
 class RunDescription(Contract):
@@ -86,10 +94,7 @@ class Contents:
 
 def find_description(store: ObjectStore, checkpoint_uri: str, run_digest: str) -> RunDescription | None:
     """Return what a run was made of; None where nothing says so."""
-    try:
-        return RunDescription.from_json(store.get_bytes(_place(checkpoint_uri, run_digest)))
-    except (NotFound, ValueError):
-        return None
+    return find_readable(store, _place(checkpoint_uri, run_digest), RunDescription)
 
 
 def differences(other: RunDescription, mine: RunDescription) -> str:
@@ -117,9 +122,8 @@ def _place(checkpoint_uri: str, run_digest: str) -> str:
 
 def _digested(store: ObjectStore, checkpoint_uri: str) -> Iterator[tuple[tuple[str, str], str]]:
     for info in store.list(f"{checkpoint_uri.rstrip('/')}/{FOLDER}"):
-        try:
-            found = RunDescription.from_json(store.get_bytes(info.uri))
-        except (NotFound, ValueError):
+        found = find_readable(store, info.uri, RunDescription)
+        if found is None:
             continue
         for uri, tag in found.stored.items():
             yield (uri, tag), found.files[uri]

@@ -18,8 +18,8 @@ from tunesmith_api.keys import Reason
 from tunesmith_api.v1alpha1.dataset import DatasetSource
 from tunesmith_store.errors import Retryable, UserError
 from tunesmith_store.hub import TOKEN, HubStore, is_network_error, parse_hub_uri
-from tunesmith_store.store import ObjectInfo
 from tunesmith_trainer.data.arrow_rows import plain_rows
+from tunesmith_trainer.data.contents import TagOf, stored_tag
 from tunesmith_trainer.data.rows import RawRow, TaskColumns
 
 __all__ = ["HubSource"]
@@ -61,7 +61,7 @@ class HubSource:
         self._endpoint, self._streaming = endpoint, streaming
         self.commit = hub.commit(self._place.base, source.revision)
 
-    def tags(self, tag_of: Callable[[ObjectInfo], str] | None = None) -> Mapping[str, Any]:
+    def tags(self, tag_of: TagOf = stored_tag) -> Mapping[str, Any]:
         """Return the commit and which part of the data set is read."""
         part = [self._source.config, self._source.split, self._place.path]
         return {"hub": self._place.repo, "commit": self.commit, "part": part}

@@ -7,7 +7,7 @@ its content is without being read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -18,25 +18,19 @@ from tunesmith_store.errors import UserError
 from tunesmith_store.hub import HubStore
 from tunesmith_store.ranged import open_object
 from tunesmith_store.store import NotFound, ObjectInfo, ObjectStore
+from tunesmith_trainer.data.contents import TagOf, stored_tag
 from tunesmith_trainer.data.formats import BINARY, FileKind, kind_of, read_file
 from tunesmith_trainer.data.hubset import HubSource
 from tunesmith_trainer.data.rows import RawRow, TaskColumns, columns_of
 from tunesmith_trainer.data.streams import decompressed, utf8
 
-__all__ = ["Source", "TagOf", "open_source", "open_sources", "stored_tag"]
+__all__ = ["Source", "open_source", "open_sources"]
 
 KNOWN = ".jsonl, .json, .csv, .tsv, .txt, also with .gz, .bz2, .xz or .zst behind it; .parquet, .arrow"
 BESIDE_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """What `datasets` writes beside the rows."""
 PARQUET_BLOCK = 64 << 10
 """Bytes of one request for what lies between the columns; these are read whole."""
-
-TagOf = Callable[[ObjectInfo], str]
-
-
-def stored_tag(info: ObjectInfo) -> str:
-    """Return what the store itself says of a file: nothing is read for it."""
-    return info.tag
 
 
 class Source(Protocol):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_api.reports import DatasetFacts
-from tunesmith_store.errors import Retryable, UserError
+from tunesmith_store.errors import FULL, Retryable, UserError
 from tunesmith_store.files import locked
 from tunesmith_store.store import ObjectStore
 from tunesmith_trainer.data.augment import augmenter_of
@@ -34,7 +33,6 @@ from tunesmith_trainer.tasks.base import Task
 __all__ = ["Prepared", "facts_of", "prepare"]
 
 Log = Callable[..., None]
-FULL = {errno.ENOSPC, errno.EDQUOT}
 WAIT_SECONDS = 2.0
 TOLD_SECONDS = 60.0
 LONGEST_WAIT_SECONDS = 24 * 3600.0

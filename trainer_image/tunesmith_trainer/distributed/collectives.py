@@ -142,13 +142,10 @@ class Group:
         if self.rank == 0:
             result = work()
             self.store.set(key, pickle.dumps(result))
-            deadline = time.monotonic() + TAKEN_SECONDS
             # this process serves the store: it may be at its end, but not before the others have read
-            while not self.store.check(taken) and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
+            self._until(lambda: self.store.check(taken), TAKEN_SECONDS)
             return result
-        while not self.store.check([key]):
-            time.sleep(POLL_SECONDS)
+        self._until(lambda: self.store.check([key]))
         value: T = pickle.loads(self.store.get(key))  # noqa: S301 - from rank 0 of this very job
         self.store.set(taken[self.rank - 1], b"1")
         return value
@@ -225,11 +222,14 @@ class Group:
         def call() -> None:
             self.store.set(f"waited-{self.rank}", b"1")
             silent = {rank: self.name_of(rank) for rank in range(self.world_size)}
-            deadline = time.monotonic() + ROLL_CALL_SECONDS
-            while silent and time.monotonic() < deadline:
+
+            def is_complete() -> bool:
+                nonlocal silent
                 silent = {rank: name for rank, name in silent.items() if not self._has_waited(rank)}
                 missing[:] = [silent]
-                time.sleep(POLL_SECONDS)
+                return not silent
+
+            self._until(is_complete, ROLL_CALL_SECONDS)
 
         _ask(call, 2 * ROLL_CALL_SECONDS)
         return missing[0]
@@ -239,10 +239,11 @@ class Group:
         found = [False]
 
         def listen() -> None:
-            deadline = time.monotonic() + LOSS_SECONDS
-            while not found[0] and time.monotonic() < deadline:
+            def is_heard() -> bool:
                 found[0] = any(self._has_waited(rank) for rank in range(self.world_size))
-                time.sleep(POLL_SECONDS)
+                return found[0]
+
+            self._until(is_heard, LOSS_SECONDS)
 
         if self.store is not None:
             _ask(listen, 2 * LOSS_SECONDS)

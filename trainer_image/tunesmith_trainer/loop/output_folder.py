@@ -13,7 +13,8 @@ from tunesmith_api.artifacts import ModelManifest, RunLease
 from tunesmith_api.keys import Reason
 from tunesmith_api.plan import TrainingPlan
 from tunesmith_store.errors import UserError
-from tunesmith_store.store import NotFound, ObjectStore
+from tunesmith_store.files import find_readable
+from tunesmith_store.store import ObjectStore
 
 __all__ = ["LEASE", "check_lease", "check_output", "find_lease", "find_published", "is_begun", "make_room", "name_of"]
 
@@ -29,10 +30,7 @@ MODEL_FILES = (
 
 def find_lease(store: ObjectStore, uri: str) -> RunLease | None:
     """Return who writes into a folder, or did; None where nobody says so."""
-    try:
-        return RunLease.from_json(store.get_bytes(f"{uri.rstrip('/')}/{LEASE}"))
-    except (NotFound, ValueError):
-        return None
+    return find_readable(store, f"{uri.rstrip('/')}/{LEASE}", RunLease)
 
 
 def name_of(lease: RunLease) -> str:
@@ -42,10 +40,7 @@ def name_of(lease: RunLease) -> str:
 
 def find_published(store: ObjectStore, uri: str) -> ModelManifest | None:
     """Return the manifest of the model in a folder; None where there is none that can be read."""
-    try:
-        return ModelManifest.from_json(store.get_bytes(f"{uri.rstrip('/')}/{keys.MODEL_MANIFEST}"))
-    except (NotFound, ValueError):
-        return None
+    return find_readable(store, f"{uri.rstrip('/')}/{keys.MODEL_MANIFEST}", ModelManifest)
 
 
 def check_output(store: ObjectStore, plan: TrainingPlan, run_digest: str) -> None:

@@ -20,7 +20,11 @@ __all__ = ["is_queued", "quota_startup", "waits_in_queue"]
 
 def is_queued(job: FineTuneJob, child: JobView) -> bool:
     """Whether Kueue says when the Job's pods may be. Where there is a default queue, its webhook labels the Job."""
-    return bool(child.queue or job.metadata.labels.get(keys.LABEL_QUEUE))
+    return bool(_queue_of(job, child))
+
+
+def _queue_of(job: FineTuneJob, child: JobView) -> str:
+    return child.queue or job.metadata.labels.get(keys.LABEL_QUEUE, "")
 
 
 def waits_in_queue(job: FineTuneJob, children: Children) -> bool:
@@ -35,8 +39,7 @@ def quota_startup(job: FineTuneJob, children: Children, now: datetime) -> Startu
     """What the queued Job waits for, and for how long yet where `preRunningDeadlineSeconds` bounds it."""
     child, limit = children.job, job.spec.pre_running_deadline_seconds
     assert child is not None
-    queue = child.queue or job.metadata.labels[keys.LABEL_QUEUE]
-    problem = quota_problem(child, queue, children.quota.words if children.quota is not None else "")
+    problem = quota_problem(child, _queue_of(job, child), children.quota.words if children.quota is not None else "")
     since = problem.since
     end = since + timedelta(seconds=limit) if since is not None and limit is not None else None
     if end is not None and end <= now:
